@@ -1,0 +1,40 @@
+# The two commands that matter: `make demo` and `make test`. Both set up everything they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-fast check docs pull clean
+
+demo: $(READY) pull
+	$(BIN)/loci demo
+
+test: $(READY) pull
+	$(BIN)/pytest
+
+test-fast: $(READY)
+	$(BIN)/pytest -m "not slow and not model and not gpu"
+
+check: $(READY)
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m loci.cli.docs --check
+
+docs: $(READY)
+	$(BIN)/python -m loci.cli.docs
+
+pull: $(READY)
+	$(BIN)/loci pull smollm2 minilm
+
+# The CPU build of torch first: a plain `torch` would bring gigabytes of CUDA on some machines.
+$(READY): pyproject.toml setup.py src/loci/nn/native.cpp
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info

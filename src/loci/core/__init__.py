@@ -1,0 +1,1 @@
+"""Values and contracts that every other row shares; the standard library only."""
