@@ -99,7 +99,7 @@ class Ledger:
     def table(self) -> list[dict[str, str | int]]:
         """Return who holds what, largest first: rows of owner, tier, kind, nbytes."""
         with self._lock:
-            rows = [
+            rows: list[dict[str, str | int]] = [
                 {"owner": x.owner, "tier": x.tier, "kind": x.kind, "nbytes": x.nbytes}
                 for x in self._leases
             ]
