@@ -1,0 +1,1 @@
+"""Building blocks of a forward: packed weights, attention, rotary embedding, work buffers."""
