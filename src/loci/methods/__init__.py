@@ -1,0 +1,1 @@
+"""Published techniques as frozen values, one file each; `catalogue` finds them."""

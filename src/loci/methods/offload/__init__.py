@@ -1,0 +1,1 @@
+"""Offloading: which blocks of weights stay, which are streamed."""

@@ -1,0 +1,1 @@
+"""Schedulers: which request does what in the next step."""
