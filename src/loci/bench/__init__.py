@@ -1,0 +1,1 @@
+"""Benchmarks: suites, metrics, and the runner that prints ratios to rivals."""

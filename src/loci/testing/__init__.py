@@ -1,0 +1,1 @@
+"""Conformance suites and tiny models; only tests and benchmarks import them."""
