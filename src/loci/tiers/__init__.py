@@ -1,0 +1,1 @@
+"""Tiers of memory: aligned buffers, files of blocks, background reads, who stays resident."""
