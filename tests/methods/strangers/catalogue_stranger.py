@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loci.core.method import About, Kind
 from loci.methods.sched.fcfs import Fcfs
+
+from loci.core.method import About, Kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,57 @@
+"""Bytes of the work buffers of a decoder: one table that allocation and prediction both read.
+
+A forward of `chunk` tokens needs room for hidden states, projections, the attention output, one
+tile of dequantised weights, and one row of logits.
+"""
+
+from __future__ import annotations
+
+from loci.core.spec import ModelSpec
+
+TILE_ELEMENTS = 4 * 2**20  # float32 elements of one dequantised weight tile: at most 16 MiB
+
+# Shapes: B batch, T tokens of one chunk, d hidden, q query width, k key width, f ffn, V vocabulary.
+
+
+def decoder_work(
+    spec: ModelSpec, chunk: int, batch: int = 1, *, decoded_tokens: int = 0
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return {buffer: (shape, bytes per element)} of a forward over `chunk` tokens.
+
+    Args:
+        chunk: tokens a step appends at most.
+        batch: rows at once.
+        decoded_tokens: stored tokens that attention decodes from codes at once (one layer);
+            0 when the KV cache is kept as it is.
+    """
+    rows = batch * chunk
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    linears = spec.layer_linears().values()
+    largest = max(out * inner for out, inner in linears)
+    tile = min(largest, TILE_ELEMENTS) if rows > 1 else 0
+    table: dict[str, tuple[tuple[int, ...], int]] = {
+        "hidden": ((rows, spec.hidden), 4),
+        "normed": ((rows, spec.hidden), 4),
+        "qkv": ((rows, queries + 2 * keys), 4),
+        "heads": ((rows, queries + keys), 4),  # queries and keys head-major, rotated
+        "mixed": ((rows, queries), 4),  # the attention output
+        "gate_up": ((rows, 2 * spec.ffn), 4),
+        "rope": ((2, rows, spec.head_dim), 4),
+        "tile": ((tile,), 4),
+        "logits": ((batch, spec.vocab), 4),
+        "attention": ((rows, 2 * queries + 2 * spec.heads), 4),  # parts that are merged
+    }
+    if decoded_tokens:
+        table["decoded"] = ((2, batch, keys, decoded_tokens), 4)
+    return table
+
+
+def work_bytes(spec: ModelSpec, chunk: int, batch: int = 1, *, decoded_tokens: int = 0) -> int:
+    """Return the bytes of all work buffers of `decoder_work`."""
+    total = 0
+    for shape, size in decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens).values():
+        elements = 1
+        for side in shape:
+            elements *= side
+        total += elements * size
+    return total
