@@ -14,8 +14,7 @@ from functools import cache, lru_cache
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CLITIC = re.compile(r"['’](?:s|ll|re|ve|d|m)$")
 
-STOP_WORDS = frozenset(
-    """
+_STOP = """
     a about above after again against all also am an and any are aren't as at be because been
     before being below between both but by can can't cannot could couldn't did didn't do does
     doesn't doing don't down during each few for from further had hadn't has hasn't have haven't
@@ -26,8 +25,8 @@ STOP_WORDS = frozenset(
     wasn't we were weren't what when where which while who whom whose why will with won't would
     wouldn't you your yours yourself yourselves yeah yes yep oh ok okay um uh hmm well really
     gonna got get im ive dont thats youre
-    """.split()
-)
+    """
+STOP_WORDS = frozenset(_STOP.split())
 
 
 def fold(text: str) -> str:

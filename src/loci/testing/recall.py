@@ -1,0 +1,282 @@
+"""What recall methods are tested with: a store view in memory that is simple enough to trust.
+
+`DictView` holds turns and items in dictionaries and searches them in full. It is the oracle for
+real stores: same results, no SQL. Edits are applied as `methods.recall.base` describes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from loci.core.item import Add, Candidate, Edit, Item, Link, Retire, Revise, Turn
+from loci.core.ports import Array, Embedder
+from loci.methods.recall.base import Layer, Recall, RecallPorts
+from loci.text.entities import entities
+from loci.text.stem import stems
+
+_K1, _B = 1.2, 0.75  # BM25 as SQLite's FTS5 computes it
+
+
+class _Words:
+    """An inverted index of one layer: two columns, the text itself and what stood before it."""
+
+    def __init__(self) -> None:
+        self.postings: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        self.lengths: dict[str, int] = {}
+
+    def add(self, id: str, own: Sequence[str], before: Sequence[str]) -> None:
+        counts, others = Counter(own), Counter(before)
+        for word in {*counts, *others}:
+            self.postings[word][id] = (counts[word], others[word])
+        self.lengths[id] = len(own) + len(before)
+
+    def remove(self, id: str) -> None:
+        del self.lengths[id]
+        for docs in self.postings.values():
+            docs.pop(id, None)
+
+    def search(
+        self, words: Sequence[str], context: float, allowed: Callable[[str], bool]
+    ) -> list[tuple[str, float]]:
+        if not self.lengths:
+            return []
+        mean = sum(self.lengths.values()) / len(self.lengths) or 1.0
+        scores: dict[str, float] = defaultdict(float)
+        for word in dict.fromkeys(words):
+            docs = self.postings.get(word, {})
+            idf = math.log((len(self.lengths) - len(docs) + 0.5) / (len(docs) + 0.5))
+            idf = max(idf, 1e-6)
+            for id, (own, before) in docs.items():
+                tf = own + context * before
+                if tf > 0 and allowed(id):
+                    norm = _K1 * (1 - _B + _B * self.lengths[id] / mean)
+                    scores[id] += idf * tf * (_K1 + 1) / (tf + norm)
+        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+class DictView:
+    """Turns and items of one scope in memory; a `StoreView` that can also be written.
+
+    Args:
+        embedder: gives meaning; without one `has_dense` is False.
+        now: the time of asking; by default the time of the newest turn.
+    """
+
+    def __init__(self, embedder: Embedder | None = None, now: datetime | None = None) -> None:
+        self.embedder = embedder
+        self._now = now
+        self._turns: dict[str, Turn] = {}
+        self._items: dict[str, Item] = {}
+        self._order: dict[str, list[str]] = defaultdict(list)
+        self._where: dict[str, tuple[str, int]] = {}
+        self._words: dict[str, _Words] = {"turn": _Words(), "item": _Words()}
+        self._names: dict[str, dict[str, frozenset[str]]] = {"turn": {}, "item": {}}
+        self._vectors: dict[str, tuple[list[str], list[Array]]] = {
+            "turn": ([], []),
+            "item": ([], []),
+        }
+        self._stacked: dict[str, Array] = {}
+        self._waiting: dict[str, list[tuple[str, str]]] = {"turn": [], "item": []}
+        self._asked: dict[str, Array] = {}
+        self._ids = itertools.count(1)
+        self.superseded: dict[str, str] = {}
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def add_turns(self, turns: Iterable[Turn]) -> None:
+        """Store turns as they were said."""
+        for turn in turns:
+            session = self._order[turn.session or ""]
+            before = self._turns[session[-1]].content if session else ""
+            self._turns[turn.id] = turn
+            self._where[turn.id] = (turn.session or "", len(session))
+            session.append(turn.id)
+            self._words["turn"].add(turn.id, stems(turn.content), stems(before))
+            self._names["turn"][turn.id] = frozenset(entities(turn.content))
+            self._waiting["turn"].append((turn.id, turn.content))
+
+    def remember(self, turns: Sequence[Turn], method: Recall) -> list[Edit]:
+        """Store turns, let the method revise, apply its edits and return them."""
+        self.add_turns(turns)
+        edits = method.revise(turns, self, RecallPorts(embedder=self.embedder))
+        self.apply(edits)
+        return edits
+
+    def apply(self, edits: Iterable[Edit]) -> None:
+        """Carry out edits in order."""
+        for edit in edits:
+            if isinstance(edit, Add):
+                self._new(edit.candidate, edit.made_by)
+            elif isinstance(edit, Retire):
+                old = self._items[edit.id]
+                self._put(replace(old, retired_at=self.now(), valid_to=edit.at or self.now()))
+                if edit.superseded_by is not None:
+                    self.superseded[edit.id] = self._new(edit.superseded_by, edit.made_by)
+            elif isinstance(edit, Revise):
+                old, new = self._items[edit.id], edit.candidate
+                changed = new.text != old.text
+                sources = tuple(dict.fromkeys((*old.sources, *new.sources)))
+                self._put(
+                    replace(
+                        old,
+                        text=new.text,
+                        object=new.object or old.object,
+                        entities=tuple(dict.fromkeys((*old.entities, *new.entities))),
+                        sources=sources,
+                        valid_from=old.valid_from if not changed else new.valid_from,
+                        valid_to=new.valid_to,
+                        version=old.version + changed,
+                    )
+                )
+            else:
+                assert isinstance(edit, Link)
+                assert edit.source in self._items and edit.target in self._items
+
+    def _new(self, candidate: Candidate, made_by: str) -> str:
+        id = f"item-{next(self._ids)}"
+        c = candidate
+        self._put(
+            Item(
+                id=id,
+                text=c.text,
+                subject=c.subject,
+                predicate=c.predicate,
+                object=c.object,
+                entities=c.entities,
+                sources=c.sources,
+                valid_from=c.valid_from,
+                valid_to=c.valid_to,
+                recorded_at=self.now(),
+                made_by=made_by,
+            )
+        )
+        return id
+
+    def _put(self, item: Item) -> None:
+        if item.id in self._items:
+            self._words["item"].remove(item.id)
+        self._items[item.id] = item
+        self._words["item"].add(item.id, stems(item.text), ())
+        self._names["item"][item.id] = frozenset(item.entities)
+        self._waiting["item"].append((item.id, item.text))
+
+    # -- reading -------------------------------------------------------------------------------
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether an embedder was given."""
+        return self.embedder is not None
+
+    def now(self) -> datetime:
+        """Return the time of asking."""
+        if self._now is not None:
+            return self._now
+        return max((t.time for t in self._turns.values()), default=datetime(2026, 1, 1, tzinfo=UTC))
+
+    def _allowed(self, id: str) -> bool:
+        return id in self._turns or self._items[id].is_live
+
+    def search_words(
+        self, stems: Sequence[str], limit: int, kind: Layer, *, context: float = 0.0
+    ) -> list[tuple[str, float]]:
+        """Return (id, BM25), best first."""
+        return self._words[kind].search(stems, context, self._allowed)[:limit]
+
+    def search_dense(self, text: str, limit: int, kind: Layer) -> list[tuple[str, float]]:
+        """Return (id, cosine), best first."""
+        assert self.embedder is not None
+        ids, rows = self._vectors[kind]
+        waiting = self._waiting[kind]
+        if waiting:
+            known = dict(zip(ids, rows, strict=True))
+            new = self.embedder.encode([text for _, text in waiting])
+            known.update(zip((id for id, _ in waiting), new, strict=True))
+            ids, rows = list(known), list(known.values())
+            self._vectors[kind] = (ids, rows)
+            self._stacked[kind] = np.stack(rows)
+            waiting.clear()
+        if not ids:
+            return []
+        if text not in self._asked:
+            self._asked[text] = self.embedder.encode([text])[0]
+        cosines = self._stacked[kind] @ self._asked[text]
+        best = np.argsort(-cosines, kind="stable")
+        found = ((ids[i], float(cosines[i])) for i in best)
+        return list(itertools.islice((f for f in found if self._allowed(f[0])), limit))
+
+    def search_entities(
+        self, names: Sequence[str], limit: int, kind: Layer
+    ) -> list[tuple[str, float]]:
+        """Return (id, number of shared names), best first."""
+        wanted = set(names)
+        found = [
+            (id, float(len(wanted & held)))
+            for id, held in self._names[kind].items()
+            if wanted & held and self._allowed(id)
+        ]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+
+    def search_time(self, start: datetime, end: datetime, limit: int, kind: Layer) -> list[str]:
+        """Return ids of what was said or held in the span."""
+        if kind == "turn":
+            found = [t.id for t in self._turns.values() if start <= t.time < end]
+        else:
+            found = [
+                i.id
+                for i in self._items.values()
+                if i.is_live
+                and i.valid_from is not None
+                and i.valid_from < end
+                and (i.valid_to is None or i.valid_to > start)
+            ]
+        return found[:limit]
+
+    def turn(self, id: str) -> Turn:
+        """Return a turn."""
+        return self._turns[id]
+
+    def turns(self, ids: Sequence[str]) -> Mapping[str, Turn]:
+        """Return many turns."""
+        return {id: self._turns[id] for id in ids if id in self._turns}
+
+    def item(self, id: str) -> Item:
+        """Return an item."""
+        return self._items[id]
+
+    def items(self, ids: Sequence[str]) -> Mapping[str, Item]:
+        """Return many items."""
+        return {id: self._items[id] for id in ids if id in self._items}
+
+    def all_items(self) -> list[Item]:
+        """Return every item, retired ones too."""
+        return list(self._items.values())
+
+    def items_of_turn(self, id: str) -> list[Item]:
+        """Return the items made of this turn."""
+        return [item for item in self._items.values() if id in item.sources]
+
+    def neighbours_of_turn(self, id: str, before: int, after: int) -> list[Turn]:
+        """Return the turns around this one in its session."""
+        session, place = self._where[id]
+        order = self._order[session]
+        ids = order[max(0, place - before) : place] + order[place + 1 : place + 1 + after]
+        return [self._turns[i] for i in ids]
+
+    def by_slot(self, subject: str, predicate: str) -> list[Item]:
+        """Return live items of one slot, oldest first."""
+        return [
+            item
+            for item in self._items.values()
+            if item.is_live and (item.subject, item.predicate) == (subject, predicate)
+        ]
+
+    def speakers(self) -> list[str]:
+        """Return the names of those who spoke."""
+        return list(dict.fromkeys(t.name for t in self._turns.values() if t.name))
