@@ -1,15 +1,12 @@
-# The two commands that matter: `make demo` and `make test`. Both set up everything they need.
+# `make test` is the command that matters; it sets up everything it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast check docs pull clean
+.PHONY: test test-fast check docs clean
 
-demo: $(READY) pull
-	$(BIN)/loci demo
-
-test: $(READY) pull
+test: $(READY)
 	$(BIN)/pytest
 
 test-fast: $(READY)
@@ -25,11 +22,8 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m loci.cli.docs
 
-pull: $(READY)
-	$(BIN)/loci pull smollm2 minilm
-
 # The CPU build of torch first: a plain `torch` would bring gigabytes of CUDA on some machines.
-$(READY): pyproject.toml setup.py src/loci/nn/native.cpp
+$(READY): pyproject.toml setup.py $(wildcard src/loci/nn/native.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0

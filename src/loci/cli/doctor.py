@@ -1,0 +1,101 @@
+"""`loci doctor`: what this machine has, what works, and the line that mends what does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any  # facts are whatever JSON can hold
+
+import click
+import psutil
+
+from loci import __version__, config
+from loci.cli.output import as_json_option, emit, say
+from loci.units import format_bytes
+
+EXTRAS = {"transformers": "hf", "gguf": "gguf", "matplotlib": "bench"}
+
+
+@click.command()
+@as_json_option
+def command(as_json: bool) -> None:
+    """Say what this machine has and what Loci can do with it.
+
+    Nothing is changed and nothing is sent anywhere. Exit code 1 means that something is missing
+    without which Loci cannot run.
+    """
+    found = facts(config.load())
+    if as_json:
+        emit(found)
+    else:
+        for line in lines(found):
+            say(line)
+    if found["problems"]:
+        raise click.exceptions.Exit(1)
+
+
+def facts(settings: config.Config) -> dict[str, Any]:
+    """Return what was found, as JSON values."""
+    memory = psutil.virtual_memory()
+    folder = _existing(settings.models_dir)
+    problems = [] if _version("torch") else ["torch is missing: pip install torch"]
+    supported = sys.platform == "linux"
+    return {
+        "loci": __version__,
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "supported": supported,
+        "cores": len(os.sched_getaffinity(0)) if supported else os.cpu_count() or 1,
+        "dram": {"total": memory.total, "free": memory.available},
+        "disk": {"path": str(folder), "free": shutil.disk_usage(folder).free},
+        "native_kernels": util.find_spec("loci.nn._native") is not None,
+        "extras": {extra: _version(package) for package, extra in EXTRAS.items()},
+        "models_dir": str(settings.models_dir),
+        "memory_file": settings.memory_file,
+        "config_file": str(settings.file),
+        "runtime_bytes": psutil.Process().memory_info().rss,
+        "problems": problems,
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the facts for people, one line each."""
+    extras = [
+        f"{extra} {version}" if version else f"{extra} missing (pip install 'loci[{extra}]')"
+        for extra, version in found["extras"].items()
+    ]
+    native = "compiled" if found["native_kernels"] else "not compiled; torch does the work, slower"
+    system = found["system"] if found["supported"] else f"{found['system']} (import-tested only)"
+    rows = {
+        "loci": f"{found['loci']}, Python {found['python']}, torch {found['torch'] or 'missing'}",
+        "system": f"{system}, {found['cores']} cores",
+        "dram": f"{format_bytes(found['dram']['free'])} free of "
+        f"{format_bytes(found['dram']['total'])}",
+        "disk": f"{format_bytes(found['disk']['free'])} free at {found['disk']['path']}",
+        "kernels": native,
+        "extras": ", ".join(extras),
+        "models": found["models_dir"],
+        "memory": found["memory_file"],
+        "config": found["config_file"],
+        "runtime": f"{format_bytes(found['runtime_bytes'])} in this process, not in the budget",
+    }
+    text = [f"{name:<9}{value}" for name, value in rows.items()]
+    return text + [f"problem  {problem}" for problem in found["problems"]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -1,0 +1,151 @@
+"""What commands print: results on stdout, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any  # results are whatever JSON can hold
+
+import click
+
+Report = Callable[..., None]
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def emit(value: object) -> None:
+    """Print a result as JSON."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def say(text: str = "") -> None:
+    """Print a line of the result."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Print a line beside the result."""
+    click.echo(text, err=True)
+
+
+def plain(value: object) -> Any:
+    """Return the value as JSON values: dataclasses become objects, times ISO 8601."""
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(inner) for inner in value]
+    return str(value)
+
+
+def table(rows: Sequence[Sequence[object]], head: Sequence[str], right: Sequence[int] = ()) -> None:
+    """Print rows in columns; those in `right` are aligned to the right."""
+    cells = [[*head], *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    for line in cells:
+        parts = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        say("  ".join(parts).rstrip())
+
+
+@contextmanager
+def progress(title: str, unit: str = "") -> Iterator[Report]:
+    """Yield `report(done, total)`: a bar on a terminal, a plain line every few seconds elsewhere.
+
+    Work of less than a second prints nothing. Pass unit="bytes" to see sizes.
+    """
+    bar = _Bar(title, unit) if sys.stderr.isatty() else _Lines(title, unit)
+    try:
+        yield bar.report
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """A bar of rich, made after the first second so that short work stays silent."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title, self._unit = title, unit
+        self._started = time.monotonic()
+        self._shown: Any = None  # rich is imported when there is something to show
+        self._task: Any = None
+
+    def report(self, done: float, total: float | None = None) -> None:
+        if self._shown is None:
+            if time.monotonic() - self._started < 1:
+                return
+            self._open()
+        self._shown.update(self._task, completed=done, total=total)
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        count = DownloadColumn(binary_units=True) if self._unit == "bytes" else MofNCompleteColumn()
+        self._shown = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            count,
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._shown.start()
+        self._task = self._shown.add_task(self._title, total=None)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
+
+
+class _Lines:
+    """Plain lines for a log file: at most one in five seconds, none in the first."""
+
+    every_s = 5.0
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title, self._unit = title, unit
+        self._next = time.monotonic() + 1
+
+    def report(self, done: float, total: float | None = None) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.every_s
+        share = f" ({done / total:.0%})" if total else ""
+        note(f"{self._title}: {self._count(done)}{share}")
+
+    def _count(self, done: float) -> str:
+        if self._unit == "bytes":
+            from loci.units import format_bytes
+
+            return format_bytes(done)
+        return f"{done:.0f} {self._unit}".rstrip()
+
+    def close(self) -> None:
+        pass
