@@ -283,11 +283,11 @@ class BlockStore:
 
     def __init__(self, path: Path | str, *, direct: bool = True, mapped: bool = True) -> None:
         self.path = Path(path)
-        self._fd = _open_to_read(self.path)
+        fd = _open_to_read(self.path)
         try:
-            self.header, blocks = _read_table(self._fd, self.path)
+            self.header, blocks = _read_table(fd, self.path)
         except BaseException:
-            os.close(self._fd)
+            os.close(fd)
             raise
         self._blocks = {block.name: block for block in blocks}
         self._mapped = mapped
@@ -299,6 +299,7 @@ class BlockStore:
         if direct:
             self._direct_fd, self.why_buffered = _open_direct(self.path)
         self.direct = self._direct_fd is not None
+        self._fd = fd
 
     # -- what is in it ------------------------------------------------------------------------
 
@@ -584,7 +585,7 @@ def _to_json(block: BlockPlace) -> dict[str, Any]:
 def _read_table(fd: int, path: Path) -> tuple[dict[str, Any], list[BlockPlace]]:
     again = "delete the file and make or fetch it again"
     size = os.fstat(fd).st_size
-    page = os.pread(fd, _PAGE0.size, 0)
+    page = _pread_whole(fd, _PAGE0.size, 0, path)
     if len(page) < _PAGE0.size or page[: len(MAGIC)] != MAGIC:
         raise FormatError(f"{path} is not a file of blocks, or is cut short", way_out=again)
     _, version, _, total, offset, length, check = _PAGE0.unpack(page)
@@ -600,7 +601,7 @@ def _read_table(fd: int, path: Path) -> tuple[dict[str, Any], list[BlockPlace]]:
             f"{path} has {size} bytes and should have {total}: it is cut short or was appended to",
             way_out=again,
         )
-    table = os.pread(fd, length, offset)
+    table = _pread_whole(fd, length, offset, path)
     if hashlib.blake2b(table, digest_size=32).digest() != check:
         raise FormatError(f"the table of {path} is corrupt: its checksum differs", way_out=again)
     try:
@@ -681,6 +682,13 @@ def _open_to_read(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise StorageError(f"cannot open {path}: {error.strerror or error}") from error
+
+
+def _pread_whole(fd: int, nbytes: int, offset: int, path: Path) -> bytes:
+    try:
+        return os.pread(fd, nbytes, offset)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _open_direct(path: Path) -> tuple[int | None, str | None]:
