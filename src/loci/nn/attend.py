@@ -1,0 +1,233 @@
+"""Attention over the segments of a KV view: one exact softmax, merged by log-sum-exp.
+
+With o_i and lse_i of disjoint sets of keys, the attention over all of them is
+sum_i softmax(lse)_i o_i, and its own log-sum-exp is logsumexp(lse). So exact tails, codes that are
+decoded tile by tile, and anything retrieved merge into one softmax without a score matrix of all
+keys. Query heads of one group are rows against the same keys: grouped-query attention never
+repeats keys in memory.
+
+Visibility goes by positions: a key is seen by queries at its own position or later, within the
+sliding window where there is one; a negative position is padding and sees and shows nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from loci.errors import ParameterError
+from loci.nn.kv import DenseSegment, KVView, Segment
+
+TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
+
+# Shapes: B batch, H query heads, K key/value heads, G query heads per KV head, T queries,
+# S stored tokens, R = G * T rows of one KV head, D head size.
+
+
+def attend(
+    q: Tensor,
+    view: KVView,
+    *,
+    positions: Tensor,
+    pad: Tensor | None = None,
+    scale: float,
+    window: int | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what the queries read from all segments of a view, and the log-sum-exp.
+
+    Args:
+        q: rotated queries [B, H, T, D].
+        positions: [B, T] of the queries; negative marks padding.
+        pad: [B] left-padding counts of rows whose segments carry no padding marks of their own:
+            slot s of the whole view then stands at position s - pad.
+        scale: what products are multiplied with, usually D ** -0.5.
+        window: a key is seen only by queries less than `window` positions after it.
+        out: [B, H, T, D] float32 to write into.
+
+    Returns:
+        o [B, H, T, D] float32, zero where nothing is visible, and lse [B, H, T] float32, -inf
+        there.
+    """
+    batch, heads, count, size = q.shape
+    if heads % view.heads:
+        raise ParameterError(
+            f"query heads must be a multiple of KV heads; got {heads} and {view.heads}"
+        )
+    groups = heads // view.heads
+    queries = q if q.dtype == torch.float32 else q.float()
+    grouped_BKGTD = queries.reshape(batch, view.heads, groups, count, size)
+    masked = window is not None or pad is not None
+    total: tuple[Tensor, Tensor] | None = None
+    first = 0
+    for segment in view.segments:
+        if segment.tokens:
+            ordered = _in_order(grouped_BKGTD, segment)
+            if not masked and (segment.clear or _is_causal(segment)):
+                parts = _open(ordered, segment, scale)
+            else:
+                parts = _by_mask(ordered, segment, positions, pad, scale, window, first)
+            for part in parts:
+                total = part if total is None else merge(total, part)
+        first += segment.tokens
+    if total is None:
+        nothing = grouped_BKGTD.new_full(grouped_BKGTD.shape[:-1], -math.inf)
+        total = (torch.zeros_like(grouped_BKGTD), nothing)
+    o_BHTD = total[0].reshape(batch, heads, count, size)
+    lse_BHT = total[1].reshape(batch, heads, count)
+    if out is not None:
+        out.copy_(o_BHTD)
+        o_BHTD = out
+    return o_BHTD, lse_BHT
+
+
+def merge(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the attention over the union of two disjoint sets of keys.
+
+    Each side is (o [..., D], lse [...]); a side that saw nothing has lse -inf and weighs nothing.
+    """
+    (o_left, lse_left), (o_right, lse_right) = left, right
+    lse = torch.logaddexp(lse_left, lse_right)
+    base = torch.where(lse == -math.inf, 0.0, lse)  # -inf minus -inf would be NaN
+    o = o_left * (lse_left - base).exp_().unsqueeze(-1)
+    o.addcmul_(o_right, (lse_right - base).exp_().unsqueeze(-1))
+    return o, lse
+
+
+def attend_reference(
+    q: Tensor,
+    keys_BKSD: Tensor,
+    values_BKSD: Tensor,
+    visible: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Return attention the plain way, with every score in memory; the oracle of the tests.
+
+    Args:
+        q: [B, H, T, D].
+        visible: bool, broadcastable to [B, K, T, S].
+    """
+    batch, heads, count, size = q.shape
+    kv_heads = keys_BKSD.shape[1]
+    q_BKGTD = q.float().reshape(batch, kv_heads, heads // kv_heads, count, size)
+    scores = q_BKGTD @ keys_BKSD.float().unsqueeze(2).transpose(-1, -2) * scale
+    scores = scores.masked_fill(~visible.unsqueeze(2), -math.inf)
+    lse = scores.logsumexp(dim=-1)
+    weights = (scores - torch.where(lse == -math.inf, 0.0, lse).unsqueeze(-1)).exp()
+    o = weights @ values_BKSD.float().unsqueeze(2)
+    return o.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)
+
+
+# -- private ----------------------------------------------------------------------------------
+
+
+def _is_causal(segment: Segment) -> bool:
+    return isinstance(segment, DenseSegment) and segment.causal
+
+
+def _in_order(q_BKGTD: Tensor, segment: Segment) -> Tensor:
+    if segment.order_KD is None:
+        return q_BKGTD
+    index = segment.order_KD.long()[None, :, None, None].expand_as(q_BKGTD)
+    return q_BKGTD.gather(-1, index)
+
+
+def _open(q_BKGTD: Tensor, segment: Segment, scale: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attend without any mask tensor: to all tokens, or causally to the block's own."""
+    groups, count = q_BKGTD.shape[2:4]
+    causal = _is_causal(segment) and count > 1
+    for keys_BKsD, values_BKsD, _ in segment.tiles():
+        if causal:
+            parts = [
+                _flash(q_BKGTD[:, :, g], keys_BKsD, values_BKsD, scale, is_causal=True)
+                for g in range(groups)
+            ]
+            yield torch.stack([o for o, _ in parts], 2), torch.stack([x for _, x in parts], 2)
+        else:
+            rows_BKRD = q_BKGTD.flatten(2, 3)
+            o_BKRD, lse_BKR = _flash(rows_BKRD, keys_BKsD, values_BKsD, scale)
+            yield o_BKRD.view_as(q_BKGTD), lse_BKR.view(q_BKGTD.shape[:-1])
+
+
+def _by_mask(
+    q_BKGTD: Tensor,
+    segment: Segment,
+    positions_BT: Tensor,
+    pad_B: Tensor | None,
+    scale: float,
+    window: int | None,
+    first: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attend by positions, in tiles of queries so that few scores exist at once."""
+    batch, kv_heads, groups, count, _ = q_BKGTD.shape
+    for keys_BKsD, values_BKsD, places in segment.tiles():
+        stored = keys_BKsD.shape[2]
+        if places is None:
+            places = torch.arange(first, first + stored, device=q_BKGTD.device).view(1, 1, -1)
+            if pad_B is not None:
+                places = places - pad_B.view(-1, 1, 1)
+        first += stored
+        o = torch.empty_like(q_BKGTD)
+        lse = q_BKGTD.new_empty(q_BKGTD.shape[:-1])
+        step = max(1, TILE_SCORES // (batch * kv_heads * groups * stored))
+        for start in range(0, count, step):
+            now = positions_BT[:, None, start : start + step, None]
+            visible = (places[:, :, None] >= 0) & (places[:, :, None] <= now)
+            if window is not None:
+                visible &= now - places[:, :, None] < window
+            tile = q_BKGTD[:, :, :, start : start + step]
+            o[:, :, :, start : start + step], lse[:, :, :, start : start + step] = _plain(
+                tile, keys_BKsD, values_BKsD, scale, visible.unsqueeze(2)
+            )
+        yield o, lse
+
+
+def _flash(
+    q_BKRD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, scale: float, is_causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attend rows to keys of the same head; torch's fused kernel on a CPU, tiles elsewhere."""
+    if _FUSED is not None and q_BKRD.device.type == "cpu":  # the one that returns lse too
+        o_BKRD, lse_BKR = _FUSED(q_BKRD, keys_BKSD, values_BKSD, 0.0, is_causal, scale=scale)
+        return o_BKRD, lse_BKR
+    rows, stored = q_BKRD.shape[2], keys_BKSD.shape[2]
+    o, lse = torch.empty_like(q_BKRD), q_BKRD.new_empty(q_BKRD.shape[:-1])
+    step = max(1, TILE_SCORES // (q_BKRD.shape[0] * q_BKRD.shape[1] * stored))
+    slots = torch.arange(stored, device=q_BKRD.device)
+    for start in range(0, rows, step):
+        tile = q_BKRD[:, :, None, start : start + step]
+        visible = None
+        if is_causal:
+            visible = slots <= slots[start : start + tile.shape[3], None]
+        part_o, part_lse = _plain(tile, keys_BKSD, values_BKSD, scale, visible)
+        o[:, :, start : start + step], lse[:, :, start : start + step] = (
+            part_o[:, :, 0],
+            part_lse[:, :, 0],
+        )
+    return o, lse
+
+
+def _plain(
+    q_BKGTD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, scale: float, visible: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    rows_BKRD = q_BKGTD.flatten(2, 3)
+    scores = torch.matmul(rows_BKRD, keys_BKSD.transpose(-1, -2)).mul_(scale)
+    scores = scores.view(*q_BKGTD.shape[:-1], -1)
+    if visible is not None:
+        scores.masked_fill_(~visible, -math.inf)
+    top = scores.amax(dim=-1)
+    base = torch.where(top == -math.inf, 0.0, top)
+    scores.sub_(base.unsqueeze(-1)).exp_()
+    sums = scores.sum(dim=-1)
+    o_BKRD = torch.matmul(scores.flatten(2, 3), values_BKSD)
+    o = o_BKRD.view_as(q_BKGTD) / sums.clamp(min=torch.finfo(sums.dtype).tiny).unsqueeze(-1)
+    return o, base + sums.log()
+
+
+def _fused_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+_FUSED = _fused_kernel()

@@ -1,0 +1,182 @@
+"""What attention sees of a KV store: blocks, segments, and the view of one layer.
+
+A view is a short list of segments with disjoint tokens. A segment hands its keys and values out in
+tiles, so that codes are decoded a tile at a time; attention merges the tiles into one exact
+softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+TILE_TOKENS = 1024  # stored tokens that are decoded or converted to float32 at once
+
+# Shapes: B batch, H query heads, K key/value heads, T new tokens, S stored tokens, D head size.
+
+
+@dataclass(frozen=True, eq=False)
+class KVBlock:
+    """Keys and values of some tokens, keys rotated.
+
+    Attributes:
+        keys, values: [B, K, T, D].
+        positions: [B, T], or [B, K, T] where heads keep different tokens; a negative position
+            marks a slot that nobody sees (padding).
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one layer was shown in one step.
+
+    Attributes:
+        layer: its index.
+        queries: rotated queries [B, H, T, D]; None where nobody asked for them.
+        positions: their positions [B, T]; negative marks padding.
+    """
+
+    layer: int
+    queries: Tensor | None
+    positions: Tensor
+
+
+class Segment(Protocol):
+    """Stored tokens of one layer.
+
+    Attributes:
+        tokens: how many slots it has.
+        clear: every slot is visible to every query of this step, so no mask is needed.
+        order_KD: the channel order its keys are stored in, per KV head; None is the natural one.
+            Queries are put into the same order, which leaves every product unchanged.
+    """
+
+    tokens: int
+    clear: bool
+    order_KD: Tensor | None
+
+    def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield keys, values [B, K, s, D] and positions [B, 1 or K, s] (None where `clear`).
+
+        What was yielded holds until the next tile is asked for.
+        """
+        ...
+
+
+class DenseSegment:
+    """Tokens whose keys and values are kept as they are, in float32, float16 or bfloat16.
+
+    Args:
+        keys_BKSD, values_BKSD: storage of at least `tokens` tokens; only the first `tokens` count.
+        positions: [B, 1 or K, S]; None where every slot is visible.
+        causal: the segment is the block the queries belong to: query t sees slots 0..t.
+    """
+
+    __slots__ = (
+        "causal",
+        "clear",
+        "keys_BKSD",
+        "order_KD",
+        "positions_BKS",
+        "tokens",
+        "values_BKSD",
+    )
+
+    def __init__(
+        self,
+        keys_BKSD: Tensor,
+        values_BKSD: Tensor,
+        tokens: int,
+        *,
+        positions_BKS: Tensor | None = None,
+        causal: bool = False,
+    ) -> None:
+        self.keys_BKSD = keys_BKSD
+        self.values_BKSD = values_BKSD
+        self.tokens = tokens
+        self.positions_BKS = positions_BKS
+        self.causal = causal
+        self.clear = positions_BKS is None and not causal
+        self.order_KD: Tensor | None = None
+
+    def keys(self) -> Tensor:
+        """Return the keys that count, [B, K, tokens, D]."""
+        return self.keys_BKSD.narrow(2, 0, self.tokens)
+
+    def values(self) -> Tensor:
+        """Return the values that count, [B, K, tokens, D]."""
+        return self.values_BKSD.narrow(2, 0, self.tokens)
+
+    def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield the tokens, converted to float32 a tile at a time where they are kept shorter."""
+        keys, values, places = self.keys(), self.values(), self.positions_BKS
+        step = self.tokens if keys.dtype == torch.float32 else TILE_TOKENS
+        for start in range(0, self.tokens, max(step, 1)):
+            stop = min(start + step, self.tokens)
+            yield (
+                keys[:, :, start:stop].float(),
+                values[:, :, start:stop].float(),
+                None if places is None else places[..., start:stop],
+            )
+
+
+class KVView:
+    """Everything one layer can attend to in one step, oldest segment first.
+
+    Attributes:
+        layer: its index.
+        heads: KV heads.
+        segments: disjoint tokens; the last may be the block just appended.
+        scores_BKS: importance that was remembered for the stored tokens; None where nobody scores.
+    """
+
+    __slots__ = ("heads", "layer", "scores_BKS", "segments")
+
+    def __init__(
+        self,
+        layer: int,
+        heads: int,
+        segments: tuple[Segment, ...],
+        scores_BKS: Tensor | None = None,
+    ) -> None:
+        self.layer = layer
+        self.heads = heads
+        self.segments = segments
+        self.scores_BKS = scores_BKS
+
+    @property
+    def tokens(self) -> int:
+        """Slots over all segments."""
+        return sum(segment.tokens for segment in self.segments)
+
+    def dense(self) -> KVBlock:
+        """Return all tokens as one block in float32, natural channel order.
+
+        For methods and tests: it copies everything. Slots of unmasked segments that carry no
+        positions are numbered in the order they stand.
+        """
+        keys, values, places = [], [], []
+        first = 0
+        for segment in self.segments:
+            for keys_BKsD, values_BKsD, positions_BKs in segment.tiles():
+                batch, heads, count, _ = keys_BKsD.shape
+                if positions_BKs is None:
+                    numbers = torch.arange(first, first + count, device=keys_BKsD.device)
+                    positions_BKs = numbers.expand(batch, heads, count)
+                if segment.order_KD is not None:
+                    back_KD = segment.order_KD.long().argsort(dim=-1)
+                    index = back_KD[None, :, None].expand_as(keys_BKsD)
+                    keys_BKsD = keys_BKsD.gather(-1, index)
+                keys.append(keys_BKsD.clone())
+                values.append(values_BKsD.clone())
+                places.append(positions_BKs.expand(batch, heads, count).long())
+                first += count
+        return KVBlock(torch.cat(keys, 2), torch.cat(values, 2), torch.cat(places, 2))
