@@ -1,0 +1,183 @@
+"""Messages as callers give them, checked and made into turns that are ready to be stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+
+from loci.errors import ParameterError
+from loci.store.times import read_time
+from loci.units import nearest
+
+MAX_MESSAGE_BYTES = 2**20
+"""The longest message, in bytes of UTF-8: 1 MiB."""
+
+ROLES = ("user", "assistant", "system", "tool")
+_KEYS = ("role", "content", "name", "metadata", "time")
+
+
+@dataclass(slots=True)
+class Draft:
+    """A checked message on its way into the store."""
+
+    role: str
+    content: str
+    name: str | None
+    said: datetime
+    zone_assumed: bool
+    metadata: str | None  # JSON
+    origin: str | None = None
+
+
+def plain_text(value: object, what: str) -> str:
+    """Return text that can be written as UTF-8; bytes are decoded.
+
+    Raises:
+        ParameterError: naming the position, if the bytes are no UTF-8 or the text has half a
+            surrogate pair.
+    """
+    if isinstance(value, (bytes, bytearray)):
+        try:
+            return bytes(value).decode("utf-8")
+        except UnicodeDecodeError as problem:
+            raise ParameterError(
+                f"{what} is not UTF-8 at byte {problem.start}",
+                value=bytes(value[problem.start : problem.start + 4]),
+                allowed="text, or bytes in UTF-8",
+                way_out='decode it first, for example data.decode("latin-1")',
+            ) from None
+    if not isinstance(value, str):
+        raise ParameterError(f"{what} must be text", value=value)
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise ParameterError(
+                f"{what} has half a surrogate pair at character {problem.start}",
+                value=value[problem.start],
+                allowed="text that can be written as UTF-8",
+            ) from None
+    return value
+
+
+def key_text(value: object, what: str) -> str:
+    """Return a name such as a user's: text that is not empty."""
+    name = plain_text(value, what)
+    if not name.strip():
+        raise ParameterError(f"{what} is empty", value=name, allowed="a name")
+    return name
+
+
+def json_text(metadata: object, what: str = "metadata") -> str | None:
+    """Return metadata as JSON, None where there is none.
+
+    Raises:
+        ParameterError: if it is no mapping of text to JSON values.
+    """
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise ParameterError(f"{what} must be a dict with text keys", value=metadata)
+    if not metadata:
+        return None
+    try:
+        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+        return plain_text(text, what)
+    except (TypeError, ValueError) as problem:
+        if isinstance(problem, ParameterError):
+            raise
+        raise ParameterError(f"{what} is not JSON: {problem}", allowed="JSON values") from None
+
+
+def drafts(
+    messages: object,
+    *,
+    now: datetime,
+    time: object = None,
+    assumed: tzinfo,
+    metadata: Mapping[str, object] | None = None,
+) -> list[Draft]:
+    """Return the checked messages of one `add`: text, one message, or a list of them.
+
+    A time on a message wins over `time`, which wins over `now`. `metadata` is laid under the
+    metadata of each message.
+
+    Raises:
+        ParameterError: if anything is missing, empty, too long, or unknown.
+    """
+    if isinstance(messages, (str, bytes, bytearray)):
+        messages = [{"role": "user", "content": messages}]
+    elif isinstance(messages, Mapping):
+        messages = [messages]
+    if not isinstance(messages, Sequence) or not messages:
+        raise ParameterError(
+            "there is no message to add",
+            value=messages,
+            allowed='text, or a list of {"role": "user", "content": "..."}',
+        )
+    said, zone_assumed = (now, False) if time is None else read_time(time, assumed)
+    base = json_text(metadata)
+    return [
+        _draft(message, number, said, zone_assumed, assumed, base, metadata)
+        for number, message in enumerate(messages)
+    ]
+
+
+def _draft(
+    message: object,
+    number: int,
+    said: datetime,
+    zone_assumed: bool,
+    assumed: tzinfo,
+    base: str | None,
+    metadata: Mapping[str, object] | None,
+) -> Draft:
+    what = f"message {number}"
+    if isinstance(message, (str, bytes, bytearray)):
+        message = {"content": message}
+    if not isinstance(message, Mapping):
+        raise ParameterError(f"{what} must be text or a dict", value=message)
+    for key in message:
+        if key not in _KEYS:
+            near = nearest(str(key), _KEYS)
+            raise ParameterError(
+                f"{what} has an unknown key",
+                value=key,
+                allowed=", ".join(_KEYS),
+                way_out=f"did you mean {near!r}?" if near else "put it into metadata",
+            )
+    role = message.get("role", "user")
+    if role not in ROLES:
+        raise ParameterError(f"{what} has an unknown role", value=role, allowed=", ".join(ROLES))
+    content = plain_text(message.get("content"), f"the content of {what}")
+    size = len(content) if content.isascii() else len(content.encode("utf-8"))
+    if size > MAX_MESSAGE_BYTES:
+        raise ParameterError(
+            f"{what} has {size:,} bytes, {size - MAX_MESSAGE_BYTES:,} too many",
+            allowed=f"at most {MAX_MESSAGE_BYTES:,} bytes (1 MiB) a message",
+            way_out="cut it into several messages",
+        )
+    if not content or content.isspace():
+        raise ParameterError(f"{what} is empty", value=content, allowed="text with a word in it")
+    name = message.get("name")
+    own_time = message.get("time")
+    if own_time is not None:
+        said, zone_assumed = read_time(own_time, assumed, f"time of {what}")
+    own = message.get("metadata")
+    if own is None:
+        text = base
+    elif base is None:
+        text = json_text(own, f"the metadata of {what}")
+    else:
+        json_text(own, f"the metadata of {what}")
+        text = json_text({**(metadata or {}), **own}, f"the metadata of {what}")
+    return Draft(
+        role=role,
+        content=content,
+        name=None if name is None else key_text(name, f"the name of {what}"),
+        said=said,
+        zone_assumed=zone_assumed,
+        metadata=text,
+    )
