@@ -1,0 +1,1 @@
+"""Models as files: GGUF and Hugging Face readers, packs, tokenizers, embedders, endpoints."""
