@@ -1,0 +1,127 @@
+"""What every scheduler must pass, and a simulation that runs one to the end.
+
+def test_conformance():
+    for method in catalogue.all_methods("sched"):
+        sched.check(method())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What happened: every step's plan, and when each request got its tokens."""
+
+    plans: list[StepPlan] = field(default_factory=list)
+    first_token: dict[str, int] = field(default_factory=dict)  # id -> step
+    finished: dict[str, int] = field(default_factory=dict)  # id -> step
+    refused: list[str] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def simulate(
+    method: Sched,
+    arrivals: Sequence[tuple[int, Request]],
+    *,
+    budget_bytes: int,
+    max_rows: int = 8,
+    max_steps: int = 10_000,
+) -> Run:
+    """Run requests that arrive before given steps until all are finished or refused.
+
+    Every plan is checked against the rules of `Sched`.
+
+    Raises:
+        AssertionError: if a plan breaks a rule, or the steps run out.
+    """
+    run, state = Run(), method.start()
+    waiting = sorted(arrivals, key=lambda pair: pair[0])
+    live: dict[str, Request] = {}
+    resident: set[str] = set()  # ids whose KV is on the tier
+    for step in range(max_steps):
+        while waiting and waiting[0][0] <= step:
+            request = waiting.pop(0)[1]
+            live[request.id] = request
+        if not live and not waiting:
+            return run
+        view = SchedView(
+            requests=tuple(live.values()), budget_bytes=budget_bytes, max_rows=max_rows
+        )
+        plan, after = method.choose(view, state)
+        assert method.choose(view, state) == (plan, after), "the same view gave another plan"
+        state = after
+        resident |= set(plan.swap_in)
+        check_plan(plan, view, resident)
+        resident |= {id for id, _ in plan.prefill} | set(plan.decode)
+        held = sum(live[id].kv_bytes for id in resident)
+        assert held <= budget_bytes, f"step {step} holds {held} of {budget_bytes} bytes"
+        run.peak_bytes = max(run.peak_bytes, held)
+        resident -= set(plan.swap_out)
+        for id in plan.refuse:
+            run.refused.append(id)
+            del live[id]
+        if plan.prefill_layers is None:
+            for id, tokens in plan.prefill:
+                live[id] = replace(live[id], prefilled=live[id].prefilled + tokens)
+        for id in plan.decode:
+            live[id] = replace(live[id], generated=live[id].generated + 1)
+            run.first_token.setdefault(id, step)
+            if live[id].generated == live[id].new_tokens:
+                run.finished[id] = step
+                del live[id]
+                resident.discard(id)
+        run.plans.append(plan)
+    raise AssertionError(f"not finished after {max_steps} steps: {', '.join(live)}")
+
+
+def check_plan(plan: StepPlan, view: SchedView, resident: set[str]) -> None:
+    """Raise AssertionError unless the plan keeps to the rules of `Sched`."""
+    known = {request.id: request for request in view.requests}
+    prefill = [id for id, _ in plan.prefill]
+    named = [*plan.decode, *prefill, *plan.refuse]
+    assert len(set(named)) == len(named), "a request is named twice"
+    assert set(named) | set(plan.swap_out) | set(plan.swap_in) <= set(known), "nobody asked for it"
+    assert len(plan.decode) <= view.max_rows, "more rows than the engine has"
+    for id in plan.decode:
+        assert known[id].is_decoding, f"{id} decodes before its prompt is done"
+    for id, tokens in plan.prefill:
+        assert 0 < tokens <= known[id].prompt_tokens - known[id].prefilled, f"{id}: {tokens} tokens"
+    for id in plan.refuse:
+        assert known[id].kv_bytes > view.budget_bytes, f"{id} would fit alone"
+    if any(request.kv_bytes <= view.budget_bytes for request in view.requests):
+        moves = plan.swap_in or plan.swap_out
+        assert not plan.is_idle or moves, "nothing runs although a request fits"
+    assert not set(plan.swap_in) & resident, "swapped in twice"
+
+
+def check(method: Sched) -> None:
+    """Raise AssertionError unless a scheduler keeps its rules on small worlds of all shapes."""
+    one = Request(id="a", prompt_tokens=5, new_tokens=3, kv_bytes=80)
+    alone = simulate(method, [(0, one)], budget_bytes=80)
+    assert alone.finished.keys() == {"a"} and alone.peak_bytes == 80
+    assert not simulate(method, [], budget_bytes=0).plans
+    too_large = simulate(method, [(0, one), (0, replace(one, id="b", kv_bytes=9))], budget_bytes=79)
+    assert too_large.refused == ["a"] and too_large.finished.keys() == {"b"}
+    empty = method.choose(SchedView(requests=(), budget_bytes=10), method.start())[0]
+    assert empty == StepPlan()
+    for budget in (80, 200, 1000):
+        for rows in (1, 3):
+            arrivals = [
+                (
+                    index // 2,
+                    Request(
+                        id=f"r{index}",
+                        prompt_tokens=1 + 7 * index % 11,
+                        new_tokens=1 + index % 4,
+                        kv_bytes=20 + 13 * index % 60,
+                    ),
+                )
+                for index in range(9)
+            ]
+            run = simulate(method, arrivals, budget_bytes=budget, max_rows=rows)
+            assert len(run.finished) == 9 and not run.refused
