@@ -1,0 +1,1 @@
+"""Quantisation: weights in fewer bits."""
