@@ -33,6 +33,7 @@ from loci.tiers.blocks import BlockStore, BlockWriter
 
 FORMAT, VERSION = "loci-pack", 1
 PACK_FILE = "pack.loci"
+_PACKED_PARTS = ("codes", "scales", "mins")
 
 Weight = PackedWeight | Tensor
 Progress = Callable[[str, int, int], None]
@@ -442,13 +443,9 @@ def _assembled(raw: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, 
     found: dict[str, Weight] = {}
     for stored, tensor in raw.items():
         name, _, part = stored.rpartition(".")
-        if name not in meta:
+        if name not in meta or part not in _PACKED_PARTS:
             found[stored] = tensor
         elif part == "codes":
-            parts = {
-                key: raw[f"{name}.{key}"]
-                for key in ("codes", "scales", "mins")
-                if f"{name}.{key}" in raw
-            }
+            parts = {key: raw[f"{name}.{key}"] for key in _PACKED_PARTS if f"{name}.{key}" in raw}
             found[name] = PackedWeight.from_tensors(parts, meta[name])
     return found
