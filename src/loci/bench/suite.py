@@ -1,0 +1,80 @@
+"""What a suite is: a file in `bench/suites` with `ABOUT` and one function `run`."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol  # results hold whatever JSON can hold
+
+from loci.bench import suites
+from loci.errors import ParameterError
+from loci.units import nearest
+
+FORMAT, VERSION = "loci-bench", 1
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a suite may use.
+
+    Attributes:
+        folder: where models are kept.
+        model: name of the model to measure.
+        data: a file or folder of the person's own data, where the suite needs one.
+        methods: methods to compare, as chains are written; () takes the suite's own choice.
+        quick: a small run that only shows the suite works.
+        progress: called with (what, done, total).
+    """
+
+    folder: Path
+    model: str = "smollm2"
+    data: Path | None = None
+    methods: tuple[str, ...] = ()
+    quick: bool = False
+    seed: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+    progress: Callable[[str, int, int], None] = _quiet
+
+
+class Suite(Protocol):
+    """The form of a module in `bench/suites`."""
+
+    ABOUT: str
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """Measure, and return JSON values."""
+        ...
+
+
+def names() -> list[str]:
+    """Return the names of all suites."""
+    return sorted(info.name for info in pkgutil.iter_modules(suites.__path__))
+
+
+def find(name: str) -> Suite:
+    """Return a suite by name; an unknown one is refused with the nearest."""
+    if name not in names():
+        near = nearest(name, names())
+        raise ParameterError(
+            "there is no such suite",
+            value=name,
+            allowed=", ".join(names()),
+            way_out=f"did you mean {near!r}?" if near else (),
+        )
+    module: Any = import_module(f"loci.bench.suites.{name}")
+    return module  # type: ignore[no-any-return]
+
+
+def run(name: str, context: Context) -> dict[str, Any]:
+    """Run a suite and return its result with format, machine, software and command."""
+    from loci.bench.provenance import provenance
+
+    result = find(name).run(context)
+    return {"format": FORMAT, "version": VERSION, "suite": name, **provenance(), **result}

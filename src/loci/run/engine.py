@@ -1,0 +1,449 @@
+"""A plan carried out: `open` returns a session that answers, chats, remembers and accounts.
+
+Everything the session holds is under one ledger, and every byte goes back when it is closed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any  # reports hold whatever JSON can hold
+
+import torch
+
+from loci.core.event import Event, Events
+from loci.core.ledger import Ledger
+from loci.errors import ContextError, FingerprintError, MethodError, ParameterError
+from loci.methods import catalogue
+from loci.methods.kv.base import decoded_tokens
+from loci.models.load import resolve
+from loci.models.tokenizer import Tokenizer
+from loci.run import measure
+from loci.run.kvstore import KVStore
+from loci.run.prefill import Prefiller
+from loci.run.runner import Runner
+from loci.run.sampling import Sampling, choose
+from loci.run.weights import ResidentWeights, StreamedWeights, WeightSource
+from loci.units import format_bytes
+
+if TYPE_CHECKING:
+    from loci.plan.solve import Plan
+    from loci.run.memory import Memory
+
+Progress = Callable[[str, int, int], None]
+NOTES_SHARE = 4  # recalled notes take at most a quarter of the context
+NOTES = "Notes from earlier conversations:\n{notes}\n\n"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass
+class Stats:
+    """What one answer took."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+    first_token_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoded tokens a second; the first one belongs to the prompt."""
+        return (self.new_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+def open(
+    plan: Plan,
+    *,
+    memory: str | Path | Memory | None = None,
+    folder: Path,
+    events: Events | None = None,
+    progress: Progress | None = None,
+) -> Session:
+    """Return a session that carries out `plan`.
+
+    Args:
+        plan: what `loci.plan` returned.
+        memory: a memory file or an open `Memory`; without it nothing is remembered.
+        folder: where models are kept.
+        events: told about reservations, waits and answers.
+        progress: called with (what, done, total) while a model is packed or a prompt is read.
+
+    Raises:
+        BudgetError: if what is really there needs more than the plan's budget.
+        FingerprintError: if the model is not the one the plan was made for.
+    """
+    return Session(plan, memory=memory, folder=folder, events=events, progress=progress)
+
+
+class Session:
+    """One model inside one budget. Use it in a `with` statement."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        memory: str | Path | Memory | None = None,
+        folder: Path,
+        events: Events | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        began = time.perf_counter()
+        self.plan, self.events, self._progress = plan, events or Events(), progress
+        self.ledger = Ledger(plan.budget.limits(), self.events)
+        self._before = frozenset(measure.tensor_storages())
+        self._mapped_before = measure.held_bytes(self._before)
+        self.answer = ""
+        self.stats = Stats()
+        self.notes: list[str] = []  # what holds for the whole session
+        self._closers: list[Callable[[], None]] = []
+        try:
+            self._open(plan, folder)
+            self.memory, self._owns_memory = self._open_memory(memory, folder)
+        except BaseException:
+            self.close()
+            raise
+        self._history: list[dict[str, str]] = []
+        self._ids: list[int] = []  # what the KV store was read from
+        self.open_s = time.perf_counter() - began
+
+    # -- answers ------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+    ) -> Iterator[str]:
+        """Yield the answer piece by piece, as text that is whole in UTF-8.
+
+        Args:
+            prompt: a question, a list of messages, or token ids.
+            max_tokens: at most so many new tokens; None takes the plan's.
+            sampling: how tokens are chosen; None takes the most likely one.
+            stop: texts that end the answer; they are not part of it.
+            raw: a text prompt is continued as it is, without the chat template.
+
+        Raises:
+            ContextError: if prompt and answer do not fit the plan's context; nothing is cut.
+        """
+        ids = self._ids_of(prompt, raw)
+        limit = max_tokens if max_tokens is not None else self.plan.workload.new_tokens
+        if limit < 1:
+            raise ParameterError("max_tokens must be >= 1", value=limit)
+        if not ids:
+            raise ParameterError("the prompt is empty", way_out="say something")
+        context = self.plan.workload.context
+        if len(ids) + 1 > context:
+            raise ContextError(
+                f"the prompt has {len(ids):,} tokens; the plan's context holds {context:,}",
+                allowed=f"at most {context - 1:,} prompt tokens",
+                way_out=f"plan with --context {len(ids) + limit}",
+            )
+        yield from self._answer(ids, min(limit, context - len(ids)), limit, sampling, stop)
+
+    def chat(
+        self,
+        text: str,
+        *,
+        user: str = "local",
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yield the reply to `text` within the conversation so far.
+
+        With a memory, what fits the question is recalled into this turn as notes, and the turn and
+        its reply are remembered afterwards, without the notes.
+        """
+        limit = max_tokens if max_tokens is not None else self.plan.workload.new_tokens
+        recalled = self.recall(text, user=user)
+        content = text
+        if recalled:
+            content = NOTES.format(notes="\n".join(f"- {note}" for note in recalled)) + text
+        messages = [*self._history, {"role": "user", "content": content}]
+        ids, left_out = self._fit(messages, limit)
+        notes: list[str] = []
+        if left_out:
+            notes = [f"{left_out} earlier messages did not fit the context and were left out"]
+        yield from self._answer(
+            ids, min(limit, self.plan.workload.context - len(ids)), limit, sampling, stop, notes
+        )
+        self._history = [*messages[left_out:], {"role": "assistant", "content": self.answer}]
+        if self.memory is not None:
+            self.memory.add(
+                [{"role": "user", "content": text}, {"role": "assistant", "content": self.answer}],
+                user=user,
+            )
+
+    def recall(self, text: str, *, user: str) -> list[str]:
+        """Return remembered texts that fit, best first, within a quarter of the context."""
+        self.stats = Stats()
+        if self.memory is None:
+            return []
+        room = self.plan.workload.context // NOTES_SHARE
+        notes: list[str] = []
+        for hit in self.memory.search(text, user=user, limit=8):
+            cost = len(self.tokenizer.encode(f"- {hit.text}\n"))
+            if cost > room:
+                break
+            room -= cost
+            notes.append(hit.text)
+        return notes
+
+    # -- accounts -----------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """Return answer, bytes predicted, measured and moved, speed, and the plan, as JSON."""
+        measured = self.measured_bytes()
+        moved: dict[str, dict[str, int]] = {}
+        for (source, target), nbytes in self.weights.moved().items():
+            moved.setdefault(source, {})[target] = nbytes
+        return {
+            "format": "loci-run",
+            "version": 1,
+            "model": self.plan.model,
+            "answer": self.answer,
+            "bytes": {
+                "predicted": dict(self.plan.predicted),
+                "measured": measured,
+                "ledger": {tier: self.ledger.used(tier) for tier in measured},
+                "moved": moved,
+            },
+            "runtime_bytes": max(0, measure.resident_bytes() - measured["dram"]),
+            "peak_resident_bytes": measure.peak_resident_bytes(),
+            "tokens_per_s": self.stats.tokens_per_s,
+            "first_token_s": self.stats.first_token_s,
+            "open_s": self.open_s,
+            "prefill_s": self.stats.prefill_s,
+            "tokens": {
+                "prompt": self.stats.prompt_tokens,
+                "reused": self.stats.reused_tokens,
+                "new": self.stats.new_tokens,
+            },
+            "held": self.ledger.table(),
+            "notes": [*self.notes, *self.stats.notes],
+            "plan": self.plan.to_json(),
+        }
+
+    def measured_bytes(self) -> dict[str, int]:
+        """Return {tier: bytes} found by walking tensors and mapped files of this process."""
+        tensors = measure.held_bytes(self._before) - self._mapped_before
+        return {"dram": tensors + self._tokenizer_bytes}
+
+    def close(self) -> None:
+        """Give back every byte; closing twice does nothing."""
+        while self._closers:
+            self._closers.pop()()
+        self.ledger.check_integrity()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- private ------------------------------------------------------------------------------
+
+    def _open(self, plan: Plan, folder: Path) -> None:
+        is_mapped = plan.weights == "resident"
+        self.pack = resolve(plan.model, folder, mapped=is_mapped, progress=self._progress)
+        self._closers.append(self.pack.close)
+        spec = self.pack.spec
+        if spec.fingerprint != plan.spec.fingerprint:
+            raise FingerprintError(
+                f"the plan was made for another {plan.model}",
+                value=spec.fingerprint,
+                allowed=plan.spec.fingerprint,
+                way_out="plan again with loci plan",
+            )
+        lease = self.ledger.reserve("tokenizer", "dram", spec.tokenizer_bytes, "tokenizer")
+        self._closers.append(lease.release)
+        self.tokenizer = Tokenizer(self.pack.folder)
+        self._tokenizer_bytes = self.tokenizer.nbytes
+        self.weights: WeightSource
+        if is_mapped:
+            self.weights = ResidentWeights(self.pack, self.ledger)
+        else:
+            assert plan.placement is not None
+            self.weights = StreamedWeights(
+                self.pack,
+                self.ledger,
+                pinned=plan.placement.pinned,
+                window=plan.placement.window_blocks,
+                events=self.events,
+            )
+        self._closers.append(self.weights.release)
+        chain = catalogue.parse_chain(plan.kv, "kv") if plan.kv else ()
+        self.store = KVStore(
+            spec,
+            chain,
+            max_tokens=plan.workload.context,
+            dtype=DTYPES[plan.kv_dtype],
+            budget_bytes=plan.kv_budget_bytes,
+            chunk=plan.chunk,
+            ledger=self.ledger,
+        )
+        self._closers.append(self.store.release)
+        self.runner = Runner(
+            spec,
+            self.weights,
+            self.ledger,
+            chunk=plan.chunk,
+            decoded_tokens=decoded_tokens(chain, plan.workload.context),
+        )
+        self._closers.append(self.runner.release)
+
+    def _open_memory(
+        self, memory: str | Path | Memory | None, folder: Path
+    ) -> tuple[Memory | None, bool]:
+        if memory is None:
+            return None, False
+        if not isinstance(memory, (str, Path)):
+            return memory, False
+        from loci.run.memory import Memory as MemoryFile
+
+        opened = MemoryFile(memory, embedder=self._embedder(folder))
+        self._closers.append(opened.close)
+        return opened, True
+
+    def _embedder(self, folder: Path) -> Any:
+        """Return the default embedder when it is here and the budget has room, else None."""
+        from loci.models.embed import MiniLM
+
+        place = folder / "minilm"
+        if not place.is_dir():
+            return None
+        need = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+        if need > self.ledger.free("dram"):
+            self.notes.append(
+                f"recall works by words alone: the embedder needs {format_bytes(need)}, "
+                f"the budget has {format_bytes(self.ledger.free('dram'))} left"
+            )
+            return None
+        embedder = MiniLM(place)
+        lease = self.ledger.reserve("embedder", "dram", embedder.nbytes, "index")
+        self._closers.append(lease.release)
+        return embedder
+
+    def _ids_of(self, prompt: Any, raw: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if raw:
+                return self.tokenizer.encode(prompt)
+            return self.tokenizer.chat([{"role": "user", "content": prompt}])
+        prompt = list(prompt)
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.tokenizer.chat(prompt)
+        vocab = self.plan.spec.vocab
+        bad = next((i for i in prompt if not isinstance(i, int) or not 0 <= i < vocab), None)
+        if bad is not None:
+            raise ParameterError("this is no token id", value=bad, allowed=f"0 to {vocab - 1}")
+        return prompt
+
+    def _fit(self, messages: list[dict[str, str]], limit: int) -> tuple[list[int], int]:
+        """Return the ids of the longest tail of the conversation that leaves room to answer."""
+        context = self.plan.workload.context
+        room = max(1, context - min(limit, context // 2))
+        for left_out in range(0, len(messages), 2):
+            ids = self.tokenizer.chat(messages[left_out:])
+            if len(ids) <= room:
+                return ids, left_out
+        raise ContextError(
+            f"this message has {len(ids):,} tokens; the context of {context:,} leaves room for "
+            f"{room:,}",
+            allowed=f"at most {room:,} tokens in one message",
+            way_out=f"plan with --context {len(ids) + limit}",
+        )
+
+    def _answer(
+        self,
+        ids: list[int],
+        room: int,
+        limit: int,
+        sampling: Sampling | None,
+        stop: Sequence[str],
+        notes: Sequence[str] = (),
+    ) -> Iterator[str]:
+        sampling = sampling or Sampling()
+        stats = self.stats = Stats(prompt_tokens=len(ids), notes=list(notes))
+        if room < limit:
+            stats.notes.append(f"the context leaves room for {room} of {limit} new tokens")
+        generator = sampling.generator()
+        began = time.perf_counter()
+        self.answer = ""
+        prefiller = self._reuse(ids)
+        reused = stats.reused_tokens = len(prefiller.ids)
+        self._ids = list(prefiller.ids)
+        logits_BV = prefiller.read(ids[reused:], self._reading)
+        self.store.finish_prompt(prefiller)
+        self._ids = list(ids)
+        stats.prefill_s = time.perf_counter() - began
+        stream, text = self.tokenizer.stream(), ""
+        hold = max((len(word) for word in stop), default=1) - 1  # text that may become a stop
+        step = torch.empty(1, 1, dtype=torch.long)
+        decoding = 0.0
+        while True:
+            token = int(choose(logits_BV, sampling, generator)[0])
+            stats.new_tokens += 1
+            if stats.new_tokens == 1:
+                stats.first_token_s = time.perf_counter() - began
+                decoding = time.perf_counter()
+            else:
+                stats.decode_s = time.perf_counter() - decoding
+            is_end = token in self.tokenizer.eos_ids
+            text += "" if is_end else stream.feed(token)
+            is_last = is_end or stats.new_tokens >= room
+            if is_last:
+                text += stream.flush()
+            cut = min((at for at in (text.find(word) for word in stop) if at >= 0), default=None)
+            if cut is not None:
+                text, is_last = text[:cut], True
+            ready = len(text) if is_last else max(len(self.answer), len(text) - hold)
+            piece = text[len(self.answer) : ready]
+            self.answer += piece
+            if piece:
+                yield piece
+            if is_last:
+                break
+            step[0, 0] = token
+            logits = self.runner.forward(step, self.store)
+            assert logits is not None
+            logits_BV = logits
+            self._ids.append(token)
+        data = {"prompt": len(ids), "reused": reused, "new": stats.new_tokens}
+        self.events.emit(Event(name="run.answer", data=data))
+
+    def _reuse(self, ids: list[int]) -> Prefiller:
+        """Return a prefiller over the store, cropped to what it shares with `ids`."""
+        shared = 0
+        for old, new in zip(self._ids, ids[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        if shared:
+            try:
+                self.store.crop(shared)
+            except MethodError:  # an evicted or encoded cache cannot be cut: read it again
+                shared = 0
+        if not shared:
+            self.store.crop(0)
+        prefiller = Prefiller(self.runner, self.store)
+        prefiller.ids = ids[:shared]
+        return prefiller
+
+    def _reading(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress("reading the prompt", done, total)

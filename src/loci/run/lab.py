@@ -1,0 +1,184 @@
+"""A model taken apart: what `prepare`, benchmarks and experiments work with.
+
+No budget limits it: the ledger counts but does not refuse, so that a method and the full model can
+be held side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loci.core.ledger import Ledger
+from loci.core.method import Method
+from loci.errors import ParameterError
+from loci.methods.kv.base import decoded_tokens
+from loci.models.pack import Pack
+from loci.models.tokenizer import Tokenizer
+from loci.nn.packing import dequantise
+from loci.run.kvstore import KVStore
+from loci.run.prefill import Prefiller
+from loci.run.runner import Runner
+from loci.run.weights import Repack, RepackedWeights, ResidentWeights, WeightSource
+
+NO_LIMIT = {"dram": 2**62, "disk": 2**62, "gpu": 2**62}
+TAPS = ("queries",)
+
+
+class Lab:
+    """One pack, opened whole; satisfies `loci.core.ports.Lab`.
+
+    Args:
+        chunk: tokens one forward takes at most.
+        context: tokens that attention may decode from codes at once.
+        repack: packs the layers' linear weights anew; None takes them as they are.
+        folder: where `prepare` may write.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        chunk: int = 512,
+        context: int = 2048,
+        repack: Repack | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.pack, self.spec, self.chunk, self.context = pack, pack.spec, chunk, context
+        self.ledger = Ledger(NO_LIMIT)
+        self.tokenizer = Tokenizer(pack.folder)
+        self.weights_source: WeightSource
+        if repack is None:
+            self.weights_source = ResidentWeights(pack, self.ledger)
+        else:
+            self.weights_source = RepackedWeights(pack, repack, self.ledger)
+        self._folder = folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights as they are in the pack."""
+        return self.spec.fingerprint
+
+    def store(
+        self,
+        chain: Sequence[Method] = (),
+        *,
+        max_tokens: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        budget_bytes: int | None = None,
+        seed: int = 0,
+    ) -> KVStore:
+        """Return an empty KV store for this model."""
+        return KVStore(
+            self.spec,
+            tuple(chain),
+            max_tokens=max_tokens or self.context,
+            dtype=dtype,
+            budget_bytes=budget_bytes,
+            chunk=self.chunk,
+            ledger=self.ledger,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    @contextmanager
+    def reading(self, store: KVStore, chain: Sequence[Method] = ()) -> Iterator[Prefiller]:
+        """Lend a prefiller over `store`; its work buffers go back at the end."""
+        runner = Runner(
+            self.spec,
+            self.weights_source,
+            self.ledger,
+            chunk=self.chunk,
+            decoded_tokens=decoded_tokens(tuple(chain), store.max_tokens),
+        )
+        try:
+            yield Prefiller(runner, store)
+        finally:
+            runner.release()
+
+    def continuation(
+        self,
+        ids: Sequence[int],
+        prompt: int,
+        chain: Sequence[Method] = (),
+        *,
+        step: int = 32,
+        dtype: torch.dtype = torch.float32,
+        budget_bytes: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[Tensor, int]]:
+        """Read `prompt` tokens, compress, then read the rest teacher-forced.
+
+        Yields:
+            logits [n, V] of each step's tokens, and the bytes the store held at that moment. The
+            first logits belong to the last token of the prompt, so every token of the rest is
+            predicted once: logits row i predicts ids[prompt + i].
+        """
+        if not 0 < prompt < len(ids):
+            raise ParameterError(
+                "the prompt must leave tokens to predict", value=prompt, allowed=f"1 to {len(ids)}"
+            )
+        store = self.store(
+            chain, max_tokens=len(ids), dtype=dtype, budget_bytes=budget_bytes, seed=seed
+        )
+        try:
+            with self.reading(store, chain) as prefiller:
+                first = prefiller.read(ids[:prompt]).clone()
+                store.finish_prompt(prefiller)
+                yield first, sum(store.nbytes().values())
+                rest = list(ids[prompt:-1])
+                for start in range(0, len(rest), step):
+                    part = torch.tensor([rest[start : start + step]])
+                    logits = prefiller.runner.forward(part, store, logits="all")
+                    assert logits is not None
+                    yield logits[0], sum(store.nbytes().values())
+        finally:
+            store.release()
+
+    @contextmanager
+    def activations(
+        self, texts: Sequence[str], taps: Sequence[str]
+    ) -> Iterator[Iterator[tuple[str, int, Tensor]]]:
+        """Lend an iterator of (tap, layer, tensor) over all texts.
+
+        "queries" gives rotated queries [1, H, T, D], valid until the next item.
+        """
+        unknown = [tap for tap in taps if tap not in TAPS]
+        if unknown:
+            raise ParameterError("no such tap", value=unknown, allowed=", ".join(TAPS))
+        store = self.store()
+
+        def walk() -> Iterator[tuple[str, int, Tensor]]:
+            with self.reading(store) as prefiller:
+                for text in texts:
+                    ids = self.tokenizer.encode(text)[: self.context]
+                    for seen in prefiller.probe(ids):
+                        assert seen.queries_BHTD is not None
+                        yield "queries", seen.layer, seen.queries_BHTD
+
+        try:
+            yield walk()
+        finally:
+            store.release()
+
+    def weights(self, name: str) -> Tensor:
+        """Return one weight in float32, [out, in]; `name` is like "layer.3.q_proj"."""
+        block, _, tensor = name.rpartition(".")
+        held = self.pack.block(block)
+        if tensor not in held:
+            raise ParameterError("no such weight", value=name, allowed=", ".join(held))
+        weight = held[tensor]
+        return weight.float() if isinstance(weight, Tensor) else dequantise(weight)
+
+    def folder(self) -> Path:
+        """Return where the artefact may be written."""
+        if self._folder is None:
+            raise ParameterError("this lab was opened without a folder to write to")
+        return self._folder
+
+    def close(self) -> None:
+        """Give every byte back."""
+        self.weights_source.release()

@@ -1,0 +1,274 @@
+"""The forward of a Llama-like decoder over packed weights and one KV store.
+
+No module tree and no hooks: embedding, layers, head as a fixed sequence over preallocated buffers.
+It agrees with transformers' eager float32 forward within 1e-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from loci.core.ledger import Ledger
+from loci.core.spec import ModelSpec
+from loci.errors import ContextError, ParameterError
+from loci.nn import native
+from loci.nn.attend import attend
+from loci.nn.kv import Seen
+from loci.nn.packed_linear import matmul, matmul_many
+from loci.nn.rope import Rope, rotate
+from loci.nn.workspace import Buffers, decoder_work
+
+if TYPE_CHECKING:
+    from loci.run.kvstore import KVStore
+    from loci.run.weights import Weights, WeightSource
+
+# Shapes: B batch, T tokens of a chunk, N = B * T rows, d hidden, H query heads, K key/value heads,
+# D head size, V vocabulary.
+
+
+class Runner:
+    """Runs tokens through the layers.
+
+    Args:
+        spec: sizes of the model.
+        weights: where the blocks come from.
+        ledger: pays for the work buffers.
+        chunk: tokens one call may bring.
+        batch: rows at most.
+        decoded_tokens: see `loci.core.work.decoder_work`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: WeightSource,
+        ledger: Ledger,
+        *,
+        chunk: int = 512,
+        batch: int = 1,
+        decoded_tokens: int = 0,
+        tier: str = "dram",
+    ) -> None:
+        self.spec, self.weights, self.chunk, self.batch = spec, weights, chunk, batch
+        self._work = Buffers(
+            decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens), ledger, tier=tier
+        )
+        self._rope = Rope(spec)
+        self._scale = spec.head_dim**-0.5
+        self._fast = native.available()
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        store: KVStore,
+        positions_BT: Tensor | None = None,
+        *,
+        pad_B: Tensor | None = None,
+        logits: str | None = "last",
+    ) -> Tensor | None:
+        """Append tokens to the store and return logits.
+
+        Args:
+            ids_BT: token ids.
+            positions_BT: their positions, negative for padding; None continues after what the
+                store holds.
+            pad_B: how many tokens of padding stand on the left of each row.
+            logits: "last" gives [B, V], a view of a work buffer that the next call overwrites;
+                "all" gives fresh [B, T, V]; None computes no head and returns None.
+
+        Raises:
+            ContextError: if the store cannot hold the tokens.
+        """
+        rows, tokens = ids_BT.shape
+        if tokens > self.chunk or rows > self.batch:
+            raise ParameterError(
+                f"a step takes at most {self.batch} x {self.chunk} tokens",
+                value=(rows, tokens),
+                way_out="split the prompt into chunks",
+            )
+        if positions_BT is None:
+            start = store.length
+            if start + tokens > store.max_tokens:
+                raise ContextError(
+                    f"{start + tokens} tokens do not fit the context",
+                    value=start + tokens,
+                    allowed=f"<= {store.max_tokens}",
+                    way_out="open the plan with a larger --context",
+                )
+            positions_BT = torch.arange(start, start + tokens).expand(rows, tokens)
+            if pad_B is not None:
+                positions_BT = positions_BT - pad_B[:, None]
+        hidden_Nd = self._embed(ids_BT)
+        for seen in self._layers(hidden_Nd, positions_BT, store):
+            if store.wants_queries:
+                store.observe(seen.layer, seen)
+        store.advance(tokens)
+        out = self._logits(hidden_Nd, rows, tokens, logits)
+        self.weights.end_pass()
+        return out
+
+    def probe(self, ids_BT: Tensor, store: KVStore) -> Iterator[Seen]:
+        """Run tokens against the store without keeping them; yield what each layer saw.
+
+        The tokens see the stored ones and, causally, each other. Afterwards the store holds what
+        it held before. The queries of a `Seen` are valid until the next one is asked for.
+        """
+        rows, tokens = ids_BT.shape
+        start = store.length
+        positions_BT = torch.arange(start, start + tokens).expand(rows, tokens)
+        with store.trial():
+            yield from self._layers(self._embed(ids_BT), positions_BT, store)
+        self.weights.end_pass()
+
+    def nbytes(self) -> int:
+        """Return the bytes of the work buffers."""
+        return self._work.nbytes()
+
+    def release(self) -> None:
+        """Give the work buffers back."""
+        self._work.release()
+
+    # -- private ------------------------------------------------------------------------------
+
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        hidden_Nd = self._work.take("hidden", (ids_BT.numel(), self.spec.hidden))
+        self.weights.embed(ids_BT.reshape(-1), hidden_Nd)
+        if self.spec.embed_scale != 1.0:
+            hidden_Nd.mul_(self.spec.embed_scale)
+        return hidden_Nd
+
+    def _layers(self, hidden_Nd: Tensor, positions_BT: Tensor, store: KVStore) -> Iterator[Seen]:
+        """Carry `hidden_Nd` through all layers in place; yield what each one saw."""
+        rope = self._work.take("rope", (2, *positions_BT.shape, self.spec.head_dim))
+        cos_sin_BTD = self._rope.table(positions_BT, out=(rope[0], rope[1]))
+        for index in range(self.spec.layers):
+            block = self.weights.layer(index)
+            queries_BHTD = self._attention(
+                index, block, hidden_Nd, cos_sin_BTD, positions_BT, store
+            )
+            yield Seen(layer=index, queries_BHTD=queries_BHTD, positions_BT=positions_BT)
+            self._feed_forward(block, hidden_Nd)
+
+    def _attention(
+        self,
+        index: int,
+        block: Weights,
+        hidden_Nd: Tensor,
+        cos_sin_BTD: tuple[Tensor, Tensor],
+        positions_BT: Tensor,
+        store: KVStore,
+    ) -> Tensor:
+        spec, take = self.spec, self._work.take
+        rows, tokens = positions_BT.shape
+        count, D, H, K = rows * tokens, spec.head_dim, spec.heads, spec.kv_heads
+        normed_Nd = take("normed", hidden_Nd.shape)
+        self._rms(hidden_Nd, block["input_norm"], normed_Nd)
+        flat = take("qkv", (count * (H + 2 * K) * D,))
+        sizes = (count * H * D, count * K * D, count * K * D)
+        q_N, k_N, v_N = (part.view(count, -1) for part in flat.split(sizes))
+        matmul_many(
+            normed_Nd,
+            [block["q_proj"], block["k_proj"], block["v_proj"]],
+            [q_N, k_N, v_N],
+            tile=self._tile(count),
+        )
+        for part, name in ((q_N, "q_proj.bias"), (k_N, "k_proj.bias"), (v_N, "v_proj.bias")):
+            if name in block:
+                part.add_(block[name])
+        if spec.qk_norm:
+            self._rms(q_N.view(-1, D), block["q_norm"], q_N.view(-1, D))
+            self._rms(k_N.view(-1, D), block["k_norm"], k_N.view(-1, D))
+        heads = take("heads", (count * (H + K) * D,))
+        q_BHTD, k_BKTD = (
+            part.view(rows, n, tokens, D)
+            for part, n in zip(heads.split((count * H * D, count * K * D)), (H, K), strict=True)
+        )
+        rotate(q_N.view(rows, tokens, H, D).transpose(1, 2), *cos_sin_BTD, out=q_BHTD)
+        rotate(k_N.view(rows, tokens, K, D).transpose(1, 2), *cos_sin_BTD, out=k_BKTD)
+        v_BKTD = v_N.view(rows, tokens, K, D).transpose(1, 2)
+        view = store.append(index, k_BKTD, v_BKTD, positions_BT)
+        o_BHTD, _ = attend(
+            q_BHTD,
+            view,
+            positions=positions_BT,
+            scale=self._scale,
+            window=spec.window,
+        )
+        mixed_N = take("mixed", (count, H * D))
+        mixed_N.view(rows, tokens, H, D).copy_(o_BHTD.transpose(1, 2))
+        matmul(mixed_N, block["o_proj"], out=normed_Nd, tile=self._tile(count))
+        if "o_proj.bias" in block:
+            normed_Nd.add_(block["o_proj.bias"])
+        hidden_Nd.add_(normed_Nd)
+        return q_BHTD
+
+    def _feed_forward(self, block: Weights, hidden_Nd: Tensor) -> None:
+        spec, count = self.spec, hidden_Nd.shape[0]
+        normed_Nd = self._work.take("normed", hidden_Nd.shape)
+        self._rms(hidden_Nd, block["post_norm"], normed_Nd)
+        flat = self._work.take("gate_up", (2 * count * spec.ffn,))
+        gate_Nf, up_Nf = (part.view(count, spec.ffn) for part in flat.chunk(2))
+        tile = self._tile(count)
+        matmul_many(normed_Nd, [block["gate_proj"], block["up_proj"]], [gate_Nf, up_Nf], tile=tile)
+        if spec.activation == "silu":
+            if self._fast:
+                native.silu_mul(gate_Nf, up_Nf)
+            else:
+                silu(gate_Nf, inplace=True).mul_(up_Nf)
+        else:
+            torch.ops.aten.gelu.out(gate_Nf, approximate="tanh", out=gate_Nf)
+            gate_Nf.mul_(up_Nf)
+        matmul(gate_Nf, block["down_proj"], out=normed_Nd, tile=tile)
+        hidden_Nd.add_(normed_Nd)
+
+    def _logits(
+        self, hidden_Nd: Tensor, rows: int, tokens: int, logits: str | None
+    ) -> Tensor | None:
+        if logits is None:
+            return None
+        spec = self.spec
+        if logits == "last":
+            last_Bd = hidden_Nd.view(rows, tokens, -1)[:, -1]
+            normed = self._work.take("normed", (rows, spec.hidden))
+            self._rms(last_Bd, self.weights.norm(), normed)
+            out = self._work.take("logits", (rows, spec.vocab))
+        elif logits == "all":
+            normed = self._work.take("normed", hidden_Nd.shape)
+            self._rms(hidden_Nd, self.weights.norm(), normed)
+            out = torch.empty(rows * tokens, spec.vocab)
+        else:
+            raise ParameterError("unknown logits", value=logits, allowed="last, all or None")
+        tile = self._tile(normed.shape[0])
+        for start, weight in self.weights.head():
+            part = out[:, start : start + weight.shape[0]]
+            if part.shape[0] == 1:
+                matmul(normed, weight, out=part, tile=tile)
+            else:
+                part.copy_(matmul(normed, weight, tile=tile))
+        return out if logits == "last" else out.view(rows, tokens, spec.vocab)
+
+    def _rms(self, x_Nd: Tensor, weight_d: Tensor, out_Nd: Tensor) -> None:
+        offset, eps = self.spec.norm_offset, self.spec.norm_eps
+        if self._fast and x_Nd.is_contiguous():
+            native.rmsnorm(x_Nd, weight_d, eps, offset, out_Nd)
+            return
+        mean_N1 = x_Nd.square().mean(-1, keepdim=True)
+        torch.mul(x_Nd, torch.rsqrt(mean_N1 + eps), out=out_Nd)
+        out_Nd.mul_(weight_d + offset if offset else weight_d)
+
+    def _tile(self, rows: int) -> Tensor | None:
+        if rows == 1:
+            return None
+        spec = self.spec
+        elements = decoder_work(spec, self.chunk, self.batch)["tile"][0][0]
+        return self._work.take("tile", (elements,)) if elements else None
+
+
+def fresh_ledger() -> Ledger:
+    """Return a ledger without limits, for tests and benches that count but do not refuse."""
+    return Ledger({"dram": 2**62, "disk": 2**62, "gpu": 2**62})
