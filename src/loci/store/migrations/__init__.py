@@ -1,0 +1,73 @@
+"""Numbered steps from one schema to the next, written with Alembic's operations.
+
+Step n brings a file from version n - 1 to n. All steps run in one transaction: a file is migrated,
+or as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+
+from loci.errors import SchemaError
+
+
+def _to_2(op: Operations) -> None:
+    """Remember where imported rows came from, and who spoke."""
+    for table in ("turns", "items"):
+        op.add_column(table, sa.Column("origin", sa.Text))
+        op.create_index(
+            f"{table}_origin",
+            table,
+            ["owner", "origin"],
+            unique=True,
+            sqlite_where=sa.text("origin IS NOT NULL"),
+            postgresql_where=sa.text("origin IS NOT NULL"),
+        )
+    op.create_table(
+        "speakers",
+        sa.Column("owner", sa.Integer, primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sqlite_with_rowid=False,
+    )
+    op.execute(
+        "INSERT INTO speakers (owner, name) "
+        "SELECT DISTINCT owner, name FROM turns WHERE name IS NOT NULL"
+    )
+
+
+STEPS: dict[int, Callable[[Operations], None]] = {2: _to_2}
+
+
+def migrate(path: Path, version: int, busy_s: float) -> None:
+    """Bring a SQLite memory to `version`.
+
+    Raises:
+        SchemaError: if the file is of a version that has no step.
+    """
+    engine = sa.create_engine(
+        f"sqlite:///{path}",
+        poolclass=sa.pool.NullPool,
+        connect_args={"timeout": busy_s, "isolation_level": None},
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver would not lock before writing
+        try:
+            now = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+            op = Operations(MigrationContext.configure(connection))
+            for step in range(now + 1, version + 1):
+                if step not in STEPS:
+                    raise SchemaError(
+                        "this memory's schema is unknown", value=now, allowed=f"1 to {version}"
+                    )
+                STEPS[step](op)
+            connection.exec_driver_sql(f"PRAGMA user_version={version}")
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
+    engine.dispose()

@@ -1,0 +1,354 @@
+"""Candidate lists over one scope: words, meaning, names, time. Recall methods fuse them.
+
+A `View` is what a method may read. Its full-text queries carry the owner (and agent, session) as a
+word that must match, so other people's rows cost nothing and cannot be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from typing import TYPE_CHECKING, Any, Literal  # values of SQL parameters
+
+from loci.core.item import Item, Scope, Turn
+from loci.store import filters as language
+from loci.store import rows
+from loci.store.database import Database
+from loci.store.rows import ITEM, TURN
+from loci.store.times import to_micros
+from loci.store.vectors import Vectors
+from loci.text.stem import stems as stems_of
+
+if TYPE_CHECKING:
+    from loci.store.vectors import Floats, Ints
+
+Layer = Literal["turn", "item"]
+_MANY = 500  # how many rows one query is asked for by number
+_PAIR = 4  # a turn's words count for the next turn too: look this much further
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a view is limited to, beside its scope.
+
+    Attributes:
+        as_of: only what held in the world at that instant, and what was said until then.
+        known_at: only what the store believed at that instant.
+        filters: as `loci.store.filters` reads them.
+    """
+
+    as_of: datetime | None = None
+    known_at: datetime | None = None
+    filters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class View:
+    """The turns and items of one scope at one time of asking."""
+
+    def __init__(
+        self,
+        database: Database,
+        vectors: Vectors,
+        scope: Scope,
+        owner: int,
+        now: datetime,
+        *,
+        asked: Asked | None = None,
+        embed: Callable[[str], Floats] | None = None,
+        zone: tzinfo = UTC,
+    ) -> None:
+        self._database, self._vectors = database, vectors
+        self.scope, self._owner, self._now = scope, owner, now
+        self._asked = asked or Asked()
+        self._embed, self._zone = embed, zone
+        self._key = rows.key_words(owner, scope.agent, scope.session)
+        self._limits = {layer: self._limit(layer) for layer in ("turn", "item")}
+        self._scored: dict[str, tuple[Ints, Floats]] = {}
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether there is an embedder, so that `search_dense` can be asked."""
+        return self._embed is not None
+
+    def now(self) -> datetime:
+        """Return the time of asking."""
+        return self._now
+
+    def search_words(
+        self, stems: Sequence[str], limit: int, kind: Layer, *, context: float = 0.0
+    ) -> list[tuple[str, float]]:
+        """Return (id, BM25), best first; a turn also gets `context` times that of the one before."""
+        words = [phrase for phrase in map(_phrase, dict.fromkeys(stems)) if phrase]
+        if not words or limit < 1:
+            return []
+        if kind == "item" or context <= 0:
+            found = self._match(" OR ".join(words), limit, kind)
+            return [(self._id(seq, kind), score) for seq, score in found]
+        found = self._match(" OR ".join(words), limit * _PAIR, kind)
+        own, total = dict(found), dict(found)
+        for seq, after in self._followers(list(own)):
+            total[after] = total.get(after, 0.0) + context * own[seq]
+        return [(self._id(seq, kind), score) for seq, score in _best(total, limit)]
+
+    def search_dense(self, text: str, limit: int, kind: Layer) -> list[tuple[str, float]]:
+        """Return (id, cosine) of the nearest embeddings, best first."""
+        import numpy as np
+
+        if self._embed is None or limit < 1:
+            return []
+        if text not in self._scored:
+            self._scored[text] = self._vectors.scores(self._embed(text), self._owner)
+        entries, scores = self._scored[text]
+        places = np.flatnonzero(entries[:, 1] == (TURN if kind == "turn" else ITEM))
+        if len(places) < len(entries):
+            entries, scores = entries[places], scores[places]
+        condition = self._limits[kind]
+        if condition is not None:
+            allowed = self._allowed(kind)
+            keep = np.isin(entries[:, 2], allowed)
+            entries, scores = entries[keep], scores[keep]
+        if len(scores) > limit:
+            top = np.argpartition(scores, -limit)[-limit:]
+            entries, scores = entries[top], scores[top]
+        order = np.lexsort((entries[:, 2], -scores))
+        return [(self._id(int(entries[at, 2]), kind), float(scores[at])) for at in order]
+
+    def search_entities(
+        self, names: Sequence[str], limit: int, kind: Layer
+    ) -> list[tuple[str, float]]:
+        """Return (id, number of these names it mentions), most first."""
+        count: dict[int, float] = {}
+        for name in dict.fromkeys(names):
+            for seq in self._mentions(name, limit, kind):
+                count[seq] = count.get(seq, 0.0) + 1.0
+        return [(self._id(seq, kind), number) for seq, number in _best(count, limit)]
+
+    def search_time(self, start: datetime, end: datetime, limit: int, kind: Layer) -> list[str]:
+        """Return ids of turns said, or items that held, in start <= t < end; oldest first."""
+        first, last = to_micros(_aware(start)), to_micros(_aware(end))
+        condition, values = self._condition(kind)
+        if kind == "turn":
+            sql = (
+                f"SELECT t.seq FROM turns t WHERE t.owner = ? AND t.said_at >= ? AND t.said_at < ? "
+                f"{condition} ORDER BY t.said_at, t.seq LIMIT ?"
+            )
+            given: list[Any] = [self._owner, first, last, *values, limit]
+        else:
+            sql = (
+                "SELECT i.seq FROM items i WHERE i.owner = ? AND i.valid_from < ? "
+                f"AND (i.valid_to > ? OR i.valid_to IS NULL AND i.valid_from >= ?) {condition} "
+                "ORDER BY i.valid_from, i.seq LIMIT ?"
+            )
+            given = [self._owner, last, first, first, *values, limit]
+        return [self._id(seq, kind) for (seq,) in self._database.rows(sql, given)]
+
+    def turn(self, id: str) -> Turn:
+        """Return a turn, or raise NotFoundError."""
+        found = self.turns([id])
+        if id not in found:
+            raise rows.unknown(id)
+        return found[id]
+
+    def turns(self, ids: Sequence[str]) -> dict[str, Turn]:
+        """Return many turns; unknown ids are left out."""
+        seqs = [seq for seq in (rows.seq_of(id, "t") for id in ids) if seq is not None]
+        sql = f"SELECT {rows.TURN_COLUMNS} FROM turns WHERE owner = ? AND seq IN (%s)"
+        found = {f"t{row[0]}": rows.turn_of(row) for row in self._many(sql, seqs)}
+        return {id: found[id] for id in ids if id in found}
+
+    def item(self, id: str) -> Item:
+        """Return an item, live or retired, or raise NotFoundError."""
+        found = self.items([id])
+        if id not in found:
+            raise rows.unknown(id)
+        return found[id]
+
+    def items(self, ids: Sequence[str]) -> dict[str, Item]:
+        """Return many items, live or retired; unknown ids are left out."""
+        seqs = [seq for seq in (rows.seq_of(id, "i") for id in ids) if seq is not None]
+        sources: dict[int, list[str]] = {}
+        for item, turn in self._many(
+            "SELECT s.item, s.turn FROM item_sources s JOIN items i ON i.seq = s.item "
+            "WHERE i.owner = ? AND s.item IN (%s) ORDER BY s.item, s.turn",
+            seqs,
+        ):
+            sources.setdefault(item, []).append(rows.turn_id(turn))
+        sql = f"SELECT {rows.ITEM_COLUMNS} FROM items WHERE owner = ? AND seq IN (%s)"
+        found = {
+            f"i{row[0]}": rows.item_of(row, sources.get(row[0], ()))
+            for row in self._many(sql, seqs)
+        }
+        return {id: found[id] for id in ids if id in found}
+
+    def items_of_turn(self, id: str) -> list[Item]:
+        """Return what was made of a turn and is allowed in this view, oldest first."""
+        condition, values = self._condition("item")
+        sql = (
+            "SELECT i.seq FROM item_sources s JOIN items i ON i.seq = s.item "
+            f"WHERE i.owner = ? AND s.turn = ? {condition} ORDER BY i.seq"
+        )
+        given = [self._owner, rows.seq_of(id, "t"), *values]
+        return list(self.items([f"i{seq}" for (seq,) in self._database.rows(sql, given)]).values())
+
+    def neighbours_of_turn(self, id: str, before: int, after: int) -> list[Turn]:
+        """Return the turns around this one in its session, in order, without itself."""
+        sql = (
+            f"SELECT {rows.TURN_COLUMNS} FROM turns WHERE owner = ? AND session IS ? "
+            "AND position BETWEEN ? AND ? AND seq != ? ORDER BY position, seq"
+        )
+        seq = rows.seq_of(id, "t")
+        place = self._database.one(
+            "SELECT session, position FROM turns WHERE owner = ? AND seq = ?", (self._owner, seq)
+        )
+        if place is None:
+            raise rows.unknown(id)
+        given = (self._owner, place[0], place[1] - before, place[1] + after, seq)
+        return [rows.turn_of(row) for row in self._database.rows(sql, given)]
+
+    def by_slot(self, subject: str, predicate: str) -> list[Item]:
+        """Return allowed items about the same subject and predicate, oldest first."""
+        condition, values = self._condition("item")
+        sql = (
+            "SELECT i.seq FROM items i WHERE i.owner = ? AND i.subject = ? AND i.predicate = ? "
+            f"{condition} ORDER BY coalesce(i.valid_from, i.recorded_at), i.seq"
+        )
+        given = [self._owner, subject, predicate, *values]
+        return list(self.items([f"i{seq}" for (seq,) in self._database.rows(sql, given)]).values())
+
+    def speakers(self) -> list[str]:
+        """Return the names of those who spoke to this user's memory."""
+        sql = "SELECT name FROM speakers WHERE owner = ? ORDER BY name"
+        return [name for (name,) in self._database.rows(sql, (self._owner,))]
+
+    def listed(self, layer: Layer, limit: int, offset: int = 0) -> list[str]:
+        """Return the ids of all that is allowed here, newest first."""
+        condition, values = self._condition(layer)
+        table, letter = ("turns", "t") if layer == "turn" else ("items", "i")
+        sql = (
+            f"SELECT {letter}.seq FROM {table} {letter} WHERE {letter}.owner = ? {condition} "
+            f"ORDER BY {letter}.seq DESC LIMIT ? OFFSET ?"
+        )
+        found = self._database.rows(sql, [self._owner, *values, limit, offset])
+        return [f"{letter}{seq}" for (seq,) in found]
+
+    def _match(self, query: str, limit: int, kind: Layer) -> list[tuple[int, float]]:
+        table = "turn_words" if kind == "turn" else "item_words"
+        mine = " ".join(f'"{word}"' for word in self._key.split())
+        condition = self._limits[kind]
+        allowed, values = ("", []) if condition is None else condition
+        if condition is not None:
+            rows_of = "turns t" if kind == "turn" else "items i"
+            letter = rows_of[-1]
+            allowed = (
+                f" AND rowid IN (SELECT {letter}.seq FROM {rows_of} "
+                f"WHERE {letter}.owner = ? AND {allowed})"
+            )
+            values = [self._owner, *values]
+        sql = (
+            f"SELECT rowid, -bm25({table}, 0.0, 1.0) AS score FROM {table} WHERE {table} MATCH ?"
+            f"{allowed} ORDER BY score DESC, rowid LIMIT ?"
+        )
+        found = self._database.rows(sql, [f"key : ({mine}) AND words : ({query})", *values, limit])
+        return [(int(seq), float(score)) for seq, score in found]
+
+    def _followers(self, seqs: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (turn, the next turn of its session), where that one is allowed here."""
+        condition, values = self._condition("turn")
+        sql = (
+            "SELECT p.seq, t.seq FROM turns p JOIN turns t ON t.owner = p.owner "
+            "AND t.session IS p.session AND t.position = p.position + 1 "
+            f"WHERE p.owner = ? AND p.seq IN (%s) {condition}"
+        )
+        return [(int(a), int(b)) for a, b in self._many(sql, seqs, values)]
+
+    def _mentions(self, name: str, limit: int, kind: Layer) -> list[int]:
+        if kind == "item":
+            condition, values = self._condition("item")
+            sql = (
+                "SELECT i.seq FROM item_entities e JOIN items i ON i.seq = e.item "
+                f"WHERE e.owner = ? AND e.name = ? {condition} ORDER BY i.seq DESC LIMIT ?"
+            )
+            given = [self._owner, name, *values, limit]
+            return [int(seq) for (seq,) in self._database.rows(sql, given)]
+        phrase = _phrase(" ".join(stems_of(name)))
+        return [seq for seq, _ in self._match(phrase, limit, kind)] if phrase else []
+
+    def _limit(self, layer: str) -> tuple[str, list[Any]] | None:
+        """Return the condition beyond owner, agent and session; None where there is none."""
+        asked, parts, values = self._asked, [], []
+        at = None if asked.as_of is None else to_micros(asked.as_of)
+        known = None if asked.known_at is None else to_micros(asked.known_at)
+        if layer == "turn":
+            if at is not None:
+                parts.append("t.said_at <= ?")
+                values.append(at)
+            if known is not None:
+                parts.append("t.recorded_at <= ?")
+                values.append(known)
+        else:
+            if known is not None:
+                parts.append("i.recorded_at <= ? AND (i.retired_at IS NULL OR i.retired_at > ?)")
+                values += [known, known]
+            elif at is None:
+                parts.append("i.retired_at IS NULL")
+            else:  # what was given up since still held until its end
+                parts.append("(i.retired_at IS NULL OR i.valid_to IS NOT NULL)")
+            if at is not None:
+                parts.append("(i.valid_from IS NULL OR i.valid_from <= ?)")
+                parts.append("(i.valid_to IS NULL OR i.valid_to > ?)")
+                values += [at, at]
+        if asked.filters:
+            compile_ = language.for_turns if layer == "turn" else language.for_items
+            sql, more = compile_(asked.filters, self._zone)
+            parts.append(sql)
+            values += more
+        return (" AND ".join(parts), values) if parts else None
+
+    def _condition(self, kind: Layer) -> tuple[str, list[Any]]:
+        """Return the whole condition after the owner, to be put behind a WHERE."""
+        letter = "t" if kind == "turn" else "i"
+        sql, values = "", []
+        for name, value in (("agent", self.scope.agent), ("session", self.scope.session)):
+            if value is not None:
+                sql += f" AND {letter}.{name} = ?"
+                values.append(value)
+        limit = self._limits[kind]
+        if limit is not None:
+            sql += f" AND {limit[0]}"
+            values = [*values, *limit[1]]
+        return sql, values
+
+    def _allowed(self, kind: Layer) -> list[int]:
+        condition, values = self._condition(kind)
+        table, letter = ("turns", "t") if kind == "turn" else ("items", "i")
+        sql = f"SELECT {letter}.seq FROM {table} {letter} WHERE {letter}.owner = ? {condition}"
+        return [int(seq) for (seq,) in self._database.rows(sql, [self._owner, *values])]
+
+    def _many(
+        self, sql: str, seqs: Sequence[int], values: Sequence[Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Run a query for many rows by number; its `%s` is the list, the owner comes first."""
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(seqs), _MANY):
+            part = seqs[start : start + _MANY]
+            marks = ",".join("?" * len(part))
+            found += self._database.rows(sql % marks, [self._owner, *part, *values])
+        return found
+
+    def _id(self, seq: int, kind: Layer) -> str:
+        return f"t{seq}" if kind == "turn" else f"i{seq}"
+
+
+def _phrase(word: str) -> str:
+    """Return a word or name as FTS5 wants it: in quotes; empty where nothing is left."""
+    cleaned = word.replace('"', " ").replace("\0", " ").strip()
+    return f'"{cleaned}"' if any(map(str.isalnum, cleaned)) else ""
+
+
+def _best(scores: Mapping[int, float], limit: int) -> list[tuple[int, float]]:
+    return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

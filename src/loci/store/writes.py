@@ -1,0 +1,204 @@
+"""Writing turns and items: rows, full text, names, the queue for vectors and the audit, together.
+
+Every function here runs inside `Database.write()`; the caller's transaction makes them one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from sqlite3 import Connection
+
+from loci.core.item import Item, Scope, Turn
+from loci.store import rows
+from loci.store.database import Database
+from loci.store.messages import Draft
+from loci.store.rows import ITEM, TURN
+from loci.store.times import to_micros
+
+_ITEM_NAMES = rows.ITEM_COLUMNS.removeprefix("seq, ")
+_INSERT_TURN = (
+    f"INSERT INTO turns ({rows.TURN_COLUMNS}, owner, agent, recorded_at, origin) "
+    f"VALUES ({','.join('?' * 14)})"
+)
+_INSERT_ITEM = (
+    f"INSERT INTO items (seq, {_ITEM_NAMES}, owner, agent, session, origin) "
+    f"VALUES ({','.join('?' * 18)})"
+)
+_UPDATE_ITEM = (
+    "UPDATE items SET " + ", ".join(f"{n} = ?" for n in _ITEM_NAMES.split(", ")) + " WHERE seq = ?"
+)
+
+
+def owner_seq(db: Connection, scope: Scope) -> int:
+    """Return the number of the scope's tenant and user, made if new."""
+    key = (scope.tenant, scope.user)
+    row = db.execute("SELECT seq FROM owners WHERE tenant = ? AND user = ?", key).fetchone()
+    if row is not None:
+        return int(row[0])
+    done = db.execute("INSERT INTO owners (tenant, user) VALUES (?, ?)", key)
+    return int(done.lastrowid or 0)
+
+
+def insert_turns(
+    database: Database, owner: int, scope: Scope, drafts: Sequence[Draft], now: datetime
+) -> list[Turn]:
+    """Store messages as turns; their positions go on where the session ended."""
+    db = database.connection
+    seq = database.next_seq("turns")
+    place = db.execute(
+        "SELECT max(position) FROM turns WHERE owner = ? AND session IS ?", (owner, scope.session)
+    ).fetchone()[0]
+    position = 0 if place is None else place + 1
+    key = rows.key_words(owner, scope.agent, scope.session)
+    recorded = to_micros(now)
+    turns, turn_rows, words = [], [], []
+    for draft in drafts:
+        offset = draft.said.utcoffset()
+        offset_s = 0 if offset is None else round(offset.total_seconds())
+        turn_rows.append(
+            (
+                seq,
+                draft.role,
+                draft.name,
+                draft.content,
+                to_micros(draft.said),
+                offset_s,
+                int(draft.zone_assumed),
+                draft.metadata,
+                position,
+                scope.session,
+                owner,
+                scope.agent,
+                recorded,
+                draft.origin,
+            )
+        )
+        words.append((seq, key, rows.turn_words(draft.content)))
+        turns.append(
+            Turn(
+                id=rows.turn_id(seq),
+                role=draft.role,
+                content=draft.content,
+                time=draft.said,
+                name=draft.name,
+                session=scope.session,
+                zone_assumed=draft.zone_assumed,
+                metadata=json.loads(draft.metadata) if draft.metadata else {},
+                position=position,
+            )
+        )
+        seq += 1
+        position += 1
+    db.executemany(_INSERT_TURN, turn_rows)
+    db.executemany("INSERT INTO turn_words (rowid, key, words) VALUES (?, ?, ?)", words)
+    db.executemany(
+        f"INSERT INTO pending (kind, seq, owner) VALUES ({TURN}, ?, {owner})",
+        [(row[0],) for row in words],
+    )
+    names = {draft.name for draft in drafts if draft.name is not None}
+    if names:
+        db.executemany(
+            "INSERT OR IGNORE INTO speakers (owner, name) VALUES (?, ?)",
+            [(owner, name) for name in names],
+        )
+    return turns
+
+
+def insert_item(
+    database: Database, owner: int, scope: Scope, item: Item, *, origin: str | None = None
+) -> Item:
+    """Store an item under a number of its own; returns it with its id."""
+    db = database.connection
+    seq = database.next_seq("items")
+    item = replace(item, id=rows.item_id(seq))
+    values = rows.item_values(item)
+    db.execute(_INSERT_ITEM, (seq, *values, owner, scope.agent, scope.session, origin))
+    _index_item(db, owner, seq, item, rows.key_words(owner, scope.agent, scope.session))
+    return item
+
+
+def update_item(db: Connection, owner: int, item: Item) -> None:
+    """Write an item over itself: row, full text, names, sources; its vector is made anew."""
+    seq = int(item.id[1:])
+    row = db.execute("SELECT key, words FROM item_words WHERE rowid = ?", (seq,)).fetchone()
+    db.execute(_UPDATE_ITEM, (*rows.item_values(item), seq))
+    db.execute("DELETE FROM item_sources WHERE item = ?", (seq,))
+    db.execute("DELETE FROM item_entities WHERE owner = ? AND item = ?", (owner, seq))
+    db.execute("DELETE FROM item_words WHERE rowid = ?", (seq,))
+    if row[1] != rows.item_words(item):
+        db.execute("DELETE FROM vectors WHERE kind = ? AND seq = ?", (ITEM, seq))
+        bump(db)
+    _index_item(db, owner, seq, item, row[0])
+
+
+def _index_item(db: Connection, owner: int, seq: int, item: Item, key: str) -> None:
+    db.execute(
+        "INSERT INTO item_words (rowid, key, words) VALUES (?, ?, ?)",
+        (seq, key, rows.item_words(item)),
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO item_sources (item, turn) VALUES (?, ?)",
+        [(seq, int(id[1:])) for id in item.sources],
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO item_entities (owner, name, item) VALUES (?, ?, ?)",
+        [(owner, name, seq) for name in item.entities],
+    )
+    db.execute(
+        "INSERT OR IGNORE INTO pending (kind, seq, owner) "
+        "SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE kind = ?1 AND seq = ?2)",
+        (ITEM, seq, owner),
+    )
+
+
+def insert_link(
+    db: Connection, owner: int, source: int, relation: str, target: int, made_by: str, at: int
+) -> bool:
+    """Store a link; returns False if it was there."""
+    done = db.execute(
+        "INSERT OR IGNORE INTO links (owner, source, relation, target, made_by, recorded_at) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (owner, source, relation, target, made_by, at),
+    )
+    return done.rowcount > 0
+
+
+def bump(db: Connection) -> None:
+    """Tell every reader that vectors went away, so that what it holds in memory is read anew."""
+    db.execute(
+        "INSERT INTO meta (key, value) VALUES ('vectors.generation', '1') "
+        "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+    )
+
+
+def record(db: Connection, owner: int, action: str, subject: str, now: datetime) -> None:
+    """Append to the audit: what was done to which ids, never their text.
+
+    Each row's digest covers the row before it, so a row cannot be changed or taken out unseen.
+    """
+    last = db.execute("SELECT digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+    at = to_micros(now.astimezone(UTC))
+    db.execute(
+        "INSERT INTO audit (at, owner, action, subject, digest) VALUES (?, ?, ?, ?, ?)",
+        (at, owner, action, subject, _digest(last[0] if last else b"", at, owner, action, subject)),
+    )
+
+
+def check_audit(database: Database) -> int:
+    """Return the number of the first audit row that does not follow from those before; 0 if none."""
+    last = b""
+    sql = "SELECT seq, at, owner, action, subject, digest FROM audit ORDER BY seq"
+    for seq, at, owner, action, subject, digest in database.rows(sql):
+        if digest != _digest(last, at, owner, action, subject):
+            return int(seq)
+        last = digest
+    return 0
+
+
+def _digest(last: bytes, at: int, owner: int, action: str, subject: str) -> bytes:
+    text = json.dumps([at, owner, action, subject])
+    return sha256(last + text.encode()).digest()
