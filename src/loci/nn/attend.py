@@ -60,6 +60,8 @@ def attend(
     groups = heads // view.heads
     queries = q if q.dtype == torch.float32 else q.float()
     grouped_BKGTD = queries.reshape(batch, view.heads, groups, count, size)
+    if window is not None and int(positions.max()) < window:
+        window = None  # nothing can be that old yet
     masked = window is not None or pad is not None
     total: tuple[Tensor, Tensor] | None = None
     first = 0
@@ -129,9 +131,9 @@ def _is_causal(segment: Segment) -> bool:
 
 
 def _in_order(q_BKGTD: Tensor, segment: Segment) -> Tensor:
-    if segment.order_KD is None:
+    if segment.order is None:
         return q_BKGTD
-    index = segment.order_KD.long()[None, :, None, None].expand_as(q_BKGTD)
+    index = segment.order.long()[None, :, None, None].expand_as(q_BKGTD)
     return q_BKGTD.gather(-1, index)
 
 

@@ -55,13 +55,13 @@ class Segment(Protocol):
     Attributes:
         tokens: how many slots it has.
         clear: every slot is visible to every query of this step, so no mask is needed.
-        order_KD: the channel order its keys are stored in, per KV head; None is the natural one.
-            Queries are put into the same order, which leaves every product unchanged.
+        order: [K, D], the channel order its keys are stored in; None is the natural one. Queries
+            are put into the same order, which leaves every product unchanged.
     """
 
     tokens: int
     clear: bool
-    order_KD: Tensor | None
+    order: Tensor | None
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield keys, values [B, K, s, D] and positions [B, 1 or K, s] (None where `clear`).
@@ -84,7 +84,7 @@ class DenseSegment:
         "causal",
         "clear",
         "keys_BKSD",
-        "order_KD",
+        "order",
         "positions_BKS",
         "tokens",
         "values_BKSD",
@@ -105,7 +105,7 @@ class DenseSegment:
         self.positions_BKS = positions_BKS
         self.causal = causal
         self.clear = positions_BKS is None and not causal
-        self.order_KD: Tensor | None = None
+        self.order: Tensor | None = None
 
     def keys(self) -> Tensor:
         """Return the keys that count, [B, K, tokens, D]."""
@@ -171,8 +171,8 @@ class KVView:
                 if positions_BKs is None:
                     numbers = torch.arange(first, first + count, device=keys_BKsD.device)
                     positions_BKs = numbers.expand(batch, heads, count)
-                if segment.order_KD is not None:
-                    back_KD = segment.order_KD.long().argsort(dim=-1)
+                if segment.order is not None:
+                    back_KD = segment.order.long().argsort(dim=-1)
                     index = back_KD[None, :, None].expand_as(keys_BKsD)
                     keys_BKsD = keys_BKsD.gather(-1, index)
                 keys.append(keys_BKsD.clone())

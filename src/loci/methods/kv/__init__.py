@@ -1,0 +1,1 @@
+"""Methods that keep fewer tokens of a KV cache, or fewer bits of each."""

@@ -1,0 +1,352 @@
+"""Roles of KV methods, the chains they may form, and the bytes a store of them takes.
+
+Two roles: Select says which stored tokens matter, Encode turns tokens into fewer bits. A chain is
+at most one of each, in that order: `(SnapKV(), Bfp(bits=4))`. Everything else is done once, by the
+store: budgets, the choice itself, freeing storage, the exact tail of an encoder.
+
+The table of `store_plan` is read by prediction and by allocation alike, so predicted bytes are the
+bytes held. Nothing here needs torch until something is computed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from loci.core.cost import Cost
+from loci.core.method import Granularity, Method, Need
+from loci.core.spec import ModelSpec, Workload
+from loci.errors import BudgetError, MethodError, ParameterError
+from loci.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from loci.nn.kv import KVBlock, KVView, Seen
+
+BLOCK_TOKENS = 64  # an exact store's tokens are rounded up to whole blocks
+ROOM_TOKENS = 32  # free slots an eviction makes at most, so that decoding evicts rarely
+DECODE_TOKENS = 1024  # stored tokens that are decoded at once; `loci.nn.kv.TILE_TOKENS`
+SIZES = {"uint8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype)
+
+# Shapes: B batch, L layers, K key/value heads, S stored tokens, D head size.
+
+
+class KVMethod(Method):
+    """What all KV methods share: the cost of a store that uses one of them alone."""
+
+    def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
+        """Return the bytes held and freed; the loss is unknown until it was measured."""
+        held = predict_store(
+            spec,
+            (self,),
+            max_tokens=load.context,
+            batch=load.batch,
+            budget_bytes=budget_bytes,
+            chunk=min(512, load.context),
+        )
+        exact = predict_store(spec, (), max_tokens=load.context, batch=load.batch)
+        return Cost(held={"dram": held}, freed={"dram": exact - held}, loss=None)
+
+
+class Select(KVMethod):
+    """Scores stored tokens; the store keeps the best and frees the rest.
+
+    Attributes:
+        granularity: HEAD when heads of a layer may keep different tokens, else GLOBAL.
+        each_step: `score` is also asked when a decoded token finds the store full. Otherwise
+            remembered scores decide then, and decoded tokens leave oldest first.
+    """
+
+    granularity: ClassVar[Granularity] = Granularity.HEAD
+    each_step: ClassVar[bool] = False
+
+    @abstractmethod
+    def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
+        """Return how much each stored token matters, float32 [B, K, S]; higher stays longer.
+
+        +inf protects; among equals the newer stay. Nothing that is passed in is changed.
+
+        Args:
+            view: all tokens of one layer, oldest first, those of the last chunk included.
+            seen: the queries of that chunk, or of a probe, for methods that need them.
+        """
+
+    def merge(self, remembered: Tensor, fresh: Tensor) -> Tensor:
+        """Return the scores to keep, from those remembered (+inf: never scored) and fresh ones."""
+        return fresh
+
+    def probe_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return what to run through the model to score these tokens of the context."""
+        return list(ids)
+
+    def limit(self) -> int | None:
+        """Return the most tokens the method ever keeps, or None when only the budget decides."""
+        return None
+
+
+class Encode(KVMethod):
+    """Turns tokens into codes, token by token, once and for all.
+
+    Attributes:
+        granularity: the finest eviction of tokens the codes tolerate below themselves.
+    """
+
+    granularity: ClassVar[Granularity] = Granularity.HEAD
+
+    @property
+    @abstractmethod
+    def closes_every(self) -> int:
+        """Tokens that wait in the exact tail and are encoded together."""
+
+    @abstractmethod
+    def code_table(self, head_dim: int) -> Shapes:
+        """Return {name: (shape, dtype)} of the codes of one token of one head."""
+
+    def fixed_table(self, spec: ModelSpec) -> Shapes:
+        """Return {name: (shape, dtype)} of what is stored once, whatever the length."""
+        return {}
+
+    def order(self, block: KVBlock) -> Tensor | None:
+        """Return the channel order [K, D] in which this layer's keys are stored, or None.
+
+        Asked once per layer, with the first tokens that are encoded.
+        """
+        return None
+
+    @abstractmethod
+    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
+        """Return the codes, each [B, K, T, ...] as `code_table` says."""
+
+    @abstractmethod
+    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+        """Return keys (in their stored order) and values, float32 [B, K, T, D]."""
+
+
+Chain = tuple[Method, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePlan:
+    """Every tensor a store holds.
+
+    Attributes:
+        slots: stored tokens per layer, the exact tail of an encoder not counted.
+        keep: tokens an eviction leaves in them.
+        tail: tokens of the exact tail.
+        staged_layers: layers whose fresh chunk waits outside the slots; 0 where chunks go straight
+            into them.
+        tensors: {name: (shape, dtype)}.
+    """
+
+    slots: int
+    keep: int
+    tail: int
+    staged_layers: int
+    tensors: Shapes = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return _table_bytes(self.tensors)
+
+
+def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encode | None]:
+    """Return the chain's Select and Encode.
+
+    Raises:
+        MethodError: if the order is wrong, a role appears twice, or the codes do not tolerate the
+            selection's granularity.
+    """
+    select: Select | None = None
+    encode: Encode | None = None
+    for method in chain:
+        if isinstance(method, Select):
+            if encode is not None:
+                raise _illegal(chain, f"{method.about.name} selects after {encode.about.name}")
+            if select is not None:
+                raise _illegal(chain, f"{select.about.name} and {method.about.name} both select")
+            select = method
+        elif isinstance(method, Encode):
+            if encode is not None:
+                raise _illegal(chain, f"{encode.about.name} and {method.about.name} both encode")
+            encode = method
+        else:
+            raise _illegal(chain, f"{method.about.name} is no method for a KV cache")
+    if select and encode and select.granularity.fineness > encode.granularity.fineness:
+        raise _illegal(
+            chain,
+            f"{select.about.name} evicts by {select.granularity}, and {encode.about.name} "
+            f"tolerates nothing finer than {encode.granularity}",
+        )
+    return select, encode
+
+
+def store_plan(
+    spec: ModelSpec,
+    chain: Chain = (),
+    *,
+    max_tokens: int,
+    batch: int = 1,
+    dtype_bytes: int = 4,
+    budget_bytes: int | None = None,
+    chunk: int = 512,
+) -> StorePlan:
+    """Return every tensor that a store for these arguments holds.
+
+    Args:
+        max_tokens: logical tokens per row, whether kept or not.
+        dtype_bytes: 4 for float32, 2 for float16, of tokens that are not encoded.
+        budget_bytes: the most bytes the store may hold; a Select then keeps what fits.
+        chunk: tokens one step appends at most.
+
+    Raises:
+        BudgetError: if not even one token, or without a Select not all of them, fit.
+    """
+    select, encode = check_chain(chain)
+    for name, value in (("max_tokens", max_tokens), ("batch", batch), ("chunk", chunk)):
+        if value < 1:
+            raise ParameterError(f"{name} of a KV store must be >= 1", value=value)
+    if dtype_bytes not in (2, 4):
+        raise ParameterError("a KV store keeps 2 or 4 bytes", value=dtype_bytes, allowed="2, 4")
+    real = "float32" if dtype_bytes == 4 else "float16"
+
+    def plan(slots: int, keep: int) -> StorePlan:
+        return _table(spec, select, encode, slots, keep, max_tokens, batch, real, chunk)
+
+    slots = max_tokens
+    if select is None:
+        if encode is None:
+            slots = -(-max_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+        whole = plan(slots, slots)
+        if budget_bytes is not None and whole.nbytes > budget_bytes:
+            raise _too_small(chain, whole.nbytes, budget_bytes, max_tokens)
+        return whole
+    limit = select.limit()
+    if limit is not None:
+        slots = min(slots, limit + min(ROOM_TOKENS, -(-limit // 8)))
+    if budget_bytes is not None:
+        fixed = plan(0, 0).nbytes
+        each = plan(1, 1).nbytes - fixed
+        slots = min(slots, (budget_bytes - fixed) // each)
+        if slots < 1:
+            raise _too_small(chain, fixed + each, budget_bytes, 1)
+    keep = slots - min(ROOM_TOKENS, slots // 9)
+    return plan(slots, min(keep, limit) if limit is not None else keep)
+
+
+def predict_store(
+    spec: ModelSpec,
+    chain: Chain = (),
+    *,
+    max_tokens: int,
+    batch: int = 1,
+    dtype_bytes: int = 4,
+    budget_bytes: int | None = None,
+    chunk: int = 512,
+) -> int:
+    """Return exactly the bytes that `loci.run.kvstore.KVStore` holds for the same arguments."""
+    return store_plan(
+        spec,
+        chain,
+        max_tokens=max_tokens,
+        batch=batch,
+        dtype_bytes=dtype_bytes,
+        budget_bytes=budget_bytes,
+        chunk=chunk,
+    ).nbytes
+
+
+def budget_for(
+    spec: ModelSpec,
+    chain: Chain,
+    tokens: int,
+    *,
+    max_tokens: int,
+    batch: int = 1,
+    dtype_bytes: int = 4,
+    chunk: int = 512,
+) -> int:
+    """Return the smallest budget in bytes with which the store has slots for `tokens`."""
+    select, encode = check_chain(chain)
+    real = "float32" if dtype_bytes == 4 else "float16"
+    return _table(spec, select, encode, tokens, tokens, max_tokens, batch, real, chunk).nbytes
+
+
+def decoded_tokens(chain: Chain, max_tokens: int) -> int:
+    """Return how many stored tokens attention decodes from codes at once; 0 without an encoder."""
+    _, encode = check_chain(chain)
+    return 0 if encode is None else min(max_tokens, DECODE_TOKENS)
+
+
+# -- private ----------------------------------------------------------------------------------
+
+
+def _table(
+    spec: ModelSpec,
+    select: Select | None,
+    encode: Encode | None,
+    slots: int,
+    keep: int,
+    max_tokens: int,
+    batch: int,
+    real: str,
+    chunk: int,
+) -> StorePlan:
+    layers, heads, size = spec.layers, spec.kv_heads, spec.head_dim
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
+    places = slots if select is None and encode is None else max_tokens
+    tensors["positions"] = ((batch, places), "int32")
+    tail = 0
+    if encode is None:
+        tensors["slots"] = ((batch, layers, 2, heads, slots, size), real)
+    else:
+        tail = encode.closes_every
+        for name, (shape, dtype) in encode.code_table(size).items():
+            tensors[f"codes.{name}"] = ((batch, layers, heads, slots, *shape), dtype)
+        for name, entry in encode.fixed_table(spec).items():
+            tensors[f"fixed.{name}"] = entry
+        tensors["tail"] = ((batch, layers, 2, heads, tail, size), real)
+    staged = 0
+    if select is not None:
+        tensors["slot_positions"] = ((batch, layers, heads, slots), "int32")
+        tensors["scores"] = ((batch, layers, heads, slots), "float32")
+    if encode is not None or (select is not None and slots < max_tokens):
+        staged = layers if select is not None and Need.PROBE in select.about.needs else 1
+        tensors["staged"] = ((batch, staged, 2, heads, min(chunk, max_tokens), size), real)
+    return StorePlan(slots=slots, keep=keep, tail=tail, staged_layers=staged, tensors=tensors)
+
+
+def _table_bytes(tensors: Shapes) -> int:
+    return sum(prod(shape) * SIZES[dtype] for shape, dtype in tensors.values())
+
+
+def _illegal(chain: Iterable[Method], why: str) -> MethodError:
+    rows = []
+    for method in chain:
+        role = {True: "evicts by", False: "tolerates"}[isinstance(method, Select)]
+        grain = getattr(method, "granularity", None)
+        rows.append(
+            f"{method.about.name:<16}{role if grain else 'is no KV method':<12}{grain or ''}"
+        )
+    scale = " > ".join(grain.value for grain in Granularity)
+    return MethodError(
+        f"this chain cannot work: {why}",
+        value=" | ".join(map(str, chain)),
+        allowed="at most one that selects, then at most one that encodes",
+        way_out=[*rows, f"granularity, coarsest first: {scale}"],
+    )
+
+
+def _too_small(chain: Chain, need: int, budget: int, tokens: int) -> BudgetError:
+    name = " | ".join(map(str, chain)) or "an exact KV cache"
+    return BudgetError(
+        f"{name} needs {format_bytes(need)} for {tokens} tokens; the budget gives "
+        f"{format_bytes(budget)} ({format_bytes(need - budget)} short)",
+        way_out="a smaller --context, fewer tokens a chunk, fewer bits, or a chain that selects",
+    )
