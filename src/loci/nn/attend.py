@@ -21,6 +21,7 @@ from torch import Tensor
 from loci.errors import ParameterError
 from loci.nn.kv import DenseSegment, KVView, Segment
 
+_NO_WINDOW = 2**62  # go by positions, with no limit of age
 TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
 
 # Shapes: B batch, H query heads, K key/value heads, G query heads per KV head, T queries,
@@ -60,7 +61,7 @@ def attend(
     groups = heads // view.heads
     queries = q if q.dtype == torch.float32 else q.float()
     grouped_BKGTD = queries.reshape(batch, view.heads, groups, count, size)
-    if window is not None and int(positions.max()) < window:
+    if window is not None and window != _NO_WINDOW and int(positions.max()) < window:
         window = None  # nothing can be that old yet
     masked = window is not None or pad is not None
     total: tuple[Tensor, Tensor] | None = None
@@ -99,6 +100,48 @@ def merge(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> tuple[Te
     return o, lse
 
 
+def attention_mass(
+    q: Tensor, view: KVView, *, positions: Tensor, scale: float, reduce: str = "mean"
+) -> Tensor:
+    """Return how much each stored token is attended to, float32 [B, K, S].
+
+    The softmax runs over all tokens of the view that a query may see. Query heads of one group
+    and all queries are reduced together.
+
+    Args:
+        q: rotated queries [B, H, T, D].
+        positions: [B, T]; queries that are padding count as attending to nothing.
+        reduce: "mean" or "max", over queries and the heads of a group.
+    """
+    batch, heads, count, size = q.shape
+    grouped_BKGTD = q.float().reshape(batch, view.heads, -1, count, size)
+    _, lse_BHT = attend(q, view, positions=positions, scale=scale, window=_NO_WINDOW)
+    base_BKGT = torch.where(lse_BHT == -math.inf, 0.0, lse_BHT).view(grouped_BKGTD.shape[:-1])
+    masses, first = [], 0
+    for segment in view.segments:
+        ordered = _in_order(grouped_BKGTD, segment)
+        for keys_BKsD, _, places in segment.tiles():
+            stored = keys_BKsD.shape[2]
+            if places is None:
+                places = torch.arange(first, first + stored, device=q.device).view(1, 1, -1)
+            first += stored
+            mass_BKs = q.new_zeros(batch, view.heads, stored, dtype=torch.float32)
+            step = max(1, TILE_SCORES // (batch * heads * stored))
+            for start in range(0, count, step):
+                tile = ordered[:, :, :, start : start + step]
+                scores = tile @ keys_BKsD.unsqueeze(2).transpose(-1, -2) * scale
+                now = positions[:, None, start : start + step, None]
+                hidden = (places[:, :, None] < 0) | (places[:, :, None] > now)
+                scores = (scores - base_BKGT[:, :, :, start : start + step, None]).exp_()
+                scores.masked_fill_(hidden.unsqueeze(2), 0.0)
+                if reduce == "max":
+                    mass_BKs = torch.maximum(mass_BKs, scores.amax(dim=(2, 3)))
+                else:
+                    mass_BKs += scores.sum(dim=(2, 3)) / (grouped_BKGTD.shape[2] * count)
+            masses.append(mass_BKs)
+    return torch.cat(masses, 2)
+
+
 def attend_reference(
     q: Tensor,
     keys_BKSD: Tensor,
@@ -133,7 +176,7 @@ def _is_causal(segment: Segment) -> bool:
 def _in_order(q_BKGTD: Tensor, segment: Segment) -> Tensor:
     if segment.order is None:
         return q_BKGTD
-    index = segment.order.long()[None, :, None, None].expand_as(q_BKGTD)
+    index = segment.order.long()[:, :, None, None].expand_as(q_BKGTD)
     return q_BKGTD.gather(-1, index)
 
 

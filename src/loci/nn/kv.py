@@ -55,16 +55,19 @@ class Segment(Protocol):
     Attributes:
         tokens: how many slots it has.
         clear: every slot is visible to every query of this step, so no mask is needed.
-        order: [K, D], the channel order its keys are stored in; None is the natural one. Queries
+        positions_BKS: [B, 1 or K, S] where the slots stand; None where slot i of the whole view
+            stands at position i.
+        order: [B, K, D], the channel order its keys are stored in; None is the natural one. Queries
             are put into the same order, which leaves every product unchanged.
     """
 
     tokens: int
     clear: bool
+    positions_BKS: Tensor | None
     order: Tensor | None
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yield keys, values [B, K, s, D] and positions [B, 1 or K, s] (None where `clear`).
+        """Yield keys, values [B, K, s, D] float32 and positions [B, 1 or K, s] or None.
 
         What was yielded holds until the next tile is asked for.
         """
@@ -157,6 +160,18 @@ class KVView:
         """Slots over all segments."""
         return sum(segment.tokens for segment in self.segments)
 
+    def positions(self) -> Tensor:
+        """Return where every slot stands, int64 [B, K, S]; negative is padding."""
+        found, first = [], 0
+        for segment in self.segments:
+            places = segment.positions_BKS
+            if places is None:
+                places = torch.arange(first, first + segment.tokens).view(1, 1, -1)
+            found.append(places.long())
+            first += segment.tokens
+        batch = max(places.shape[0] for places in found)
+        return torch.cat([places.expand(batch, self.heads, -1) for places in found], 2)
+
     def dense(self) -> KVBlock:
         """Return all tokens as one block in float32, natural channel order.
 
@@ -172,8 +187,8 @@ class KVView:
                     numbers = torch.arange(first, first + count, device=keys_BKsD.device)
                     positions_BKs = numbers.expand(batch, heads, count)
                 if segment.order is not None:
-                    back_KD = segment.order.long().argsort(dim=-1)
-                    index = back_KD[None, :, None].expand_as(keys_BKsD)
+                    back_BKD = segment.order.long().argsort(dim=-1)
+                    index = back_BKD[:, :, None].expand_as(keys_BKsD)
                     keys_BKsD = keys_BKsD.gather(-1, index)
                 keys.append(keys_BKsD.clone())
                 values.append(values_BKsD.clone())

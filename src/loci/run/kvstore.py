@@ -305,8 +305,6 @@ class KVStore:
     def reorder(self, rows: Tensor) -> None:
         """Replace row i of the batch by row `rows[i]`, as beam search does."""
         for name, tensor in self._tensors.items():
-            if name.startswith("fixed."):
-                continue
             for layer in range(self.spec.layers) if tensor.dim() > 2 else (None,):
                 if layer is None:
                     tensor.copy_(tensor.index_select(0, rows))
@@ -673,7 +671,7 @@ class KVStore:
 
     def _order(self, layer: int) -> Tensor | None:
         order = self._tensors.get("fixed.order")
-        return None if order is None else order[layer]
+        return None if order is None else order[:, layer]
 
     # -- private: evict and encode ------------------------------------------------------------
 
@@ -751,7 +749,7 @@ class KVStore:
             found = self._codec.order(block)
             if found is None:
                 raise MethodError(f"{self._codec} needs channel orders", way_out="pass orders=")
-            order[layer] = found
+            order[:, layer] = found
             self._ordered[layer] = True
         codes = self._codec.encode(block, self._order(layer))
         return [(self._codes[layer][name], new) for name, new in codes.items()]

@@ -109,13 +109,14 @@ class Encode(KVMethod):
         """Return {name: (shape, dtype)} of the codes of one token of one head."""
 
     def fixed_table(self, spec: ModelSpec) -> Shapes:
-        """Return {name: (shape, dtype)} of what is stored once, whatever the length."""
+        """Return {name: (shape, dtype)} of what each row stores once, whatever the length."""
         return {}
 
     def order(self, block: KVBlock) -> Tensor | None:
-        """Return the channel order [K, D] in which this layer's keys are stored, or None.
+        """Return the channel order [B, K, D] in which this layer's keys are stored, or None.
 
-        Asked once per layer, with the first tokens that are encoded.
+        Asked once per layer, with the first tokens that are encoded, of an encoder whose
+        `fixed_table` has an "order".
         """
         return None
 
@@ -309,8 +310,8 @@ def _table(
         tail = encode.closes_every
         for name, (shape, dtype) in encode.code_table(size).items():
             tensors[f"codes.{name}"] = ((batch, layers, heads, slots, *shape), dtype)
-        for name, entry in encode.fixed_table(spec).items():
-            tensors[f"fixed.{name}"] = entry
+        for name, (shape, dtype) in encode.fixed_table(spec).items():
+            tensors[f"fixed.{name}"] = ((batch, *shape), dtype)
         tensors["tail"] = ((batch, layers, 2, heads, tail, size), real)
     staged = 0
     if select is not None:
