@@ -107,7 +107,8 @@ class _Clause:
     ) -> Candidate | None:
         value = value if keep_time else _trim(self._timeless(value))
         value = value.strip(" .,!?;:'\"")
-        value = re.sub(r"^an? \w+ (?:named|called) (?=[A-Z])", "", value)
+        if predicate.startswith("partner"):
+            value = re.sub(r"^an? \w+ (?:named|called) (?=[A-Z])", "", value)
         if not value or value.lower() in STOP_WORDS or fold(value) == fold(self.subject):
             return None
         slot = slot_of(predicate)
