@@ -22,7 +22,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from loci.errors import FormatError, ModelError
+from loci.errors import FormatError, ModelError, ParameterError
 from loci.models.gguf import READABLE, GgufHeader, TensorInfo, read_header, spec_of_header
 from loci.nn.packing import PackedWeight, pack_codes
 
@@ -57,7 +57,10 @@ class GgufSource:
 
     def __init__(self, path: Path, name: str) -> None:
         self.header = read_header(path)
-        self.spec = spec_of_header(self.header, name)
+        try:
+            self.spec = spec_of_header(self.header, name)
+        except ParameterError as error:
+            raise FormatError(f"{path} describes no model: {error}") from error
         self.file_bytes = path.stat().st_size
         self._file: BinaryIO = path.open("rb")
 

@@ -13,6 +13,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any  # JSON values
 
@@ -95,7 +96,10 @@ class Tokenizer:
         self._control_ids = frozenset(self._control.values())
         self._added = {id: token.content for id, token in added.items()}
         self._pieces = _any_of(self._control)
-        self._later = _Later(self._tables)
+        # Metaspace with prepend_scheme "first" would take every piece for a beginning.
+        space = self._tables.pre_tokenizer
+        self._space = space if getattr(space, "prepend_scheme", None) == "first" else None
+        self._lock = threading.Lock()
         special = header.get("special", {})
         self.vocab = int(self._tables.get_vocab_size())
         self.bos_id: int | None = special.get("bos")
@@ -174,7 +178,7 @@ class Tokenizer:
     def _plain(self, text: str, *, first: bool) -> list[int]:
         if not text:
             return []
-        with self._later.mode(first):
+        with self._standing(first):
             ids: list[int] = self._tables.encode(text, add_special_tokens=False).ids
             forbidden = self._control_ids - {self._unknown}
             if forbidden.isdisjoint(ids):
@@ -182,6 +186,19 @@ class Tokenizer:
             # A vocabulary may reach a control token through its merges; then letter by letter.
             letters = [self._tables.encode(c, add_special_tokens=False).ids for c in text]
         return [id for found in letters for id in found if id not in forbidden]
+
+    @contextmanager
+    def _standing(self, first: bool) -> Iterator[None]:
+        """Encode as at the beginning of a text, or as in the middle of one."""
+        if self._space is None:
+            yield
+            return
+        with self._lock:
+            self._space.prepend_scheme = "first" if first else "never"
+            try:
+                yield
+            finally:
+                self._space.prepend_scheme = "first"
 
     def _split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield (piece, is it a control token)."""
@@ -248,38 +265,6 @@ class Stream:
     def finish(self) -> str:
         """Return what is left; a character that was never completed becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)
-
-
-class _Later:
-    """Says whether a piece of text stands at the beginning, for tokenizers that prepend a space.
-
-    Metaspace with prepend_scheme "first" would take every piece for a beginning, as it sees one
-    at a time.
-    """
-
-    def __init__(self, tables: Any) -> None:
-        metaspace = tables.pre_tokenizer
-        prepends = getattr(metaspace, "prepend_scheme", None) == "first"
-        self._metaspace = metaspace if prepends else None
-        self._lock = threading.Lock()
-
-    def mode(self, first: bool) -> _Mode:
-        return _Mode(self._metaspace if not first else None, self._lock)
-
-
-class _Mode:
-    def __init__(self, metaspace: Any, lock: threading.Lock) -> None:
-        self._metaspace, self._lock = metaspace, lock
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        if self._metaspace is not None:
-            self._metaspace.prepend_scheme = "never"
-
-    def __exit__(self, *error: object) -> None:
-        if self._metaspace is not None:
-            self._metaspace.prepend_scheme = "first"
-        self._lock.release()
 
 
 def checksum(raw: bytes) -> str:
