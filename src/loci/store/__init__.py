@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loci.core.ports import Clock
 from loci.errors import ParameterError
 from loci.store.base import Store
 
 
-def open_store(url: str | Path, *, clock: Clock | None = None, busy_s: float = 10.0) -> Store:
+def open_store(url: str | Path, *, busy_s: float = 10.0) -> Store:
     """Return the store of a path, or of a URL such as "sqlite:///ada.db".
 
     Raises:
         ParameterError: if the URL names a database Loci cannot use.
     """
-    from loci.core.clock import SystemClock
     from loci.store.sqlite import SqliteStore
 
     where = str(url)
@@ -34,7 +32,7 @@ def open_store(url: str | Path, *, clock: Clock | None = None, busy_s: float = 1
         where = rest[1:] if rest.startswith("/") else rest
     if not where or where == ":memory:":
         raise ParameterError("a memory needs a file", value=str(url), allowed="a path like ada.db")
-    return SqliteStore(Path(where), clock=clock or SystemClock(), busy_s=busy_s)
+    return SqliteStore(Path(where), busy_s=busy_s)
 
 
 __all__ = ["Store", "open_store"]

@@ -1,0 +1,156 @@
+"""What a memory needs of a store, whatever database is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol  # JSON values
+
+from loci.core.item import Edit, Item, Scope, Turn
+from loci.store.changes import Change
+from loci.store.messages import Draft
+from loci.store.search import Asked, View
+
+if TYPE_CHECKING:
+    from loci.store.vectors import Floats
+
+Revise = Callable[[Sequence[Turn], View], Sequence[Edit]]
+"""What new turns mean to what is known; called inside the transaction that stores them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What one write left behind: all of it is committed."""
+
+    turns: tuple[Turn, ...] = ()
+    items: tuple[Item, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What an erasure took, or would take.
+
+    Attributes:
+        done: False after a dry run.
+        items, turns: ids that are gone.
+        cut: {turn id: the sentences taken out of it}; the rest of the turn stays.
+        texts: every text that is gone.
+        found: {file: how often an erased text was found in its bytes afterwards}.
+        elsewhere: erased texts that other users' memories hold too, which stay there.
+        out_of_reach: what may still have a copy.
+    """
+
+    done: bool
+    items: tuple[str, ...]
+    turns: tuple[str, ...]
+    cut: Mapping[str, tuple[str, ...]]
+    texts: tuple[str, ...]
+    found: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: int = 0
+    out_of_reach: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether the bytes of the store hold none of the erased texts."""
+        return self.done and not any(self.found.values())
+
+
+class Store(Protocol):
+    """Turns, items, their history and their vectors, of many users, with search over them."""
+
+    path: Path
+
+    def add(
+        self, scope: Scope, drafts: Sequence[Draft], revise: Revise | None, now: datetime
+    ) -> Added:
+        """Store messages, and the edits they lead to, in one transaction."""
+        ...
+
+    def owner(self, scope: Scope) -> int | None:
+        """Return the number of the scope's user, None if nothing was ever stored for them."""
+        ...
+
+    def view(
+        self,
+        scope: Scope,
+        now: datetime,
+        *,
+        asked: Asked | None = None,
+        embed: Callable[[str], Floats] | None = None,
+        zone: tzinfo = ...,
+    ) -> View:
+        """Return a view of one scope."""
+        ...
+
+    def users(self, tenant: str) -> list[str]:
+        """Return the users of a tenant, sorted."""
+        ...
+
+    def scope_of(self, tenant: str, id: str) -> Scope:
+        """Return whose item, turn or change this is; NotFoundError outside the tenant."""
+        ...
+
+    def change(self, scope: Scope, item: Item, action: str, reason: str, now: datetime) -> Item:
+        """Write an item over itself by a person's hand, with its history."""
+        ...
+
+    def history(self, scope: Scope, id: str) -> list[Change]:
+        """Return the changes of an item, oldest first."""
+        ...
+
+    def undo(self, scope: Scope, id: str, now: datetime) -> list[Item]:
+        """Take back a change, or the last change of an item."""
+        ...
+
+    def forget(self, scope: Scope, id: str, now: datetime, *, dry_run: bool) -> Erased:
+        """Erase an item or a turn with all that came of it, down to the bytes."""
+        ...
+
+    def records(self, scope: Scope) -> Iterator[dict[str, Any]]:
+        """Yield all of a user as JSON records, for export."""
+        ...
+
+    def put_records(
+        self, scope: Scope, records: Sequence[Mapping[str, Any]], store: str, now: datetime
+    ) -> int:
+        """Store exported records that are not there yet; returns how many were new."""
+        ...
+
+    def origins(self, scope: Scope, origins: Sequence[str]) -> set[str]:
+        """Return which of these origins are among the imported turns."""
+        ...
+
+    def pending(self, owner: int | None, limit: int) -> list[tuple[int, int, int, str]]:
+        """Return (layer, number, owner, text) of what waits for a vector, oldest first."""
+        ...
+
+    def count_pending(self, owner: int | None) -> int:
+        """Return how many wait for a vector."""
+        ...
+
+    def put_vectors(self, entries: Sequence[tuple[int, int, int]], vectors: Floats, by: str) -> int:
+        """Store vectors of (layer, number, owner)."""
+        ...
+
+    def drop_vectors(self) -> None:
+        """Forget all vectors and queue every text anew."""
+        ...
+
+    def meta(self, key: str) -> str | None:
+        """Return a fact kept about this store."""
+        ...
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep a fact about this store."""
+        ...
+
+    def counts(self, scope: Scope) -> dict[str, int]:
+        """Return how many turns, items and retired items a user has."""
+        ...
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        ...

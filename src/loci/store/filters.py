@@ -71,11 +71,8 @@ def for_turns(filters: Mapping[str, Any], assumed: tzinfo) -> Condition:
 def for_items(filters: Mapping[str, Any], assumed: tzinfo) -> Condition:
     """Return (SQL, values) over an item `i`."""
     sql, values = _Compiler(assumed, item=True).group(filters)
-    return (
-        "EXISTS (SELECT 1 FROM (SELECT 1) LEFT JOIN item_sources s ON s.item = i.seq "
-        f"LEFT JOIN turns t ON t.seq = s.turn WHERE {sql})",
-        values,
-    )
+    joined = "(SELECT 1) LEFT JOIN item_sources s ON s.item = i.seq LEFT JOIN turns t"
+    return f"EXISTS (SELECT 1 FROM {joined} ON t.seq = s.turn WHERE {sql})", values
 
 
 class _Compiler:

@@ -78,7 +78,7 @@ class View:
     def search_words(
         self, stems: Sequence[str], limit: int, kind: Layer, *, context: float = 0.0
     ) -> list[tuple[str, float]]:
-        """Return (id, BM25), best first; a turn also gets `context` times that of the one before."""
+        """Return (id, BM25), best first; `context` adds that much of the turn before."""
         words = [phrase for phrase in map(_phrase, dict.fromkeys(stems)) if phrase]
         if not words or limit < 1:
             return []
@@ -103,16 +103,26 @@ class View:
         places = np.flatnonzero(entries[:, 1] == (TURN if kind == "turn" else ITEM))
         if len(places) < len(entries):
             entries, scores = entries[places], scores[places]
-        condition = self._limits[kind]
-        if condition is not None:
-            allowed = self._allowed(kind)
-            keep = np.isin(entries[:, 2], allowed)
-            entries, scores = entries[keep], scores[keep]
-        if len(scores) > limit:
-            top = np.argpartition(scores, -limit)[-limit:]
-            entries, scores = entries[top], scores[top]
-        order = np.lexsort((entries[:, 2], -scores))
+        order = self._top(entries[:, 2], scores, limit, kind)
         return [(self._id(int(entries[at, 2]), kind), float(scores[at])) for at in order]
+
+    def _top(self, seqs: Ints, scores: Floats, limit: int, kind: Layer) -> list[int]:
+        """Return the places of the best that are allowed here; looks further while too few are."""
+        import numpy as np
+
+        asks = bool(self._condition(kind)[0])
+        count = limit * 2 if asks else limit
+        while True:
+            places = np.arange(len(scores))
+            if len(scores) > count:
+                places = np.argpartition(scores, -count)[-count:]
+            places = places[np.lexsort((seqs[places], -scores[places]))]
+            if asks:
+                allowed = self._allowed([int(seq) for seq in seqs[places]], kind)
+                places = places[[int(seq) in allowed for seq in seqs[places]]]
+            if len(places) >= limit or count >= len(scores):
+                return [int(place) for place in places[:limit]]
+            count *= 8
 
     def search_entities(
         self, names: Sequence[str], limit: int, kind: Layer
@@ -235,16 +245,15 @@ class View:
     def _match(self, query: str, limit: int, kind: Layer) -> list[tuple[int, float]]:
         table = "turn_words" if kind == "turn" else "item_words"
         mine = " ".join(f'"{word}"' for word in self._key.split())
+        allowed, values = "", list[Any]()
         condition = self._limits[kind]
-        allowed, values = ("", []) if condition is None else condition
         if condition is not None:
-            rows_of = "turns t" if kind == "turn" else "items i"
-            letter = rows_of[-1]
+            source = "turns t" if kind == "turn" else "items i"
             allowed = (
-                f" AND rowid IN (SELECT {letter}.seq FROM {rows_of} "
-                f"WHERE {letter}.owner = ? AND {allowed})"
+                f" AND EXISTS (SELECT 1 FROM {source} "
+                f"WHERE {source[-1]}.seq = {table}.rowid AND {condition[0]})"
             )
-            values = [self._owner, *values]
+            values = condition[1]
         sql = (
             f"SELECT rowid, -bm25({table}, 0.0, 1.0) AS score FROM {table} WHERE {table} MATCH ?"
             f"{allowed} ORDER BY score DESC, rowid LIMIT ?"
@@ -319,11 +328,14 @@ class View:
             values = [*values, *limit[1]]
         return sql, values
 
-    def _allowed(self, kind: Layer) -> list[int]:
+    def _allowed(self, seqs: Sequence[int], kind: Layer) -> set[int]:
         condition, values = self._condition(kind)
         table, letter = ("turns", "t") if kind == "turn" else ("items", "i")
-        sql = f"SELECT {letter}.seq FROM {table} {letter} WHERE {letter}.owner = ? {condition}"
-        return [int(seq) for (seq,) in self._database.rows(sql, [self._owner, *values])]
+        sql = (
+            f"SELECT {letter}.seq FROM {table} {letter} "
+            f"WHERE {letter}.owner = ? AND {letter}.seq IN (%s) {condition}"
+        )
+        return {int(seq) for (seq,) in self._many(sql, seqs, values)}
 
     def _many(
         self, sql: str, seqs: Sequence[int], values: Sequence[Any] = ()

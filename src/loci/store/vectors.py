@@ -211,4 +211,4 @@ def unit_rows(vectors: Floats) -> Floats:
 
     vectors = np.ascontiguousarray(vectors, np.float32)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)  # type: ignore[no-any-return]
+    return (vectors / np.where(length > 0, length, 1)).astype(np.float32, copy=False)

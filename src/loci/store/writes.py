@@ -189,7 +189,7 @@ def record(db: Connection, owner: int, action: str, subject: str, now: datetime)
 
 
 def check_audit(database: Database) -> int:
-    """Return the number of the first audit row that does not follow from those before; 0 if none."""
+    """Return the number of the first audit row that does not follow, 0 if all do."""
     last = b""
     sql = "SELECT seq, at, owner, action, subject, digest FROM audit ORDER BY seq"
     for seq, at, owner, action, subject, digest in database.rows(sql):

@@ -1,0 +1,210 @@
+"""A user's memory as JSON records, out and in again.
+
+Records come in an order in which each names only what came before: turns, items, links, changes.
+Where a record came from is kept as its origin, so that a second import of the same file, or one
+that goes on after an interruption, adds nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any  # JSON values
+
+from loci.core.item import Item, Scope
+from loci.errors import FormatError
+from loci.store import rows
+from loci.store.database import Database
+from loci.store.messages import drafts
+from loci.store.times import from_micros, to_micros
+from loci.store.writes import insert_item, insert_link, insert_turns, owner_seq, record
+
+FORMAT, VERSION = "loci-memory", 1
+_PAGE = 1000
+
+
+def records(database: Database, owner: int) -> Iterator[dict[str, Any]]:
+    """Yield all of an owner, page by page."""
+    for row in _pages(database, "turns", f"{rows.TURN_COLUMNS}, agent, recorded_at", owner):
+        turn = rows.turn_record(rows.turn_of(row[:-2]))
+        recorded = from_micros(row[-1]).isoformat()
+        yield {"type": "turn", **turn, "agent": row[-2], "recorded_at": recorded}
+    for row in _pages(database, "items", f"{rows.ITEM_COLUMNS}, agent, session", owner):
+        sql = "SELECT turn FROM item_sources WHERE item = ? ORDER BY turn"
+        sources = [rows.turn_id(turn) for (turn,) in database.rows(sql, (row[0],))]
+        item = rows.item_record(rows.item_of(row[:-2], sources))
+        yield {"type": "item", **item, "agent": row[-2], "session": row[-1]}
+    names = "seq, source, relation, target, made_by, recorded_at"
+    for _, source, relation, target, made_by, at in _pages(database, "links", names, owner):
+        yield {
+            "type": "link",
+            "source": rows.item_id(source),
+            "relation": relation,
+            "target": rows.item_id(target),
+            "made_by": made_by,
+            "recorded_at": from_micros(at).isoformat(),
+        }
+    names = "seq, item, batch, action, before, after, made_by, reason, at, undone_by"
+    for row in _pages(database, "changes", names, owner):
+        seq, item, batch, action, before, after, made_by, reason, at, undone_by = row
+        yield {
+            "type": "change",
+            "id": rows.change_id(seq),
+            "item": rows.item_id(item),
+            "batch": rows.change_id(batch),
+            "action": action,
+            "before": json.loads(before) if before else None,
+            "after": json.loads(after) if after else None,
+            "made_by": made_by,
+            "reason": reason,
+            "at": from_micros(at).isoformat(),
+            "undone_by": None if undone_by is None else rows.change_id(undone_by),
+        }
+
+
+def _pages(database: Database, table: str, names: str, owner: int) -> Iterator[tuple[Any, ...]]:
+    last = 0
+    while True:
+        sql = f"SELECT {names} FROM {table} WHERE owner = ? AND seq > ? ORDER BY seq LIMIT ?"
+        page = database.rows(sql, (owner, last, _PAGE))
+        yield from page
+        if len(page) < _PAGE:
+            return
+        last = int(page[-1][0])
+
+
+def origins(database: Database, table: str, owner: int, wanted: Sequence[str]) -> dict[str, int]:
+    """Return {origin: row number} of those that were imported before."""
+    found: dict[str, int] = {}
+    for start in range(0, len(wanted), _PAGE):
+        part = wanted[start : start + _PAGE]
+        marks = ",".join("?" * len(part))
+        sql = f"SELECT origin, seq FROM {table} WHERE owner = ? AND origin IN ({marks})"
+        found.update(database.rows(sql, (owner, *part)))
+    return found
+
+
+def put_records(
+    database: Database,
+    scope: Scope,
+    given: Sequence[Mapping[str, Any]],
+    store: str,
+    now: datetime,
+) -> int:
+    """Store exported records in one transaction; those that are there already are passed over.
+
+    `store` is the name of the store they were exported from.
+    """
+    with database.write() as db:
+        owner = owner_seq(db, scope)
+        put = _Putter(database, scope, owner, store, now)
+        for one in given:
+            kind = one.get("type")
+            if kind not in _Putter.KINDS:
+                raise FormatError(
+                    "this export has a record of an unknown type",
+                    value=kind,
+                    allowed=", ".join(_Putter.KINDS),
+                )
+            try:
+                getattr(put, str(kind))(one)
+            except (KeyError, TypeError) as problem:
+                raise FormatError(
+                    f"a record of type {kind} is not complete: {problem}", value=dict(one)
+                ) from None
+        if put.count:
+            record(db, owner, "import", f"{put.count} records", now)
+    return put.count
+
+
+class _Putter:
+    """Stores records one by one, translating the ids of the file into those of this store."""
+
+    KINDS = ("turn", "item", "link", "change")
+
+    def __init__(
+        self, database: Database, scope: Scope, owner: int, store: str, now: datetime
+    ) -> None:
+        self.database, self.scope, self.owner, self.now = database, scope, owner, now
+        self.store, self.is_own = store, database.meta("store") == store
+        self.count = 0
+
+    def turn(self, one: Mapping[str, Any]) -> None:
+        if self._seq("turns", one["id"]) is not None:
+            return
+        message = {key: one.get(key) for key in ("role", "content", "name", "time", "metadata")}
+        draft = drafts(message, now=self.now, assumed=UTC)[0]
+        draft.origin, draft.zone_assumed = self._origin(one["id"]), bool(one.get("zone_assumed"))
+        place = Scope(
+            tenant=self.scope.tenant,
+            user=self.scope.user,
+            agent=one.get("agent"),
+            session=one.get("session"),
+        )
+        recorded = one.get("recorded_at")
+        learned = self.now if recorded is None else datetime.fromisoformat(recorded)
+        insert_turns(self.database, self.owner, place, [draft], learned)
+        self.count += 1
+
+    def item(self, one: Mapping[str, Any]) -> None:
+        if self._seq("items", one["id"]) is not None:
+            return
+        place = replace(self.scope, agent=one.get("agent"), session=one.get("session"))
+        item = self._translated(one)
+        insert_item(self.database, self.owner, place, item, origin=self._origin(one["id"]))
+        self.count += 1
+
+    def link(self, one: Mapping[str, Any]) -> None:
+        source, target = self._seq("items", one["source"]), self._seq("items", one["target"])
+        if source is None or target is None:
+            return
+        at = to_micros(datetime.fromisoformat(one["recorded_at"]))
+        db, relation, by = self.database.connection, str(one["relation"]), str(one["made_by"])
+        self.count += insert_link(db, self.owner, source, relation, target, by, at)
+
+    def change(self, one: Mapping[str, Any]) -> None:
+        item = self._seq("items", one["item"])
+        at = to_micros(datetime.fromisoformat(one["at"]))
+        db, action = self.database.connection, str(one["action"])
+        before, after = (
+            rows.item_json(None if one[side] is None else self._translated(one[side]))
+            for side in ("before", "after")
+        )
+        same = "SELECT 1 FROM changes WHERE item = ? AND at = ? AND action = ? AND after IS ?"
+        if item is None or db.execute(same, (item, at, action, after)).fetchone():
+            return
+        seq = self.database.next_seq("changes")
+        undone = None if one.get("undone_by") is None else seq  # undone, by which is not kept
+        db.execute(
+            "INSERT INTO changes (seq, owner, item, batch, action, before, after, made_by, reason, "
+            "at, undone_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, self.owner, item, seq, action, before, after, one["made_by"], one["reason"], at)
+            + (undone,),
+        )
+        self.count += 1
+
+    def _translated(self, one: Mapping[str, Any]) -> Item:
+        item = rows.item_from_record(one)
+        sources = [self._seq("turns", id) for id in item.sources]
+        seq = self._seq("items", item.id)
+        return replace(
+            item,
+            id="" if seq is None else rows.item_id(seq),
+            sources=tuple(rows.turn_id(turn) for turn in sources if turn is not None),
+        )
+
+    def _origin(self, id: object) -> str:
+        return f"{self.store}:{id}"
+
+    def _seq(self, table: str, id: object) -> int | None:
+        """Return the number here of a row there: its own at home, else by its origin."""
+        if self.is_own:
+            seq = rows.seq_of(str(id), table[0])
+            sql = f"SELECT seq FROM {table} WHERE owner = ? AND seq = ?"
+            row = self.database.one(sql, (self.owner, seq))
+            if row is not None:
+                return int(row[0])
+        origin = self._origin(id)
+        return origins(self.database, table, self.owner, [origin]).get(origin)
