@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _END = ".block"
+_TABLE_BYTES = 512  # of a block's table without names, tensors and meta; really about 300
+_TENSOR_BYTES = 64  # of one tensor in it: dtype, offset, punctuation
 
 
 class DiskTier:
@@ -83,10 +86,13 @@ class DiskTier:
             StorageError: if the disk is full; what was there stays.
         """
         size = sum(round_up(t.numel() * t.element_size(), 64) for t in tensors.values())
+        words = sum(len(json.dumps(key)) for key in tensors) + 2 * len(json.dumps(name))
+        table = _TABLE_BYTES + words + len(json.dumps(dict(meta or {})))
+        table += sum(_TENSOR_BYTES + 21 * tensor.dim() for tensor in tensors.values())
         with self._lock:
-            # Page 0, the tensors, and a table that the file's real size corrects.
-            estimate = ALIGN + round_up(size) + ALIGN
-            lease = self._ledger.reserve(f"{self._owner}/{name}", self._tier, estimate, kind)
+            # An upper bound, so that setting the true size below cannot fail.
+            most = ALIGN + round_up(size) + round_up(table)
+            lease = self._ledger.reserve(f"{self._owner}/{name}", self._tier, most, kind)
             path = self._path(name)
             try:
                 with BlockWriter(path, {"block": name}) as writer:
@@ -100,11 +106,7 @@ class DiskTier:
                 self._stores.pop(name).close()
             self._leases[name] = lease
             self._stores[name] = BlockStore(path, direct=self._direct)
-            try:
-                lease.commit(round_up(path.stat().st_size))
-            except BaseException:
-                self.delete(name)
-                raise
+            lease.commit(round_up(path.stat().st_size))
             return self.block(name)
 
     def get(self, name: str) -> dict[str, Tensor]:
