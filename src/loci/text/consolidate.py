@@ -15,12 +15,14 @@ Numbers, names and dates must be equal before two values count as the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 
 from loci.core.item import Add, Candidate, Edit, Item, Retire, Revise
 from loci.text.extract import ANY
+from loci.text.phrases import PARTNERS
 from loci.text.slots import slot_of
 from loci.text.stem import stems, tokens
 
@@ -51,7 +53,7 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
     `neighbours` are items of the slots named by `related`, or found by similar words; items about
     other subjects are left alone.
     """
-    mine = [i for i in neighbours if i.is_live and i.subject == candidate.subject]
+    mine = [i for i in neighbours if _holds(i) and i.subject == candidate.subject]
     same_slot = [i for i in mine if i.predicate and _same_slot(candidate, i)]
     if candidate.ends:
         return _end(candidate, same_slot, made_by)
@@ -59,7 +61,7 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
     for item in same_slot:
         if same_value(candidate.object, item.object) or candidate.text == item.text:
             return [_confirm(candidate, item, made_by)]
-    for item in [i for i in neighbours if i.is_live and i.text.lower() == candidate.text.lower()]:
+    for item in [i for i in neighbours if _holds(i) and i.text.lower() == candidate.text.lower()]:
         return [_confirm(candidate, item, made_by)]
     if candidate.many:
         for item in same_slot:
@@ -98,6 +100,8 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
 def related(candidate: Candidate) -> list[str]:
     """Return the predicates whose items `decide` must see."""
     predicate = candidate.predicate or ""
+    if predicate.partition(":")[0] == "partner":
+        return ["partner", "partner:status", *(f"partner:{word}" for word in sorted(PARTNERS))]
     return [predicate, *_OPPOSITE.get(predicate, ())]
 
 
@@ -113,6 +117,92 @@ def operation(candidate: Candidate, edits: Sequence[Edit]) -> Operation:
         if isinstance(edit, Revise):
             return Operation.NOOP if edit.reason == "said again" else Operation.UPDATE
     return Operation.NOOP
+
+
+def reconcile(
+    candidates: Sequence[Candidate],
+    neighbours: Callable[[Candidate], Sequence[Item]],
+    made_by: str = "rules",
+) -> list[Edit]:
+    """Return the edits of many candidates in order, each seeing what those before it did.
+
+    An item that is added and ended within one call is added with its end.
+    """
+    edits: list[Edit] = []
+    fresh: dict[str, Item] = {}  # by a provisional id, the position of its Add in `edits`
+    changed: dict[str, Item] = {}
+    for candidate in candidates:
+        known = [changed.get(item.id, item) for item in neighbours(candidate)]
+        known += [i for i in fresh.values() if i.subject == candidate.subject]
+        for edit in decide(candidate, known, made_by):
+            if isinstance(edit, Add):
+                _draft(edit.candidate, edits, fresh, edit)
+            elif isinstance(edit, Retire):
+                if edit.id in fresh:
+                    item = fresh[edit.id]
+                    fresh[edit.id] = replace(item, valid_to=edit.at, retired_at=edit.at)
+                    place = int(edit.id.removeprefix(_PENDING))
+                    added = edits[place]
+                    if isinstance(added, Add):
+                        ended = replace(added.candidate, valid_to=edit.at)
+                        edits[place] = replace(added, candidate=ended)
+                    elif isinstance(added, Retire) and added.superseded_by is not None:
+                        ended = replace(added.superseded_by, valid_to=edit.at)
+                        edits[place] = replace(added, superseded_by=ended)
+                    if edit.superseded_by is not None:
+                        made = edit.superseded_by
+                        _draft(
+                            made,
+                            edits,
+                            fresh,
+                            Add(candidate=made, made_by=made_by, reason=edit.reason),
+                        )
+                    continue
+                old = next(i for i in known if i.id == edit.id)
+                changed[edit.id] = replace(old, retired_at=edit.at or candidate.valid_from)
+                if edit.superseded_by is not None:
+                    _draft(edit.superseded_by, edits, fresh, edit)
+                else:
+                    edits.append(edit)
+            elif isinstance(edit, Revise) and edit.id in fresh:
+                place = int(edit.id.removeprefix(_PENDING))
+                added, told = edits[place], edit.candidate
+                item = fresh[edit.id]
+                told = replace(told, sources=tuple(dict.fromkeys((*item.sources, *told.sources))))
+                fresh[edit.id] = replace(
+                    item, text=told.text, object=told.object, sources=told.sources
+                )
+                if isinstance(added, Add):
+                    edits[place] = replace(added, candidate=told)
+                elif isinstance(added, Retire):
+                    edits[place] = replace(added, superseded_by=told)
+            else:
+                edits.append(edit)
+    return edits
+
+
+_PENDING = "pending-"
+
+
+def _draft(made: Candidate, edits: list[Edit], fresh: dict[str, Item], edit: Edit) -> None:
+    id = f"{_PENDING}{len(edits)}"
+    edits.append(edit)
+    fresh[id] = Item(
+        id=id,
+        text=made.text,
+        subject=made.subject,
+        predicate=made.predicate,
+        object=made.object,
+        entities=made.entities,
+        sources=made.sources,
+        valid_from=made.valid_from,
+        valid_to=made.valid_to,
+    )
+
+
+def _holds(item: Item) -> bool:
+    """Live, and not a past that was told as such."""
+    return item.is_live and item.valid_to is None
 
 
 def same_value(left: str | None, right: str | None) -> bool:

@@ -621,9 +621,9 @@ _Made = Candidate | list[Candidate | None] | None
 _Rule = Callable[[_Clause, "re.Match[str]"], _Made]
 
 
-def _take(predicate: str, group: str = "o", **options: bool) -> _Rule:
+def _take(predicate: str, *, ends: bool | None = None) -> _Rule:
     def rule(clause: _Clause, match: re.Match[str]) -> _Made:
-        return clause.fact(predicate, match[group], **options)
+        return clause.fact(predicate, match["o"], ends=ends)
 
     return rule
 
@@ -766,7 +766,7 @@ def _have(clause: _Clause, match: re.Match[str]) -> _Made:
                 return clause.fact("partner:" + noun, head)
             return clause.fact("partner:" + noun, name, keep_time=True)
         facts: list[Candidate | None] = []
-        names = [name] if name else [None]
+        names: list[str | None] = [name] if name else [None]
         if name and called:
             more = re.match(rf"\s*(?:,|and|&)\s*(?P<more>{_NAME})", value[called.end() :])
             if more:

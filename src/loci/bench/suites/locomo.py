@@ -1,0 +1,210 @@
+"""LoCoMo: long two-person conversations with questions that cite the turns they rest on.
+
+A. Maharana et al., "Evaluating Very Long-Term Conversational Memory of LLM Agents", 2024,
+arXiv:2402.17753. The data is for non-commercial use and is not shipped: give a path to the file.
+
+What is counted needs no judge: whether the cited turns stand behind the first hits. A hit may rest
+on several turns, so the number of distinct turns shown is reported beside every recall, and a hit
+counts at most `per_hit` of its sources.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any  # the file is JSON
+
+from loci.bench.metrics import all_at, any_at, mean_of, percentile, recall_at, wilson
+from loci.core.item import Hit, Turn
+from loci.core.ports import Embedder
+from loci.errors import FormatError
+from loci.methods.recall.base import Query, Recall
+from loci.testing.recall import DictView
+
+CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
+_DIA = re.compile(r"D:?(\d+):0*(\d+)")
+_DATE = "%I:%M %p on %d %B, %Y"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question; `evidence` are references of turns that exist in its conversation."""
+
+    text: str
+    answer: str
+    category: int
+    evidence: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One conversation: its sessions in order of number, each a list of turns, and questions."""
+
+    id: str
+    sessions: tuple[tuple[Turn, ...], ...]
+    questions: tuple[Question, ...]
+
+
+def load(data: Path) -> list[Conversation]:
+    """Return the conversations of a LoCoMo file, or of the first such file in a folder.
+
+    A picture counts by its caption. The reference of a turn ("D1:3") is in its metadata.
+
+    Raises:
+        FormatError: if the file does not look like LoCoMo.
+    """
+    path = data
+    if data.is_dir():
+        found = sorted(data.glob("*.json"))
+        if not found:
+            raise FormatError("no LoCoMo file in this folder", value=str(data), allowed="*.json")
+        path = found[0]
+    try:
+        samples = json.loads(path.read_text(encoding="utf-8"))
+        return [_conversation(sample) for sample in samples]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise FormatError(
+            f"cannot read {path.name} as LoCoMo ({problem})",
+            allowed='a list of samples with "conversation" and "qa"',
+        ) from None
+
+
+def _conversation(sample: dict[str, Any]) -> Conversation:
+    talk = sample["conversation"]
+    numbers = sorted(
+        int(key.split("_")[1])
+        for key, value in talk.items()
+        if re.fullmatch(r"session_\d+", key) and isinstance(value, list)
+    )
+    sessions = []
+    refs: set[str] = set()
+    for number in numbers:
+        said = datetime.strptime(talk[f"session_{number}_date_time"].title(), _DATE)
+        turns = []
+        for place, entry in enumerate(talk[f"session_{number}"]):
+            text = entry["text"]
+            if caption := entry.get("blip_caption"):
+                text = f"{text} [shares a picture: {caption}]".strip()
+            refs.add(entry["dia_id"])
+            turns.append(
+                Turn(
+                    id=f"{sample['sample_id']}/{entry['dia_id']}",
+                    role="user",
+                    name=entry["speaker"],
+                    content=text,
+                    time=said.replace(tzinfo=UTC),
+                    session=f"s{number}",
+                    metadata={"ref": entry["dia_id"]},
+                    position=place,
+                )
+            )
+        sessions.append(tuple(turns))
+    questions = [
+        Question(
+            text=entry["question"],
+            answer=str(entry.get("answer", "")),
+            category=entry["category"],
+            evidence=frozenset(
+                ref
+                for cited in entry["evidence"]
+                for ref in (f"D{a}:{b}" for a, b in _DIA.findall(cited))
+                if ref in refs
+            ),
+        )
+        for entry in sample["qa"]
+    ]
+    return Conversation(
+        id=sample["sample_id"], sessions=tuple(sessions), questions=tuple(questions)
+    )
+
+
+def refs_of(hits: Sequence[Hit], per_hit: int) -> list[str]:
+    """Return the references behind hits in order, at most `per_hit` each, none twice."""
+    shown: dict[str, None] = {}
+    for hit in hits:
+        for source in hit.sources[:per_hit]:
+            shown[str(source.metadata.get("ref", source.id))] = None
+    return list(shown)
+
+
+def asked(conversation: Conversation) -> Iterator[Question]:
+    """Yield the questions of categories 1 to 4 that have usable evidence."""
+    for question in conversation.questions:
+        if question.category in CATEGORIES and question.evidence:
+            yield question
+
+
+def run(
+    data: Path,
+    method: Recall,
+    embedder: Embedder | None = None,
+    *,
+    limit: int = 10,
+    per_hit: int = 1,
+    conversations: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Return recall of evidence by category, latency, and how much was shown.
+
+    Args:
+        limit: hits asked for; recall counts the turns behind them.
+        per_hit: most source turns that count of one hit.
+        conversations: only the first so many.
+    """
+    rows: dict[str, list[dict[str, float]]] = defaultdict(list)
+    seconds: list[float] = []
+    turn_count = remember_s = 0.0
+    for conversation in load(data)[:conversations]:
+        view = DictView(embedder=embedder)
+        began = time.perf_counter()
+        for session in conversation.sessions:
+            view.remember(session, method)
+            turn_count += len(session)
+        remember_s += time.perf_counter() - began
+        if embedder is not None:  # embed what waits before the clock starts
+            view.search_dense("", 1, "turn")
+            view.search_dense("", 1, "item")
+        for question in asked(conversation):
+            began = time.perf_counter()
+            hits = method.find(Query(text=question.text, limit=limit), view)
+            seconds.append(time.perf_counter() - began)
+            shown = refs_of(hits, per_hit)
+            row = {
+                "any": any_at(shown, question.evidence, len(shown)),
+                "all": all_at(shown, question.evidence, len(shown)),
+                "recall": recall_at(shown, question.evidence, len(shown)),
+                "turns_shown": float(len(shown)),
+                "words_shown": float(sum(len(hit.text.split()) for hit in hits)),
+            }
+            rows["all"].append(row)
+            rows[CATEGORIES[question.category]].append(row)
+        if progress is not None:
+            progress(f"{conversation.id}: {mean_of(rows['all'])['any']:.3f} so far")
+    figures: dict[str, Any] = {
+        "suite": "locomo",
+        "method": str(method),
+        "limit": limit,
+        "per_hit": per_hit,
+        "dense": embedder is not None,
+        "find_p50_s": percentile(seconds, 0.5),
+        "find_p95_s": percentile(seconds, 0.95),
+        "remember_s_per_turn": remember_s / max(turn_count, 1),
+    }
+    for name, entries in rows.items():
+        mean = mean_of(entries)
+        figures[name] = {
+            "questions": len(entries),
+            f"any@{limit}": mean.pop("any"),
+            f"all@{limit}": mean.pop("all"),
+            f"recall@{limit}": mean.pop("recall"),
+            **mean,
+        }
+        low, high = wilson(sum(row["any"] for row in entries), len(entries))
+        figures[name]["interval"] = [low, high]
+    return figures
