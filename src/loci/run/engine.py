@@ -342,7 +342,7 @@ class Session:
     def _ids_of(self, prompt: Any, raw: bool) -> list[int]:
         if isinstance(prompt, str):
             if raw:
-                return self.tokenizer.encode(prompt)
+                return self.tokenizer.prompt(prompt)
             return self.tokenizer.chat([{"role": "user", "content": prompt}])
         prompt = list(prompt)
         if prompt and isinstance(prompt[0], Mapping):
@@ -407,7 +407,7 @@ class Session:
             text += "" if is_end else stream.feed(token)
             is_last = is_end or stats.new_tokens >= room
             if is_last:
-                text += stream.flush()
+                text += stream.finish()
             cut = min((at for at in (text.find(word) for word in stop) if at >= 0), default=None)
             if cut is not None:
                 text, is_last = text[:cut], True

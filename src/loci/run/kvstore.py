@@ -67,21 +67,18 @@ class CodesSegment:
         clear: bool,
     ) -> None:
         self._codec, self._codes, self._head_dim = codec, codes, head_dim
-        self.tokens, self.positions_BKS, self.order, self.clear = (
-            tokens,
-            positions_BKS,
-            order,
-            clear,
-        )
+        self.tokens, self.order, self.clear = tokens, order, clear
+        self.positions_BKS: Tensor | None = positions_BKS
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield decoded keys (in stored order), values, and positions."""
         for start in range(0, self.tokens, TILE_TOKENS):
             stop = min(start + TILE_TOKENS, self.tokens)
             part = {name: codes[:, :, start:stop] for name, codes in self._codes.items()}
+            places = self.positions_BKS
             yield (
                 *self._codec.decode(part, self._head_dim),
-                self.positions_BKS[:, :, start:stop],
+                None if places is None else places[:, :, start:stop],
             )
 
 
@@ -304,12 +301,10 @@ class KVStore:
 
     def reorder(self, rows: Tensor) -> None:
         """Replace row i of the batch by row `rows[i]`, as beam search does."""
-        for name, tensor in self._tensors.items():
-            for layer in range(self.spec.layers) if tensor.dim() > 2 else (None,):
-                if layer is None:
-                    tensor.copy_(tensor.index_select(0, rows))
-                elif layer < tensor.shape[1]:  # layer by layer, so that little is copied at once
-                    tensor[:, layer] = tensor[:, layer].index_select(0, rows)
+        for tensor in self._tensors.values():
+            # Layer by layer, so that little is copied at once.
+            for part in tensor.unbind(1) if tensor.dim() > 2 else (tensor,):
+                part.copy_(part.index_select(0, rows))
 
     def fork(self) -> KVStore:
         """Return an independent copy, under the same ledger."""

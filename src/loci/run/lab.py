@@ -156,8 +156,8 @@ class Lab:
                 for text in texts:
                     ids = self.tokenizer.encode(text)[: self.context]
                     for seen in prefiller.probe(ids):
-                        assert seen.queries_BHTD is not None
-                        yield "queries", seen.layer, seen.queries_BHTD
+                        assert seen.queries is not None
+                        yield "queries", seen.layer, seen.queries
 
         try:
             yield walk()

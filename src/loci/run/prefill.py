@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 class Prefiller:
     """Runs tokens against one KV store; satisfies `loci.core.ports.Prefiller`.
 
-    Args:
+    Attributes:
         ids: the tokens the store was read from; methods that repeat the context need them.
     """
 
@@ -52,6 +52,8 @@ class Prefiller:
             out = self.runner.forward(
                 torch.tensor([part]), self._store, logits=logits if is_last else None
             )
+            if not is_last:
+                self._store.finish_chunk(self)
             if progress is not None:
                 progress(start + len(part), len(ids))
         return out  # type: ignore[return-value]  # None only when no logits were asked for

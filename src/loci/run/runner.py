@@ -151,7 +151,7 @@ class Runner:
             queries_BHTD = self._attention(
                 index, block, hidden_Nd, cos_sin_BTD, positions_BT, store
             )
-            yield Seen(layer=index, queries_BHTD=queries_BHTD, positions_BT=positions_BT)
+            yield Seen(layer=index, queries=queries_BHTD, positions=positions_BT)
             self._feed_forward(block, hidden_Nd)
 
     def _attention(
@@ -167,7 +167,7 @@ class Runner:
         rows, tokens = positions_BT.shape
         count, D, H, K = rows * tokens, spec.head_dim, spec.heads, spec.kv_heads
         normed_Nd = take("normed", hidden_Nd.shape)
-        self._rms(hidden_Nd, block["input_norm"], normed_Nd)
+        self._rms(hidden_Nd, _vector(block, "input_norm"), normed_Nd)
         flat = take("qkv", (count * (H + 2 * K) * D,))
         sizes = (count * H * D, count * K * D, count * K * D)
         q_N, k_N, v_N = (part.view(count, -1) for part in flat.split(sizes))
@@ -179,10 +179,10 @@ class Runner:
         )
         for part, name in ((q_N, "q_proj.bias"), (k_N, "k_proj.bias"), (v_N, "v_proj.bias")):
             if name in block:
-                part.add_(block[name])
+                part.add_(_vector(block, name))
         if spec.qk_norm:
-            self._rms(q_N.view(-1, D), block["q_norm"], q_N.view(-1, D))
-            self._rms(k_N.view(-1, D), block["k_norm"], k_N.view(-1, D))
+            self._rms(q_N.view(-1, D), _vector(block, "q_norm"), q_N.view(-1, D))
+            self._rms(k_N.view(-1, D), _vector(block, "k_norm"), k_N.view(-1, D))
         heads = take("heads", (count * (H + K) * D,))
         q_BHTD, k_BKTD = (
             part.view(rows, n, tokens, D)
@@ -203,14 +203,14 @@ class Runner:
         mixed_N.view(rows, tokens, H, D).copy_(o_BHTD.transpose(1, 2))
         matmul(mixed_N, block["o_proj"], out=normed_Nd, tile=self._tile(count))
         if "o_proj.bias" in block:
-            normed_Nd.add_(block["o_proj.bias"])
+            normed_Nd.add_(_vector(block, "o_proj.bias"))
         hidden_Nd.add_(normed_Nd)
         return q_BHTD
 
     def _feed_forward(self, block: Weights, hidden_Nd: Tensor) -> None:
         spec, count = self.spec, hidden_Nd.shape[0]
         normed_Nd = self._work.take("normed", hidden_Nd.shape)
-        self._rms(hidden_Nd, block["post_norm"], normed_Nd)
+        self._rms(hidden_Nd, _vector(block, "post_norm"), normed_Nd)
         flat = self._work.take("gate_up", (2 * count * spec.ffn,))
         gate_Nf, up_Nf = (part.view(count, spec.ffn) for part in flat.chunk(2))
         tile = self._tile(count)
@@ -269,6 +269,7 @@ class Runner:
         return self._work.take("tile", (elements,)) if elements else None
 
 
-def fresh_ledger() -> Ledger:
-    """Return a ledger without limits, for tests and benches that count but do not refuse."""
-    return Ledger({"dram": 2**62, "disk": 2**62, "gpu": 2**62})
+def _vector(block: Weights, name: str) -> Tensor:
+    tensor = block[name]
+    assert isinstance(tensor, Tensor), f"{name} is a vector and never packed"
+    return tensor

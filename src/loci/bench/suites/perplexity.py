@@ -1,0 +1,78 @@
+"""Perplexity on text that every machine has: Python's own help topics.
+
+Sequences of 512 tokens, every token after the first scored, none of them used for calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any  # results hold whatever JSON can hold
+
+import torch
+
+from loci.bench import texts
+from loci.bench.stats import mean
+from loci.bench.suite import Context
+from loci.methods import catalogue
+from loci.models.load import resolve
+from loci.run.lab import Lab
+
+ABOUT = "perplexity of the model, and of quantised forms of it, on Python's help topics"
+LENGTH, PIECES, QUICK_PIECES = 512, 8, 1
+CHARACTERS = 4000
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Return the perplexity of the model as packed and of each quantisation method named."""
+    count = QUICK_PIECES if context.quick else int(context.options.get("pieces", PIECES))
+    part = context.options.get("part", "test")
+    results: dict[str, Any] = {}
+    names = ("full", *context.methods)
+    fingerprint = ""
+    for index, name in enumerate(names):
+        pack = resolve(context.model, context.folder)
+        fingerprint = pack.spec.fingerprint
+        method: Any = None if name == "full" else catalogue.find(name, "quant")
+        repack = None if method is None else lambda _, weight, m=method: m.pack_one(weight)
+        lab = Lab(pack, context=LENGTH, repack=repack)
+        try:
+            losses = []
+            for text in texts.slices(texts.prose(), count, CHARACTERS, part):
+                losses.append(nll(lab, lab.tokenizer.encode(text)[:LENGTH]))
+            loss = mean(losses)
+            results[name] = {
+                "perplexity": math.exp(loss.value),
+                "low": math.exp(loss.low),
+                "high": math.exp(loss.high),
+                "weight_bytes": lab.ledger.by_kind("dram")["weights"],
+            }
+        finally:
+            lab.close()
+            pack.close()
+        context.progress(name, index + 1, len(names))
+    return {
+        "model": context.model,
+        "fingerprint": fingerprint,
+        "text": texts.digest(texts.prose()),
+        "part": part,
+        "scored_tokens": count * (LENGTH - 1),
+        "results": results,
+    }
+
+
+def nll(lab: Lab, ids: list[int]) -> float:
+    """Return the mean negative log-likelihood of ids[1:], nats per token."""
+    store = lab.store(max_tokens=len(ids))
+    try:
+        with lab.reading(store) as prefiller:
+            total = 0.0
+            for start in range(0, len(ids) - 1, 128):
+                part = ids[start : min(start + 128, len(ids) - 1)]
+                logits = prefiller.runner.forward(torch.tensor([part]), store, logits="all")
+                assert logits is not None
+                chances = torch.log_softmax(logits[0], dim=-1)
+                target = torch.tensor(ids[start + 1 : start + 1 + len(part)])[:, None]
+                total -= float(chances.gather(1, target).sum())
+    finally:
+        store.release()
+    return total / (len(ids) - 1)

@@ -1,0 +1,184 @@
+"""Loss: mean KL to the full model, in nats per token, on fixed text at fixed lengths.
+
+Every piece of text is read up to a prompt; the method then does its work, and the rest is read
+teacher-forced in short steps, so that each step sees what the method left of everything before.
+KL(full || method) is averaged over the tokens of a piece, then over pieces, with a bootstrap
+interval over pieces. Perplexities of the same tokens stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any  # results hold whatever JSON can hold
+
+import torch
+from torch import Tensor
+
+from loci.bench import texts
+from loci.bench.stats import mean
+from loci.bench.suite import Context
+from loci.core.method import Kind, Method
+from loci.errors import ParameterError
+from loci.methods import catalogue
+from loci.models.load import resolve
+from loci.run.lab import Lab
+
+ABOUT = "loss of KV and quantisation methods: mean KL to the full model, nats per token"
+PROMPT, REST, STEP = 768, 256, 16
+PIECES, QUICK_PIECES = 8, 1
+CHARACTERS = 6000  # of one piece; more than PROMPT + REST tokens of English
+DEFAULT = (
+    "kv_dtype=float16",
+    "bfp(bits=8)",
+    "bfp(bits=6)",
+    "bfp(bits=5)",
+    "bfp(bits=4)",
+    "groupwise(bits=8)",
+    "groupwise(bits=6)",
+    "groupwise(bits=4,group=64)",
+)
+HALF = "kv_dtype=float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One text as tokens, with the log-probabilities of the full model."""
+
+    ids: tuple[int, ...]
+    full_TV: Tensor
+
+
+def pieces_of(lab: Lab, count: int, part: str) -> list[tuple[int, ...]]:
+    """Return `count` pieces of PROMPT + REST tokens from one half of the text."""
+    found = []
+    for text in texts.slices(texts.prose(), count, CHARACTERS, part):
+        ids = lab.tokenizer.encode(text)[: PROMPT + REST]
+        if len(ids) < PROMPT + REST:
+            raise ParameterError("a piece of text is too short", value=len(ids))
+        found.append(tuple(ids))
+    return found
+
+
+def log_probs(
+    lab: Lab,
+    ids: Sequence[int],
+    chain: Sequence[Method] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    budget_bytes: int | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, int]:
+    """Return log-probabilities [REST, V] (float16 would lose the tail: float32) and bytes held."""
+    rows, held = [], 0
+    for logits, nbytes in lab.continuation(
+        ids, PROMPT, chain, step=STEP, dtype=dtype, budget_bytes=budget_bytes, seed=seed
+    ):
+        rows.append(torch.log_softmax(logits, dim=-1))
+        held = max(held, nbytes)
+    return torch.cat(rows), held
+
+
+def kl(full_TV: Tensor, other_TV: Tensor) -> float:
+    """Return the mean over tokens of KL(full || other) in nats."""
+    return float((full_TV.exp() * (full_TV - other_TV)).sum(-1).mean())
+
+
+def loss_of(full_TV: Tensor, ids: Sequence[int]) -> float:
+    """Return the mean negative log-likelihood of the tokens after the prompt."""
+    target_T1 = torch.tensor(ids[PROMPT:])[:, None]
+    return float(-full_TV.gather(1, target_T1).mean())
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Measure every method on the same pieces; return KL with intervals and bytes."""
+    part = context.options.get("part", "test")
+    count = QUICK_PIECES if context.quick else int(context.options.get("pieces", PIECES))
+    seed = context.seed
+    methods = context.methods or DEFAULT
+    pack = resolve(context.model, context.folder)
+    results: dict[str, dict[str, Any]] = {}
+    lab = Lab(pack, context=PROMPT + REST)
+    try:
+        pieces = pieces_of(lab, count, part)
+        chains = [name for name in methods if not _is_quant(name)]
+        full_nll: list[float] = []
+        rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chains}
+        done, total = 0, count * (len(chains) + 1) + count * 2 * (len(methods) - len(chains))
+        full_bytes = 0
+        for ids in pieces:
+            full_TV, full_bytes = log_probs(lab, ids)
+            full_nll.append(loss_of(full_TV, ids))
+            for name in chains:
+                chain, dtype = _chain(name)
+                other_TV, held = log_probs(
+                    lab, ids, chain, dtype=dtype, budget_bytes=_budget(context), seed=seed
+                )
+                rows[name].append((kl(full_TV, other_TV), loss_of(other_TV, ids), held))
+                done += 1
+                context.progress(name, done, total)
+        full = {"nll": mean(full_nll).to_json(), "kv_bytes": full_bytes}
+        for name in methods:
+            if name in rows:
+                results[name] = _summary(rows[name], "kv_bytes")
+            else:
+                results[name] = _quantised(context, lab, name, pieces)
+                done += 2 * count
+                context.progress(name, done, total)
+    finally:
+        lab.close()
+        pack.close()
+    return {
+        "model": context.model,
+        "fingerprint": pack.spec.fingerprint,
+        "text": texts.digest(texts.prose()),
+        "part": part,
+        "prompt_tokens": PROMPT,
+        "scored_tokens": REST * count,
+        "full": full,
+        "methods": results,
+    }
+
+
+def _quantised(
+    context: Context, full: Lab, name: str, pieces: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    method: Any = catalogue.find(name, "quant")
+    pack = resolve(context.model, context.folder)
+    lab = Lab(pack, context=PROMPT + REST, repack=lambda _, weight: method.pack_one(weight))
+    rows = []
+    try:
+        nbytes = lab.ledger.by_kind("dram")["weights"]
+        for ids in pieces:
+            full_TV, _ = log_probs(full, ids)
+            other_TV, _ = log_probs(lab, ids)
+            rows.append((kl(full_TV, other_TV), loss_of(other_TV, ids), nbytes))
+    finally:
+        lab.close()
+        pack.close()
+    return _summary(rows, "weight_bytes")
+
+
+def _summary(rows: Sequence[tuple[float, float, int]], what: str) -> dict[str, Any]:
+    return {
+        "kl": mean([row[0] for row in rows]).to_json(),
+        "nll": mean([row[1] for row in rows]).to_json(),
+        what: max(row[2] for row in rows),
+    }
+
+
+def _is_quant(name: str) -> bool:
+    return name != HALF and "|" not in name and catalogue.find(name).about.kind is Kind.QUANT
+
+
+def _chain(name: str) -> tuple[tuple[Method, ...], torch.dtype]:
+    if name == HALF:
+        return (), torch.float16
+    return catalogue.parse_chain(name, "kv"), torch.float32
+
+
+def _budget(context: Context) -> int | None:
+    from loci.units import parse_bytes
+
+    size = context.options.get("kv")
+    return parse_bytes(size) if size else None

@@ -1,0 +1,487 @@
+"""Memory: what was said and what follows from it, kept in a file and found again.
+
+    with Memory("ada.db") as memory:
+        memory.add("I'm allergic to nuts", user="ada")
+        for hit in memory.search("what must Ada not eat?", user="ada"):
+            print(hit.text, hit.sources)
+
+`add` and lexical search load no model. Nothing is acknowledged before it is on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal  # JSON values
+
+from loci.core.clock import SystemClock
+from loci.core.item import Edit, Hit, Item, Scope, Turn
+from loci.core.ports import Clock, Embedder, Llm
+from loci.errors import MethodError, ParameterError
+from loci.methods.recall.base import Query, Recall, RecallPorts
+from loci.run import memory_files
+from loci.store import open_store
+from loci.store.base import Erased
+from loci.store.changes import Change
+from loci.store.messages import drafts, json_text, key_text, plain_text
+from loci.store.rows import source_of
+from loci.store.search import Asked, View
+from loci.store.times import read_time, zone
+
+if TYPE_CHECKING:
+    from loci.store.vectors import Floats
+
+EMBED_AT_SEARCH = 2000
+"""How many waiting texts a search embeds first; the rest it ranks by words."""
+
+_BATCH = 64  # texts given to an embedder at once
+_MODES = ("hybrid", "lexical")
+# `list` means Memory.list inside the class.
+Listed = list[Item | Turn]
+Items = list[Item]
+Changes = list[Change]
+Edits = list[Edit]
+Users = list[str]
+_KINDS = ("fact", "note", "turn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddResult:
+    """What one `add` stored: the turns, and the items they changed or made."""
+
+    turns: tuple[Turn, ...]
+    items: tuple[Item, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+
+class Hits(list[Hit]):
+    """Hits, best first. `pending` counts texts that were ranked by words only."""
+
+    def __init__(self, hits: Iterable[Hit] = (), *, pending: int = 0) -> None:
+        super().__init__(hits)
+        self.pending = pending
+
+    @property
+    def hits(self) -> list[Hit]:
+        """The hits as a plain list."""
+        return list(self)
+
+
+class Memory:
+    """A memory in a file; of one tenant, of any number of users.
+
+    Args:
+        url: a path, or a URL such as "sqlite:///ada.db". Made with mode 0600 if it is new.
+        embedder: any object with `encode(texts)`; without one, search works by words.
+        recall: the method that draws facts and finds them again; None is Mem0.
+        llm: a model for methods that ask for one.
+        tz: zone of times that come without; they are recorded as assumed.
+        extract: whether `add` draws facts from messages unless told otherwise.
+        busy_s: how long to wait for another process that writes.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        embedder: Embedder | None = None,
+        recall: Recall | None = None,
+        llm: Llm | None = None,
+        clock: Clock | None = None,
+        tz: str = "UTC",
+        tenant: str = "local",
+        extract: bool = True,
+        busy_s: float = 10.0,
+    ) -> None:
+        self.tenant = key_text(tenant, "tenant")
+        self.clock = clock or SystemClock()
+        self.zone = zone(tz)
+        self.extract = extract
+        self.embedder = embedder
+        self._recall = recall
+        self._ports = RecallPorts(llm=llm, embedder=embedder)
+        self.store = open_store(url, busy_s=busy_s)
+
+    @property
+    def recall(self) -> Recall:
+        """The method that draws facts and finds them again."""
+        if self._recall is None:
+            from loci.methods.recall.mem0 import Mem0
+
+            self._recall = Mem0()
+        return self._recall
+
+    def add(
+        self,
+        messages: str | bytes | Mapping[str, Any] | Sequence[Any],
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        time: datetime | str | None = None,
+        tz: str | None = None,
+        infer: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> AddResult:
+        """Remember messages; when this returns, they are on the disk.
+
+        Args:
+            messages: text, one message, or a list of {"role", "content"} with, if wanted, "name",
+                "metadata" and "time".
+            time: when it was said, unless a message has its own; now if not given.
+            infer: whether to draw facts; False stores the messages alone, which are still found.
+            metadata: laid under the metadata of each message; comes back with every hit.
+
+        Raises:
+            ParameterError: if a message is empty, too long, or not as described.
+            BusyError: if another process writes for too long; nothing was stored then.
+            StorageError: if the disk is full; nothing was stored then.
+        """
+        made = drafts(
+            messages,
+            now=self.clock.now(),
+            time=time,
+            assumed=self.zone if tz is None else zone(tz),
+            metadata=metadata,
+        )
+        return self._store(self._scope(user, agent, session), made, infer)
+
+    def add_many(
+        self,
+        messages: Sequence[Any],
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        time: datetime | str | None = None,
+        vectors: Floats | None = None,
+        made_by: str = "given",
+    ) -> AddResult:
+        """Remember many messages as they are, in one transaction; no facts are drawn.
+
+        Args:
+            vectors: float32 [messages, width], when they were embedded elsewhere.
+            made_by: names what made the vectors; an embedder's fingerprint.
+        """
+        added = self.add(messages, user=user, agent=agent, session=session, time=time, infer=False)
+        if vectors is not None:
+            owner = self.store.owner(self._scope(user)) or 0
+            entries = [(0, int(turn.id[1:]), owner) for turn in added.turns]
+            self.store.put_vectors(entries, vectors, made_by)
+        return added
+
+    def search(
+        self,
+        query: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        limit: int = 10,
+        as_of: datetime | str | None = None,
+        known_at: datetime | str | None = None,
+        filters: Mapping[str, Any] | None = None,
+        kinds: str | Sequence[str] | None = None,
+        mode: Literal["hybrid", "lexical"] = "hybrid",
+    ) -> Hits:
+        """Return what answers the query, best first; sees every acknowledged add.
+
+        Args:
+            as_of: what held in the world at that time, and was said until then.
+            known_at: what the memory believed at that time.
+            filters: see `loci.store.filters`, for example {"metadata.ref": "D1:3"}.
+            kinds: "fact", "note", "turn", or several; all if not given.
+            mode: "lexical" leaves meaning out and loads no model.
+        """
+        text = key_text(query, "the query")
+        if mode not in _MODES:
+            raise ParameterError("unknown mode", value=mode, allowed=", ".join(_MODES))
+        count = _limit(limit)
+        asked = self._asked(as_of, known_at, filters)
+        scope = self._scope(user, agent, session)
+        owner = self.store.owner(scope)
+        wanted = _kinds(kinds)
+        if owner is None:
+            self._view(scope, asked)  # a bad filter is refused here too
+            return Hits()
+        dense = mode == "hybrid" and self.embedder is not None
+        pending = self._embed(owner, EMBED_AT_SEARCH) if dense else 0
+        view = self._view(scope, asked, dense=dense)
+        # A turn behind a fact is no hit of its own; ask for more, so that enough are left.
+        found = self.recall.find(
+            Query(text=text, limit=2 * count, kinds=wanted, lexical=not dense), view
+        )
+        return Hits(_without_doubles(found, view)[:count], pending=pending)
+
+    def get(self, id: str, *, user: str | None = None) -> Item | Turn:
+        """Return an item or a turn by its id.
+
+        Raises:
+            NotFoundError: if this user (or tenant) has none with this id.
+        """
+        view = self._view(self._scope_of(id, user), Asked())
+        return view.turn(id) if str(id).startswith("t") else view.item(id)
+
+    def list(
+        self,
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        kinds: str | Sequence[str] | None = None,
+        filters: Mapping[str, Any] | None = None,
+        as_of: datetime | str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> Listed:
+        """Return what is known, newest first: facts and notes, or turns with kinds="turn"."""
+        wanted = _kinds(kinds) or ("fact", "note")
+        asked = self._asked(as_of, None, filters)
+        view = self._view(self._scope(user, agent, session), asked)
+        found: Listed = []
+        if set(wanted) & {"fact", "note"}:
+            ids = view.listed("item", _limit(limit) + offset)
+            found += [item for item in view.items(ids).values() if item.kind in wanted]
+        if "turn" in wanted:
+            found += view.turns(view.listed("turn", _limit(limit) + offset)).values()
+        return found[offset : offset + limit]
+
+    def note(
+        self,
+        text: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Item:
+        """Remember a text as it is given, as a note that no rule will change."""
+        json_text(metadata)
+        item = Item(
+            id="",
+            text=key_text(text, "the note"),
+            kind="note",
+            made_by="person",
+            metadata=dict(metadata or {}),
+        )
+        scope = self._scope(user, agent, session)
+        return self.store.change(scope, item, "add", "", self.clock.now())
+
+    def edit(self, id: str, text: str, *, user: str | None = None, reason: str = "") -> Item:
+        """Write an item anew by a person's hand; the old text stays in its history."""
+        before = self._item(id, user)
+        after = replace(before, text=key_text(text, "the text"), made_by="person")
+        after = replace(after, subject=None, predicate=None, object=None)
+        return self.store.change(
+            self._scope_of(id, user), after, "edit", plain_text(reason, "reason"), self.clock.now()
+        )
+
+    def retire(
+        self,
+        id: str,
+        *,
+        at: datetime | str | None = None,
+        user: str | None = None,
+        reason: str = "",
+    ) -> Item:
+        """Stop believing an item, from `at` on in the world; `undo` brings it back."""
+        before, now = self._item(id, user), self.clock.now()
+        if not before.is_live:
+            return before
+        end = now if at is None else read_time(at, self.zone)[0]
+        after = replace(before, retired_at=now, valid_to=end)
+        return self.store.change(self._scope_of(id, user), after, "retire", reason, now)
+
+    def history(self, id: str, *, user: str | None = None) -> Changes:
+        """Return all changes of an item, oldest first."""
+        return self.store.history(self._scope_of(id, user), id)
+
+    def undo(self, id: str, *, user: str | None = None) -> Items:
+        """Take back a change by its id, or the last change of an item; returns the items now."""
+        return self.store.undo(self._scope_of(id, user), id, self.clock.now())
+
+    def forget(self, id: str, *, user: str | None = None, dry_run: bool = False) -> Erased:
+        """Erase an item or a turn, what was derived from it, and the sentences it came from.
+
+        Returns:
+            What went (or would go, with `dry_run`), how often its bytes were still found in the
+            files of the store, and what erasing cannot reach.
+        """
+        scope = self._scope_of(id, user)
+        return self.store.forget(scope, id, self.clock.now(), dry_run=dry_run)
+
+    def export(self, path: str | Path, *, user: str | None = None) -> int:
+        """Write one user's memory as JSON lines, mode 0600; returns the number of records."""
+        return memory_files.export(self.store, self.tenant, self._one_user(user), Path(path))
+
+    def import_(
+        self,
+        path: str | Path,
+        format: str = "auto",
+        *,
+        user: str | None = None,
+        infer: bool | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Add an export of Loci or a LoCoMo file; what is there already is passed over.
+
+        Returns:
+            How many records or turns were new.
+        """
+        return memory_files.import_(
+            self, Path(path), format, user=user, infer=infer, progress=progress
+        )
+
+    def wait(self) -> int:
+        """Embed all that waits for it; returns how many texts that were."""
+        before = self.store.count_pending(None) if self.embedder is not None else 0
+        while self.embedder is not None and self._embed(None, EMBED_AT_SEARCH):
+            pass
+        return before
+
+    def reembed(self) -> int:
+        """Make all vectors anew with this memory's embedder; returns how many."""
+        self.store.drop_vectors()
+        return self.wait()
+
+    def users(self) -> Users:
+        """Return the users of this tenant."""
+        return self.store.users(self.tenant)
+
+    def counts(self, *, user: str) -> dict[str, int]:
+        """Return how many turns, items and retired items a user has."""
+        return self.store.counts(self._scope(user))
+
+    def close(self) -> None:
+        """Close the file; closing twice is fine."""
+        self.store.close()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _store(self, scope: Scope, made: Sequence[Any], infer: bool | None) -> AddResult:
+        draws = self.extract if infer is None else infer
+        added = self.store.add(scope, made, self._revise if draws else None, self.clock.now())
+        return AddResult(turns=added.turns, items=added.items, edits=added.edits)
+
+    def _revise(self, turns: Sequence[Turn], view: View) -> Edits:
+        return self.recall.revise(turns, view, self._ports)
+
+    def _scope(self, user: str, agent: str | None = None, session: str | None = None) -> Scope:
+        return Scope(
+            tenant=self.tenant,
+            user=key_text(user, "user"),
+            agent=None if agent is None else key_text(agent, "agent"),
+            session=None if session is None else key_text(session, "session"),
+        )
+
+    def _scope_of(self, id: str, user: str | None) -> Scope:
+        scope = self.store.scope_of(self.tenant, id)
+        if user is not None and scope.user != user:
+            from loci.store.rows import unknown
+
+            raise unknown(id)
+        return scope
+
+    def _item(self, id: str, user: str | None) -> Item:
+        return self._view(self._scope_of(id, user), Asked()).item(id)
+
+    def _one_user(self, user: str | None) -> str:
+        if user is not None:
+            return key_text(user, "user")
+        users = self.users()
+        if len(users) != 1:
+            raise ParameterError(
+                "an export is of one user", value=None, allowed=", ".join(users) or "no user yet"
+            )
+        return users[0]
+
+    def _asked(self, as_of: object, known_at: object, filters: object) -> Asked:
+        if filters is not None and not isinstance(filters, Mapping):
+            raise ParameterError("filters must be a dict", value=filters)
+        return Asked(
+            as_of=None if as_of is None else read_time(as_of, self.zone, "as_of")[0],
+            known_at=None if known_at is None else read_time(known_at, self.zone, "known_at")[0],
+            filters=dict(filters or {}),
+        )
+
+    def _view(self, scope: Scope, asked: Asked, *, dense: bool = False) -> View:
+        return self.store.view(
+            scope,
+            self.clock.now(),
+            asked=asked,
+            embed=self._encode_one if dense else None,
+            zone=self.zone,
+        )
+
+    def _encode_one(self, text: str) -> Floats:
+        return self._encode([text])[0]  # type: ignore[no-any-return]
+
+    def _encode(self, texts: Sequence[str]) -> Floats:
+        import numpy as np
+
+        if self.embedder is None:
+            raise MethodError("this memory has no embedder")
+        return np.asarray(self.embedder.encode(list(texts)), np.float32)
+
+    def _embed(self, owner: int | None, most: int) -> int:
+        """Embed up to `most` waiting texts; returns how many still wait."""
+        waiting = self.store.pending(owner, most)
+        for start in range(0, len(waiting), _BATCH):
+            part = waiting[start : start + _BATCH]
+            vectors = self._encode([text for *_, text in part])
+            entries = [(kind, seq, whose) for kind, seq, whose, _ in part]
+            self.store.put_vectors(entries, vectors, self._fingerprint())
+        return self.store.count_pending(owner) if len(waiting) == most else 0
+
+    def _fingerprint(self) -> str:
+        named = getattr(self.embedder, "fingerprint", None)
+        return str(named) if named else f"{type(self.embedder).__qualname__}"
+
+
+def _without_doubles(found: Sequence[Hit], view: View) -> list[Hit]:
+    """Return hits with their sources, no hit twice, no turn that stands behind a fact shown."""
+    items = view.items([hit.id for hit in found if not hit.sources and hit.kind != "turn"])
+    wanted = [id for item in items.values() for id in item.sources]
+    wanted += [hit.id for hit in found if not hit.sources and hit.kind == "turn"]
+    turns = view.turns(wanted)
+    complete: list[Hit] = []
+    for hit in found:
+        if not hit.sources:
+            ids = (hit.id,) if hit.kind == "turn" else items[hit.id].sources
+            known = tuple(source_of(turns[id]) for id in ids if id in turns)
+            hit = replace(hit, sources=known)
+        complete.append(hit)
+    behind = {source.id for hit in complete if hit.kind != "turn" for source in hit.sources}
+    shown: dict[str, Hit] = {}
+    for hit in complete:
+        if hit.id not in shown and not (hit.kind == "turn" and hit.id in behind):
+            shown[hit.id] = hit
+    return list(shown.values())
+
+
+def _limit(limit: object) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ParameterError("a limit is a whole number of at least 1", value=limit)
+    return limit
+
+
+def _kinds(kinds: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if kinds is None:
+        return None
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in wanted:
+        if kind not in _KINDS:
+            raise ParameterError("unknown kind", value=kind, allowed=", ".join(_KINDS))
+    return wanted
