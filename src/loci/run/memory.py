@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal  # JSON values
 from loci.core.clock import SystemClock
 from loci.core.item import Edit, Hit, Item, Scope, Turn
 from loci.core.ports import Clock, Embedder, Llm
-from loci.errors import MethodError, ParameterError
+from loci.errors import FingerprintError, MethodError, ParameterError
 from loci.methods.recall.base import Query, Recall, RecallPorts
 from loci.run import memory_files
 from loci.store import open_store
@@ -158,19 +158,19 @@ class Memory:
         session: str | None = None,
         time: datetime | str | None = None,
         vectors: Floats | None = None,
-        made_by: str = "given",
+        made_by: str | None = None,
     ) -> AddResult:
         """Remember many messages as they are, in one transaction; no facts are drawn.
 
         Args:
             vectors: float32 [messages, width], when they were embedded elsewhere.
-            made_by: names what made the vectors; an embedder's fingerprint.
+            made_by: names what made the vectors; this memory's embedder if not given.
         """
         added = self.add(messages, user=user, agent=agent, session=session, time=time, infer=False)
         if vectors is not None:
             owner = self.store.owner(self._scope(user)) or 0
             entries = [(0, int(turn.id[1:]), owner) for turn in added.turns]
-            self.store.put_vectors(entries, vectors, made_by)
+            self.store.put_vectors(entries, vectors, made_by or self._fingerprint())
         return added
 
     def search(
@@ -208,6 +208,8 @@ class Memory:
             self._view(scope, asked)  # a bad filter is refused here too
             return Hits()
         dense = mode == "hybrid" and self.embedder is not None
+        if dense:
+            self._check_embedder()
         pending = self._embed(owner, EMBED_AT_SEARCH) if dense else 0
         view = self._view(scope, asked, dense=dense)
         # A turn behind a fact is no hit of its own; ask for more, so that enough are left.
@@ -447,7 +449,20 @@ class Memory:
 
     def _fingerprint(self) -> str:
         named = getattr(self.embedder, "fingerprint", None)
-        return str(named) if named else f"{type(self.embedder).__qualname__}"
+        if named:
+            return str(named)
+        return "given" if self.embedder is None else type(self.embedder).__qualname__
+
+    def _check_embedder(self) -> None:
+        """Refuse to compare a question with vectors that another embedder made."""
+        have = self.store.meta("vectors.embedder")
+        if have is not None and have != self._fingerprint():
+            raise FingerprintError(
+                "the vectors of this memory were made by another embedder",
+                value=self._fingerprint(),
+                allowed=have,
+                way_out="memory.reembed() makes them anew with this one",
+            )
 
 
 def _without_doubles(found: Sequence[Hit], view: View) -> list[Hit]:

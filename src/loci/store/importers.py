@@ -91,7 +91,8 @@ def _sample(sample: Mapping[str, Any], user: str, zone: tzinfo) -> Iterator[Sess
         if not isinstance(turns, list) or not turns:
             continue
         said = locomo_time(str(talk.get(f"{key}_date_time", "")), zone).isoformat()
-        messages, origins = [], []
+        messages: list[dict[str, Any]] = []
+        origins: list[str] = []
         for turn in turns:
             text = str(turn.get("text") or "").strip()
             caption = turn.get("blip_caption")

@@ -180,8 +180,10 @@ class _Putter:
         db.execute(
             "INSERT INTO changes (seq, owner, item, batch, action, before, after, made_by, reason, "
             "at, undone_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (seq, self.owner, item, seq, action, before, after, one["made_by"], one["reason"], at)
-            + (undone,),
+            (
+                *(seq, self.owner, item, seq, action, before, after),
+                *(one["made_by"], one["reason"], at, undone),
+            ),
         )
         self.count += 1
 
