@@ -21,7 +21,6 @@ from torch import Tensor
 from loci.errors import ParameterError
 from loci.nn.kv import DenseSegment, KVView, Segment
 
-_NO_WINDOW = 2**62  # go by positions, with no limit of age
 TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
 
 # Shapes: B batch, H query heads, K key/value heads, G query heads per KV head, T queries,
@@ -61,26 +60,12 @@ def attend(
     groups = heads // view.heads
     queries = q if q.dtype == torch.float32 else q.float()
     grouped_BKGTD = queries.reshape(batch, view.heads, groups, count, size)
-    if window is not None and window != _NO_WINDOW and int(positions.max()) < window:
+    if window is not None and int(positions.max()) < window:
         window = None  # nothing can be that old yet
     masked = window is not None or pad is not None
-    total: tuple[Tensor, Tensor] | None = None
-    first = 0
-    for segment in view.segments:
-        if segment.tokens:
-            ordered = _in_order(grouped_BKGTD, segment)
-            if not masked and (segment.clear or _is_causal(segment)):
-                parts = _open(ordered, segment, scale)
-            else:
-                parts = _by_mask(ordered, segment, positions, pad, scale, window, first)
-            for part in parts:
-                total = part if total is None else merge(total, part)
-        first += segment.tokens
-    if total is None:
-        nothing = grouped_BKGTD.new_full(grouped_BKGTD.shape[:-1], -math.inf)
-        total = (torch.zeros_like(grouped_BKGTD), nothing)
-    o_BHTD = total[0].reshape(batch, heads, count, size)
-    lse_BHT = total[1].reshape(batch, heads, count)
+    o, lse = _merged(grouped_BKGTD, view, positions, pad, scale, window, masked)
+    o_BHTD = o.reshape(batch, heads, count, size)
+    lse_BHT = lse.reshape(batch, heads, count)
     if out is not None:
         out.copy_(o_BHTD)
         o_BHTD = out
@@ -115,8 +100,9 @@ def attention_mass(
     """
     batch, heads, count, size = q.shape
     grouped_BKGTD = q.float().reshape(batch, view.heads, -1, count, size)
-    _, lse_BHT = attend(q, view, positions=positions, scale=scale, window=_NO_WINDOW)
-    base_BKGT = torch.where(lse_BHT == -math.inf, 0.0, lse_BHT).view(grouped_BKGTD.shape[:-1])
+    # By positions throughout: these may be the last queries of a chunk that the view ends with.
+    _, lse_BKGT = _merged(grouped_BKGTD, view, positions, None, scale, None, True)
+    base_BKGT = torch.where(lse_BKGT == -math.inf, 0.0, lse_BKGT)
     masses, first = [], 0
     for segment in view.segments:
         ordered = _in_order(grouped_BKGTD, segment)
@@ -167,6 +153,33 @@ def attend_reference(
 
 
 # -- private ----------------------------------------------------------------------------------
+
+
+def _merged(
+    q_BKGTD: Tensor,
+    view: KVView,
+    positions_BT: Tensor,
+    pad_B: Tensor | None,
+    scale: float,
+    window: int | None,
+    masked: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attend to every segment and merge; `masked` goes by positions even where none is needed."""
+    total: tuple[Tensor, Tensor] | None = None
+    first = 0
+    for segment in view.segments:
+        if segment.tokens:
+            ordered = _in_order(q_BKGTD, segment)
+            if not masked and (segment.clear or _is_causal(segment)):
+                parts = _open(ordered, segment, scale)
+            else:
+                parts = _by_mask(ordered, segment, positions_BT, pad_B, scale, window, first)
+            for part in parts:
+                total = part if total is None else merge(total, part)
+        first += segment.tokens
+    if total is None:
+        return torch.zeros_like(q_BKGTD), q_BKGTD.new_full(q_BKGTD.shape[:-1], -math.inf)
+    return total
 
 
 def _is_causal(segment: Segment) -> bool:

@@ -131,11 +131,11 @@ class Bfp(Encode):
         blocks_BKTNn = x_BKTD.unflatten(-1, (-1, self.block))
         largest = blocks_BKTNn.abs().amax(dim=-1)
         exponents = (torch.frexp(largest).exponent - 1).clamp(min=LEAST)
-        steps = torch.ldexp(torch.ones_like(largest), exponents - self.bits + 2)
+        stored = torch.where(largest == 0, 0, exponents + BIAS).to(torch.uint8)
+        steps = self._steps(exponents + BIAS)
         top = 2 ** (self.bits - 1) - 1
         mantissas = (blocks_BKTNn / steps.unsqueeze(-1)).round_().clamp_(-top, top)
         rows = (mantissas + (top + 1)).to(torch.uint8).reshape(-1, x_BKTD.shape[-1])
-        stored = torch.where(largest == 0, 0, exponents + BIAS).to(torch.uint8)
         return pack_codes(rows, self.bits).view(*x_BKTD.shape[:-1], -1), stored
 
     def _unpack(self, packed: Tensor, exponents: Tensor, head_dim: int) -> Tensor:
@@ -147,8 +147,13 @@ class Bfp(Encode):
             flat = packed.reshape(-1, packed.shape[-1])
             packed = unpack_codes(flat, self.bits, head_dim).view(*packed.shape[:-1], head_dim)
         mantissas = packed.float().sub_(2 ** (self.bits - 1)).unflatten(-1, (-1, self.block))
-        scales = torch.ldexp(torch.ones(()), exponents.int() - (BIAS + self.bits - 2))
-        return mantissas.mul_(scales.unsqueeze(-1)).flatten(-2)
+        return mantissas.mul_(self._steps(exponents).unsqueeze(-1)).flatten(-2)
+
+    def _steps(self, stored: Tensor) -> Tensor:
+        """Return 2^(e - m + 2) of biased exponents, put together from the bits of a float32."""
+        import torch
+
+        return ((stored.int() - (self.bits - 2)).clamp_(min=0) << 23).view(torch.float32)
 
 
 def pair_order(energy: Tensor) -> Tensor:

@@ -1,0 +1,379 @@
+"""What every KV method must pass.
+
+def test_conformance():
+    for cls in catalogue.all_methods("kv"):
+        kv.check(cls())
+
+A method is always tested inside a store, on chunks of random keys, against an exact store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from loci.core.ledger import Ledger
+from loci.core.method import Method, Need, make
+from loci.core.spec import ModelSpec, Workload
+from loci.errors import ModelError, ParameterError
+from loci.methods.kv.base import (
+    Chain,
+    Encode,
+    Select,
+    budget_for,
+    predict_store,
+    store_plan,
+)
+from loci.nn.attend import attend
+from loci.nn.kv import Seen
+from loci.run.kvstore import KVStore
+
+SCALE = 0.25
+
+# Shapes: B batch, L layers, H query heads, K key/value heads, T tokens, D head size.
+
+
+def spec_of(layers: int = 2, kv_heads: int = 2, heads: int = 4, head_dim: int = 32) -> ModelSpec:
+    """Return a small model; by default two query heads share a KV head."""
+    return ModelSpec(
+        name="tiny",
+        layers=layers,
+        hidden=64,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=64,
+        vocab=50,
+        max_context=512,
+        fingerprint="blake2b:00",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Random queries, keys and values of a text, the same for every store that reads it."""
+
+    queries_LBHTD: Tensor
+    keys_LBKTD: Tensor
+    values_LBKTD: Tensor
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokens: int, batch: int = 1, seed: int = 0) -> Text:
+        """Return a text from a seed; a longer text of one seed does not start like a shorter."""
+        generator = Generator().manual_seed(seed)
+
+        def draw(heads: int) -> Tensor:
+            shape = (spec.layers, batch, heads, tokens, spec.head_dim)
+            return torch.randn(shape, generator=generator)
+
+        return cls(draw(spec.heads), draw(spec.kv_heads), draw(spec.kv_heads))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text."""
+        return self.keys_LBKTD.shape[3]
+
+
+@dataclass(eq=False)
+class FakePrefiller:
+    """Probes a store with the text's own queries, as if the model repeated it."""
+
+    store: KVStore
+    text: Text
+    ids: list[int] = field(default_factory=list)
+    probes: int = 0
+
+    def probe(self, ids: Sequence[int]) -> Iterator[Seen]:
+        """Yield, for each layer, the queries of the tokens whose numbers are in `ids`."""
+        self.probes += 1
+        rows, start = self.text.keys_LBKTD.shape[1], self.store.length
+        positions_BT = torch.arange(start, start + len(ids)).expand(rows, -1)
+        with self.store.trial():
+            for layer in range(self.store.spec.layers):
+                part = torch.tensor(list(ids))
+                self.store.append(
+                    layer,
+                    self.text.keys_LBKTD[layer][:, :, part],
+                    self.text.values_LBKTD[layer][:, :, part],
+                    positions_BT,
+                )
+                yield Seen(layer, self.text.queries_LBHTD[layer][:, :, part], positions_BT)
+
+
+def read(
+    store: KVStore, text: Text, start: int = 0, stop: int | None = None, chunk: int | None = None
+) -> tuple[Tensor, FakePrefiller]:
+    """Read tokens start..stop as a runner would; return attention [L, B, H, T, D], prefiller."""
+    stop = text.tokens if stop is None else stop
+    prefiller = FakePrefiller(store, text, list(range(start)))
+    outputs = []
+    rows = text.keys_LBKTD.shape[1]
+    for first in range(start, stop, chunk or store.chunk):
+        last = min(first + (chunk or store.chunk), stop)
+        positions_BT = torch.arange(first, last).expand(rows, -1)
+        layers = []
+        for layer in range(store.spec.layers):
+            q_BHTD = text.queries_LBHTD[layer][:, :, first:last]
+            view = store.append(
+                layer,
+                text.keys_LBKTD[layer][:, :, first:last],
+                text.values_LBKTD[layer][:, :, first:last],
+                positions_BT,
+            )
+            layers.append(attend(q_BHTD, view, positions=positions_BT, scale=SCALE)[0])
+            if store.wants_queries:
+                store.observe(layer, Seen(layer, q_BHTD, positions_BT))
+        store.advance(last - first)
+        outputs.append(torch.stack(layers))
+        prefiller.ids.extend(range(first, last))
+        store.finish_chunk(prefiller)
+    store.finish_prompt(prefiller)
+    return torch.cat(outputs, 3), prefiller
+
+
+def store_of(
+    chain: Chain,
+    *,
+    keep: int | None = None,
+    max_tokens: int = 200,
+    chunk: int = 16,
+    batch: int = 1,
+    seed: int = 0,
+    spec: ModelSpec | None = None,
+    dtype: torch.dtype = torch.float32,
+    ledger: Ledger | None = None,
+) -> KVStore:
+    """Return a store for tests; `keep` is the number of slots its budget has room for."""
+    spec = spec or spec_of()
+    budget = None
+    if keep is not None:
+        budget = budget_for(
+            spec,
+            chain,
+            keep,
+            max_tokens=max_tokens,
+            batch=batch,
+            dtype_bytes=dtype.itemsize,
+            chunk=chunk,
+        )
+    return KVStore(
+        spec,
+        chain,
+        max_tokens=max_tokens,
+        batch=batch,
+        dtype=dtype,
+        budget_bytes=budget,
+        chunk=chunk,
+        generator=Generator().manual_seed(seed),
+        ledger=ledger,
+    )
+
+
+def kept_positions(store: KVStore, layer: int = 0) -> Tensor:
+    """Return the positions a layer still holds, [B, K, S]."""
+    return store.view(layer).positions()
+
+
+def check(method: Method) -> None:
+    """Raise AssertionError unless the method keeps the rules of KV methods."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        check_bytes(method)
+        check_shapes(method)
+        check_unchanged_inputs(method)
+        check_rows(method)
+        check_repeatable(method)
+        check_snapshot(method)
+        check_half(method)
+        check_not_finite(method)
+        check_short(method)
+        if isinstance(method, Select):
+            check_room_enough(method)
+            check_evicts(method)
+        else:
+            assert isinstance(method, Encode)
+            check_codes(method)
+    assert not said.getvalue(), "a method prints nothing"
+    check_bad_parameters(type(method))
+
+
+def check_bytes(method: Method) -> None:
+    """Raise AssertionError unless predicted bytes are held bytes, always and to the last."""
+    spec = spec_of(layers=3, kv_heads=1, heads=3)
+    for keep, tokens in ((None, 70), (9, 70), (64, 70)):
+        keep = keep if isinstance(method, Select) else None
+        ledger = Ledger({"dram": 2**30})
+        store = store_of((method,), keep=keep, max_tokens=tokens, spec=spec, ledger=ledger)
+        predicted = predict_store(
+            spec, (method,), max_tokens=tokens, budget_bytes=store.budget_bytes, chunk=16
+        )
+        for stop in (50, tokens):
+            read(store, Text.of(spec, stop), start=store.length)
+            assert store.nbytes() == {"dram": predicted} and ledger.used("dram") == predicted
+            assert store.budget_bytes is None or predicted <= store.budget_bytes
+        store.release()
+        assert ledger.used("dram") == 0 and store.nbytes() == {"dram": 0}
+    held = method.predict(spec, Workload(context=64), 2**20).held["dram"]
+    assert held == predict_store(spec, (method,), max_tokens=64, budget_bytes=2**20, chunk=64), (
+        "the method's own prediction is not the store's"
+    )
+
+
+def check_shapes(method: Method) -> None:
+    """Raise AssertionError unless attention over the store has the right form."""
+    for spec in (spec_of(), spec_of(kv_heads=4), spec_of(kv_heads=1)):
+        store = store_of((method,), keep=_keep(method, 24), spec=spec)
+        text = Text.of(spec, 60)
+        o_LBHTD, _ = read(store, text)
+        assert o_LBHTD.shape == text.queries_LBHTD.shape and o_LBHTD.dtype == torch.float32
+        assert o_LBHTD.isfinite().all() and store.length == 60
+        places = kept_positions(store)
+        assert (places.diff(dim=-1) > 0).all(), "tokens are not in order"
+
+
+def check_unchanged_inputs(method: Method) -> None:
+    """Raise AssertionError if a store changes the tensors it is shown."""
+    text = Text.of(spec_of(), 60)
+    before = Text.of(spec_of(), 60)
+    read(store_of((method,), keep=_keep(method, 24)), text)
+    for name in ("queries_LBHTD", "keys_LBKTD", "values_LBKTD"):
+        assert torch.equal(getattr(text, name), getattr(before, name)), f"{name} was changed"
+
+
+def check_rows(method: Method) -> None:
+    """Raise AssertionError if rows of a batch see each other."""
+    if {Need.PROBE, Need.GENERATOR} & set(method.about.needs):
+        return  # one row at a time, or one stream of draws for all rows
+    text = Text.of(spec_of(), 60, batch=2)
+    both, _ = read(store_of((method,), keep=_keep(method, 24), batch=2), text)
+    for row in (0, 1):
+        part = Text(*(t[:, row : row + 1] for t in vars(text).values()))
+        alone, _ = read(store_of((method,), keep=_keep(method, 24)), part)
+        torch.testing.assert_close(both[:, row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def check_repeatable(method: Method) -> None:
+    """Raise AssertionError unless the same seed gives the same answer."""
+    text = Text.of(spec_of(), 60)
+    first, _ = read(store_of((method,), keep=_keep(method, 24), seed=3), text)
+    again, _ = read(store_of((method,), keep=_keep(method, 24), seed=3), text)
+    assert torch.equal(first, again), "same seed, other answer"
+
+
+def check_snapshot(method: Method) -> None:
+    """Raise AssertionError unless a store taken back reads on exactly like the one kept."""
+    spec, text = spec_of(), Text.of(spec_of(), 80)
+    store = store_of((method,), keep=_keep(method, 24), max_tokens=90)
+    read(store, text, stop=60)
+    tensors, meta = store.snapshot(ids=range(60))
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    twin = KVStore.restore(
+        spec, (method,), tensors, meta, ids=range(60), generator=Generator().manual_seed(9)
+    )
+    fork = store.fork()
+    for layer in range(spec.layers):
+        for other in (twin, fork):
+            ours, theirs = store.view(layer).dense(), other.view(layer).dense()
+            assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+            assert torch.equal(ours.positions, theirs.positions)
+    kept, _ = read(store, text, start=60)
+    back, _ = read(twin, text, start=60)
+    assert torch.equal(kept, back), "a restored store answers differently"
+    assert all(torch.equal(before[n], t) for n, t in tensors.items()), "a snapshot was changed"
+    assert store.nbytes() == twin.nbytes() == fork.nbytes() and fork.length == 60
+
+
+def check_half(method: Method) -> None:
+    """Raise AssertionError unless a float16 store answers much like a float32 one."""
+    text = Text.of(spec_of(), 30)
+    whole, _ = read(store_of((method,)), text)
+    half, _ = read(store_of((method,), dtype=torch.float16), text)
+    torch.testing.assert_close(half, whole, rtol=0.02, atol=0.02)
+
+
+def check_not_finite(method: Method) -> None:
+    """Raise AssertionError unless keys that are not finite are refused."""
+    for bad in (float("nan"), float("inf")):
+        text = Text.of(spec_of(), 16)
+        text.keys_LBKTD[1, 0, 0, 3, 5] = bad
+        try:
+            read(store_of((method,)), text)
+        except ModelError as error:
+            assert "layer 1 are not finite" in str(error), str(error)
+        else:
+            raise AssertionError("keys that are not finite were stored")
+
+
+def check_short(method: Method) -> None:
+    """Raise AssertionError unless prompts of one and of three tokens work."""
+    for tokens in (1, 3):
+        text = Text.of(spec_of(), tokens)
+        exact, _ = read(store_of(()), text)
+        ours, _ = read(store_of((method,), keep=_keep(method, 24)), text)
+        torch.testing.assert_close(ours, exact)
+
+
+def check_room_enough(method: Select) -> None:
+    """Raise AssertionError unless a budget for all tokens changes nothing."""
+    text = Text.of(spec_of(), 60)
+    exact, _ = read(store_of(()), text)
+    ours, _ = read(store_of((method,), keep=60, max_tokens=100), text)
+    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
+
+
+def check_evicts(method: Select) -> None:
+    """Raise AssertionError unless small budgets are kept, down to one token."""
+    for keep in (1, 2, 24):
+        store = store_of((method,), keep=keep)
+        text = Text.of(spec_of(), 70)
+        read(store, text, stop=60)
+        read(store, text, start=60, chunk=1)
+        plan = store_plan(
+            store.spec, (method,), max_tokens=200, budget_bytes=store.budget_bytes, chunk=16
+        )
+        for layer in range(store.spec.layers):
+            assert 1 <= store.held_tokens(layer) <= plan.slots
+            assert kept_positions(store, layer).shape[-1] == store.held_tokens(layer)
+        assert store.length == 70
+
+
+def check_codes(method: Encode) -> None:
+    """Raise AssertionError unless codes are close to what they encode and never change again."""
+    spec = spec_of()
+    store, text = store_of((method,)), Text.of(spec, 150)
+    read(store, text, stop=100)
+    early = store.view(0).dense()
+    read(store, text, start=100)
+    late = store.view(0).dense()
+    closed = 100 // method.closes_every * method.closes_every
+    assert torch.equal(early.keys[:, :, :closed], late.keys[:, :, :closed]), "coded twice"
+    error = (late.keys - text.keys_LBKTD[0]).norm() / text.keys_LBKTD[0].norm()
+    assert error < 0.5, f"decoded keys are far from the keys: {error:.2f}"
+    store.crop(70)
+    assert store.length == 70 and store.held_tokens(0) == 70
+
+
+def check_bad_parameters(cls: type[Method]) -> None:
+    """Raise AssertionError unless values outside the declared range are refused by their name."""
+    for name, (_, param) in cls.declared().items():
+        bad: list[object] = [object()]
+        bad += [int(param.ge) - 1] if param.ge is not None else []
+        bad += [int(param.le) + 1] if param.le is not None else []
+        bad += [99] if param.choices is not None and 99 not in param.choices else []
+        bad += [4] if param.odd else []
+        for value in bad:
+            try:
+                make(cls, {name: value})
+            except ParameterError as error:
+                assert f"{cls.about.name}.{name} must be" in str(error), str(error)
+            else:
+                raise AssertionError(f"{cls.about.name}.{name} took {value!r}")
+
+
+def _keep(method: Method, tokens: int) -> int | None:
+    return tokens if isinstance(method, Select) else None
