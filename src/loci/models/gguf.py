@@ -328,6 +328,13 @@ def spec_of_header(header: GgufHeader, name: str) -> ModelSpec:
             allowed="dense models",
         )
 
+    if int(header.metadata.get("split.count", 1)) > 1:
+        raise ModelError(
+            f"{header.path} is one of several files of a model",
+            value=header.metadata["split.count"],
+            way_out="join them with llama.cpp's gguf-split --merge",
+        )
+
     def size(key: str) -> int:
         return int(header.need(f"{architecture}.{key}", int))
 
