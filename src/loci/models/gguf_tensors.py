@@ -93,6 +93,10 @@ class GgufSource:
         """Close the file."""
         self._file.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
 
 def _gguf_name(name: str) -> str:
     if name in _OURS:
