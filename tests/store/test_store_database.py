@@ -293,9 +293,7 @@ def test_any_text_comes_back_or_is_refused(
     try:
         added = memory.add([{"content": text, "metadata": metadata}], user="ada")
     except LociError:
-        assert not text.strip() or any(
-            "\ud800" <= c <= "\udfff" for c in text + "".join(metadata)
-        )
+        assert not text.strip() or any("\ud800" <= c <= "\udfff" for c in text + "".join(metadata))
         return
     turn = memory.get(added.turns[0].id)
     assert (turn.content, turn.metadata) == (text, metadata)  # type: ignore[union-attr]

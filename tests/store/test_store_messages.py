@@ -12,12 +12,17 @@ from loci.errors import ParameterError
 from loci.run.memory import Memory
 
 
-def only_turn(memory: Memory, user: str = "ada"):  # noqa: ANN201
+def only_turn(memory: Memory, user: str = "ada"):
     return memory.list(user=user, kinds="turn")[0]
 
 
 def test_keeps_a_message_as_it_was_given(memory: Memory) -> None:
-    said = {"role": "assistant", "name": "Zoë", "content": "a\0b  \N{SNOWMAN}\n", "metadata": {"n": [1]}}
+    said = {
+        "role": "assistant",
+        "name": "Zoë",
+        "content": "a\0b  \N{SNOWMAN}\n",
+        "metadata": {"n": [1]},
+    }
     memory.add([said], user="ada", session="s1", time="2026-05-01T10:00:00+02:00")
     turn = only_turn(memory)
     assert (turn.role, turn.name, turn.content) == ("assistant", "Zoë", "a\0b  \N{SNOWMAN}\n")
@@ -89,7 +94,7 @@ def test_a_message_may_have_its_own_time(memory: Memory) -> None:
     assert only_turn(memory).time == datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def test_no_time_is_now(memory: Memory, clock) -> None:  # noqa: ANN001
+def test_no_time_is_now(memory: Memory, clock) -> None:
     memory.add("x", user="ada")
     assert only_turn(memory).time == clock.now() and not only_turn(memory).zone_assumed
 

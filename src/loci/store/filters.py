@@ -13,7 +13,6 @@ one of them passes; an item without turns is judged by its own fields.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
 from typing import Any  # values of SQL parameters
@@ -105,26 +104,32 @@ class _Compiler:
             made = [self.group(one, depth + 1) for one in wanted]
             joined = f" {str(key).upper()} ".join(f"coalesce({sql}, 0)" for sql, _ in made)
             return f"({joined})", [value for _, values in made for value in values]
-        column, start, instant, text = self._field(key)
+        column, instant = self._field(key)
         tests = wanted if isinstance(wanted, Mapping) else {"=": wanted}
         if not tests:
             raise ParameterError("a field is compared with nothing", value=key)
         parts, values = [], []
         for name, value in tests.items():
-            sql, more = self._test(column, _ALIASES.get(name, name), value, instant, text)
+            sql, more = self._test(column, _ALIASES.get(name, name), value, instant)
             parts.append(sql)
-            values += [*start * sql.count(column), *more] if start else more
+            values += more
         return "(" + " AND ".join(parts) + ")", values
 
-    def _field(self, key: object) -> tuple[str, list[Any], bool, bool]:
-        """Return (column, values inside the column, whether an instant, whether metadata)."""
+    def _field(self, key: object) -> tuple[str, bool]:
+        """Return (column, whether it is an instant)."""
         name = str(key)
         if name.startswith("metadata.") and len(name) > len("metadata."):
-            path = "$" + "".join(f".{json.dumps(part)}" for part in name.split(".")[1:])
-            plain_text(path, "a field")
+            path = "$" + "".join(f'."{part}"' for part in name.split(".")[1:])
+            if any(sign in '"\\' or ord(sign) < ord(" ") for sign in name):
+                raise ParameterError(
+                    "this key of metadata cannot be asked for",
+                    value=name,
+                    allowed="keys without quotes, backslashes and control characters",
+                )
+            path = plain_text(path, "a field").replace("'", "''")
             own = "i.metadata" if self.item else "t.metadata"
             data = f"coalesce(t.metadata, {own})" if self.item else own
-            return f"json_extract({data}, ?)", [path], False, True
+            return f"json_extract({data}, '{path}')", False
         if name not in _FIELDS:
             names = [*_FIELDS, "metadata.KEY", *_JOINED]
             near = nearest(name, names)
@@ -136,11 +141,9 @@ class _Compiler:
             )
         of_turn, of_item, instant = _FIELDS[name]
         column = (of_item or of_turn) if self.item else of_turn
-        return column or "NULL", [], instant, False
+        return column or "NULL", instant
 
-    def _test(
-        self, column: str, name: object, value: Any, instant: bool, metadata: bool
-    ) -> Condition:
+    def _test(self, column: str, name: object, value: Any, instant: bool) -> Condition:
         if name not in _OPERATORS:
             near = nearest(str(name), _OPERATORS)
             raise ParameterError(
@@ -158,7 +161,7 @@ class _Compiler:
                 raise ParameterError(f"{name!r} takes a list", value=value)
             marks = ",".join("?" * len(value))
             sql = f"{column} IN ({marks})"
-            values = [self._value(one, instant, metadata) for one in value]
+            values = [self._value(one, instant) for one in value]
             return (sql if name == "in" else f"NOT coalesce({sql}, 0)"), values
         if name == "contains":
             if not isinstance(value, str):
@@ -166,12 +169,12 @@ class _Compiler:
             return f"instr(lower({column}), lower(?)) > 0", [plain_text(value, "a filter")]
         if value is None and name in ("=", "!="):
             return f"{column} IS {'NOT ' if name == '!=' else ''}NULL", []
-        wanted = self._value(value, instant, metadata)
+        wanted = self._value(value, instant)
         if name in ("=", "!="):
             return f"{column} IS {'NOT ' if name == '!=' else ''}?", [wanted]
         return f"{column} {name} ? AND typeof({column}) {_same_type(wanted)}", [wanted]
 
-    def _value(self, value: Any, instant: bool, metadata: bool) -> Any:
+    def _value(self, value: Any, instant: bool) -> Any:
         if instant:
             return to_micros(read_time(value, self.assumed, "time of a filter")[0])
         if isinstance(value, bool):
