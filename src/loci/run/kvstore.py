@@ -542,6 +542,12 @@ class KVStore:
             self._is_regular = False
         # Slots that would stand before position 0 are padding; real positions are kept as given.
         pad_B1 = (stop - 1) - positions[:, -1:]
+        is_pad_BS = torch.arange(start) < pad_B1  # a chunk of nothing but padding hides its length
+        table_BS[:, :start].masked_fill_(is_pad_BS, -1)
+        if self._select is not None and not self._has_evicted:
+            count = self._count[0]
+            held = self._tensors["slot_positions"][..., :count]
+            held.masked_fill_(is_pad_BS[:, None, None, :count], -1)
         table_BS[:, start:stop] = torch.where(expected_T - pad_B1 < 0, -1, positions)
         self._step_places = table_BS[:, None, start:stop]
 
