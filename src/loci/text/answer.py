@@ -169,10 +169,15 @@ def _taken_apart(question: str, sources: Sequence[Source], now: datetime) -> _Qu
         who.append(fold(user))
     kin = tuple(dict.fromkeys(word for word in words if kin_of(word) is not None))
     kin += tuple(w[:-1] for w in kin if w.endswith("s") and w[:-1] in KIN)
+    keys = set(_keys(question))
+    if re.search(
+        r"\bwhat (?:does|do|did|is|was) .+ (?:do|doing)(?: now| for a living| for work)?\W*$", low
+    ):
+        keys.add("job")
     return _Question(
         text=question,
         kind=_kind(low),
-        words=frozenset(_keys(question)) - {stem(part) for name in who for part in name.split()},
+        words=frozenset(keys) - {stem(part) for name in who for part in name.split()},
         who=tuple(who),
         kin=kin,
         past=_PAST_STATE.search(low) is not None
@@ -338,7 +343,11 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
     subject = item.subject or ""
     value = set(_keys(f"{item.object or ''} {parameter}"))
     told = set(_keys(item.text))
-    cue = len(asked.words & {*slot.cues, *(_LEMMA.get(c, c) for c in slot.cues)})
+    if head == "diet" and asked.words & _excluded(item.object or ""):
+        cue_extra = 1
+    else:
+        cue_extra = 0
+    cue = cue_extra + len(asked.words & {*slot.cues, *(_LEMMA.get(c, c) for c in slot.cues)})
     shared = asked.words & value
     overlap = len(shared)
     if not cue and not overlap and not asked.words & told:
@@ -376,7 +385,10 @@ def _subject_score(
     if asked.kin:
         if any(kin_of(noun) == head for noun in asked.kin):
             named = any(noun in value.split() for noun in asked.kin) or head == "partner"
-            wants = asked.wants_name or asked.kind in ("who", "number", "yesno", "what")
+            wants = asked.wants_name or asked.kind in ("who", "number", "yesno")
+            wants = wants or (
+                asked.kind == "what" and "job" not in asked.words and slot_asked(asked)
+            )
             fits = not asked.who or base in asked.who
             return (3.0 if wants else 0.0) + (1.0 if named else 0.0) + (0.5 if fits else -3.0)
         if relation and any(noun in relation.split() for noun in asked.kin):
@@ -393,6 +405,14 @@ def _subject_score(
     if any(name in value for name in asked.who):
         return 1.5
     return -3.0
+
+
+_KIN_WORDS = frozenset(_LEMMA.get(w) or stem(w) for w in KIN)
+
+
+def slot_asked(asked: _Question) -> bool:
+    """Whether nothing but the people themselves is asked for: "What pets does Ada have?"."""
+    return not asked.words - _KIN_WORDS - {"name", "kind", "type", "sort", "breed", "anim", "pet"}
 
 
 def _value(asked: _Question, best: _Fact, chosen: Sequence[_Fact], facts: Sequence[_Fact]) -> str:
@@ -427,11 +447,30 @@ def _shown(asked: _Question, fact: _Fact) -> str:
     return value
 
 
+_MEAT = frozenset("meat beef pork chicken ham bacon steak turkey lamb sausag burger fish".split())
+_ANIMAL = _MEAT | frozenset(
+    "dairi egg chees milk butter honey yoghurt yogurt cream seafood".split()
+)
+_EXCLUDES = {
+    "vegan": _ANIMAL,
+    "vegetarian": _MEAT,
+    "pescatarian": _MEAT - {"fish"},
+    "lactose intolerant": frozenset(("milk", "dairi", "chees", "cream", "yogurt")),
+    "gluten free": frozenset(("gluten", "bread", "wheat", "pasta")),
+}
+
+
+def _excluded(diet: str) -> frozenset[str]:
+    return _EXCLUDES.get(diet.replace("-", " "), frozenset())
+
+
 def _yes_no(asked: _Question, fact: _Fact) -> str:
     item = fact.item
     head = (item.predicate or "").partition(":")[0]
     value = set(_keys(item.object or ""))
     meant = bool(value & asked.words) or item.object == ANY
+    if head == "diet" and asked.words & _excluded(item.object or ""):
+        return f"{'No' if fact.live else 'Yes'}, {item.text}"
     if head == "partner" and not meant:
         meant = bool(asked.words & {"marri", "engag", "date", "relationship"})
     slot = slot_of(head)
@@ -476,7 +515,7 @@ def _how_many(asked: _Question, best: _Fact, chosen: Sequence[_Fact]) -> str:
         if counted is not None:
             return counted.group()
     if re.search(r"\bhow long\b", asked.text, re.I):
-        spans = [s for s in resolve(best.source.content, best.source.time)]
+        spans = resolve(best.source.content, best.source.time)
         held = [s for s in spans if s.relation in ("for", "since")]
         if held:
             return held[0].text if held[0].relation == "for" else describe(held[0])
@@ -497,7 +536,7 @@ def _cut(asked: _Question, fact: _Fact) -> str:
         return place[1] if place else fact.item.text
     if asked.kind == "who":
         found = [n for n in names(f"x {fact.item.text}") if fold(n) not in asked.who]
-        return ", ".join(found) or fact.item.text
+        return (found or [fact.item.text])[0]
     return fact.item.text
 
 
@@ -517,29 +556,29 @@ def _from_sentences(
             entries.append((hit_.text, None, rank, hit_.id))
     seen = Counter(word for text, _, _, _ in entries for word in set(_keys(text)))
     best: tuple[float, str, Source | None, str] | None = None
-    for text, source, rank, hit in entries:
+    for text, said_by, rank, hit in entries:
         words = set(_keys(text))
         shared = words & asked.words
         score = sum(math.log(1 + len(entries) / seen[word]) for word in shared)
         score += 1.5 / (1 + rank)
         if text.endswith("?"):
             score -= 1.5
-        if source is not None:
-            whole = set(_keys(source.content)) & asked.words
+        if said_by is not None:
+            whole = set(_keys(said_by.content)) & asked.words
             score += 0.3 * len(whole - shared)
-            if asked.who and source.name and fold(source.name) in asked.who:
+            if asked.who and said_by.name and fold(said_by.name) in asked.who:
                 score += 1.0
-            if source.role == "assistant":
+            if said_by.role == "assistant":
                 score -= 0.5
-        score += 1.0 if _of_type(asked, text, source) else 0.0
+        score += 1.0 if _of_type(asked, text, said_by) else 0.0
         if best is None or score > best[0]:
-            best = (score, text, source, hit)
+            best = (score, text, said_by, hit)
     if best is None:
         return Answer(text="", why="no memory fits", hits=(), confidence=0.0)
-    score, text, source, hit = best
-    said = f" ({source.name or source.role}, {source.time:%d %B %Y})" if source else ""
+    score, text, origin, hit = best
+    said = f" ({origin.name or origin.role}, {origin.time:%d %B %Y})" if origin else ""
     return Answer(
-        text=_span_of(asked, text, source),
+        text=_span_of(asked, text, origin),
         why=text + said,
         hits=(hit,),
         confidence=max(0.0, min(0.49, score / 20)),
@@ -554,7 +593,7 @@ def _of_type(asked: _Question, text: str, source: Source | None) -> bool:
     if asked.kind == "where":
         return _PLACE.search(text) is not None
     if asked.kind == "who":
-        return any(fold(name) not in asked.who for name in names(text))
+        return any(fold(name) not in asked.who for name in names(f"x {text}"))
     if asked.kind == "why":
         return _REASON.search(text) is not None
     return False
@@ -570,9 +609,9 @@ def _span_of(asked: _Question, text: str, source: Source | None) -> str:
     if asked.kind == "where" and (place := _PLACE.search(text)):
         return place[1]
     if asked.kind == "who":
-        found = [name for name in names(text) if fold(name) not in asked.who]
+        found = [name for name in names(f"x {text}") if fold(name) not in asked.who]
         if found:
-            return ", ".join(found)
+            return found[0]
     if asked.kind == "why" and (reason := _REASON.search(text)):
         return reason.group().strip(" .!")
     return text

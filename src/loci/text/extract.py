@@ -43,13 +43,19 @@ ANY = "*"  # the value of an ending that names none: whatever the slot holds
 _SENTENCE = re.compile(r"[^.!?\n]+(?:\.(?=\S)[^.!?\n]+)*[.!?]*")
 _CLAUSE = re.compile(
     r"\s*(?:;|\s[-–—]+\s|,?\s+but\s+|,?\s+and\s+(?=(?:i|we|my|our|he|she|they)(?:'\w+)?\s)"
-    r"|,\s*(?=(?:i|my|our|we)(?:'\w+)?\s)|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
+    r"|,\s*(?=(?:i|my|our|we|her name|his name|its name|she's|he's|she is|he is)(?:'\w+)?\s)|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
     r"|,?\s+because\s+|,?\s+(?:although|though|while)\s+)\s*",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+|\[shares a picture:[^\]]*\]", re.DOTALL)
 _ENDED = re.compile(r"\b(?:no longer|any ?more|any longer)\b", re.IGNORECASE)
 _NOT = re.compile(r"^(?:do not|does not|did not|cannot|could not|am not|have not|never)\b\s*", re.I)
+_TAG = re.compile(
+    r",?\s*(?:(?:did|have|had) i (?:tell|told|mention)[^?,]*|you know|remember|right|isn't it"
+    r"|can you believe (?:it|that)|how cool is that|crazy,? huh|huh)\?$",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"^[^:.,]{3,40}:\s+(?=(?:i|my|we|our)\b)", re.IGNORECASE)
 _CONFIRM = re.compile(
     r"^(?:yes|yeah|yep|yup|exactly|correct|right|that(?:'s| is) (?:right|correct|true)|indeed)\b",
     re.IGNORECASE,
@@ -74,6 +80,21 @@ _PLACE = r"(?:[A-Z][\w'’.-]*)(?:[ ,]+(?:[A-Z][\w'’.-]*|de|la|of|the|upon|New
 _NAME = r"[A-Z][\w'’-]*(?:\s+[A-Z][\w'’-]*){0,2}"
 _COUNTED = re.compile(r"(?:two|three|four|five|six|seven|eight|several|many|\d+)\b", re.I)
 _CALLED = re.compile(rf"\b(?:named|called|whose name is|by the name of)\s+(?P<name>{_NAME})")
+_PRONOUN_FIRST = re.compile(r"\W*(?:(?:well|so|and|yes|yeah|oh|no)\W+)*(?:he|she)\b", re.I)
+_MENTION = re.compile(
+    rf"\b(?:a|an|my|our|another)\s+(?:[\w-]+\s+){{0,2}}?({'|'.join(sorted(KIN, key=len)[::-1])})\b",
+    re.IGNORECASE,
+)
+_IS_CALLED = re.compile(
+    rf"^(?i:(?:and\s+)?(?:(?:he|she|it|they)(?:'s| is| are)\s+(?:called|named)"
+    rf"|(?:his|her|its|their)\s+name(?:'s| is)|(?:i|we)\s+(?:called|named)\s+(?:him|her|it)))"
+    rf"\s+(?P<name>{_NAME})"
+)
+_TOGETHER = re.compile(
+    r"^we (?:are|have been) (?:(?:now|officially|already) )?(?:dating|together|a couple|seeing each"
+    r"|in a relationship|going out)\b"
+)
+_WITH = re.compile(rf"^(?P<name>{_NAME}) and I (?P<rest>.+)$")
 _KIN_SUBJECT = re.compile(
     rf"^(?:my|our)\s+(?P<adj>(?:(?:little|older|younger|big|twin|best|new|old|oldest|youngest|eldest"
     rf"|elder|late|dear|close|step|middle|ex)[\s-]+)*)(?P<noun>{'|'.join(sorted(KIN, key=len)[::-1])})"
@@ -118,7 +139,7 @@ class _Clause:
         if self.spans:
             span = self.spans[0]
             if span.relation in ("in", "since", "for"):
-                start = span.start
+                start = min(span.start, self.turn.time)
             if over:
                 end = start
         return Candidate(
@@ -170,17 +191,50 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
         found += _confirmed(turn, before[-1], speaker)
     fixed = _correction(text, turn, before, earlier, speaker)
     found += fixed
-    last_named: str | None = None
+    last_named = _named_before(turn, before) if _PRONOUN_FIRST.match(text) else None
+    mentioned: tuple[str, str] | None = None
     for match in _SENTENCE.finditer(text.replace("’", "'")):
-        sentence = match.group().strip()
+        sentence = _TAG.sub(".", match.group().strip())
+        sentence = _ASIDE.sub("", sentence)
         if len(sentence) < 5 or sentence.endswith("?") or HYPOTHETICAL.search(sentence):
             continue
         if fixed and _MEANT.search(sentence):
             continue
         for part in _CLAUSE.split(sentence):
+            told = _IS_CALLED.match(part.strip())
+            if told is not None and mentioned is not None:
+                slot, label = mentioned
+                clause = _clause_of(speaker, part, part, turn)
+                found += _list(_has(clause, slot, label, told["name"]))
+                last_named = told["name"]
+                continue
             new, last_named = _of_clause(part, speaker, turn, last_named)
             found += new
+            kin = _MENTION.findall(part)
+            if kin and (slot_found := kin_of(kin[-1])) not in (None, "partner"):
+                mentioned = (str(slot_found), kin[-1].lower())
     return found
+
+
+def _named_before(turn: Turn, before: Sequence[Turn]) -> str | None:
+    """Return whom the speaker named last, in the two turns before."""
+    mine = [t for t in before[-4:] if (t.name, t.role) == (turn.name, turn.role)]
+    for said in reversed(mine[-2:]):
+        for sentence in reversed(_SENTENCE.findall(said.content)):
+            words = FILLERS.sub("", sentence.strip())
+            kin = _KIN_SUBJECT.match(words)
+            if kin is not None and kin["name"] and kin["name"][0].isupper():
+                return str(kin["name"].split()[0])
+            named = _NAMED_SUBJECT.match(words)
+            if named is not None and _is_subject(named["name"], named["rest"]):
+                return str(named["name"])
+    return None
+
+
+def _is_subject(name: str, rest: str) -> bool:
+    verb = rest.split(" ", 1)[0].lower()
+    known = verb in BASE or verb in PAST or verb in _RULES or verb.endswith("ed")
+    return known and name.split()[0].lower() not in PLAIN and fold(name) != "i"
 
 
 def _confirmed(turn: Turn, asked: Turn, speaker: str) -> list[Candidate]:
@@ -260,20 +314,24 @@ def _of_clause(
         clause = f"{clause} {spans_text}"
     if first in ("my", "our"):
         return _mine(clause, speaker, turn, named)
+    if first == "we" and named and _TOGETHER.match(low):
+        made = _clause_of(speaker, clause, clause, turn).fact(
+            "partner:partner", named, keep_time=True
+        )
+        return _list(made), named
     if first in ("i", "we") and " " in clause:
         return _spoken(speaker, clause.split(" ", 1)[1], turn), named
     if first in ("he", "she") and named and " " in clause:
         return _spoken(named, clause.split(" ", 1)[1], turn), named
+    both = _WITH.match(clause)
+    if both is not None:
+        return _spoken(speaker, f"{both['rest'].rstrip(' .!')} with {both['name']}", turn), both[
+            "name"
+        ]
     named_match = _NAMED_SUBJECT.match(clause)
-    if named_match is not None:
-        name, rest = named_match["name"], named_match["rest"]
-        verb = rest.split(" ", 1)[0].lower()
-        if (
-            name.split()[0].lower() not in PLAIN
-            and (verb in BASE or verb in PAST or verb in _RULES)
-            and fold(name) != "i"
-        ):
-            return _spoken(name, rest, turn, event=False), name
+    if named_match is not None and _is_subject(named_match["name"], named_match["rest"]):
+        name = named_match["name"]
+        return _spoken(name, named_match["rest"], turn, teller=speaker), name
     if first in ("am", "moved", "got", "bought", "started", "quit", "adopted", "sold", "went"):
         found = _spoken(speaker, clause, turn)
     return found, named
@@ -293,7 +351,7 @@ def _clause_of(subject: str, rest: str, whole: str, turn: Turn) -> _Clause:
     return _Clause(subject, rest, turn, tuple(resolve(whole, turn.time)))
 
 
-def _spoken(subject: str, rest: str, turn: Turn, *, event: bool = True) -> list[Candidate]:
+def _spoken(subject: str, rest: str, turn: Turn, *, teller: str | None = None) -> list[Candidate]:
     """Return the facts of "subject rest", `rest` beginning with a verb."""
     ended = _ENDED.search(rest) is not None
     if ended:
@@ -335,7 +393,9 @@ def _spoken(subject: str, rest: str, turn: Turn, *, event: bool = True) -> list[
             if made is not None:
                 facts = made if isinstance(made, list) else [made]
                 return [fact for fact in facts if fact is not None]
-    if event and not negative and (verb in PAST or (verb.endswith("ed") and len(verb) > 4)):
+    if teller is not None:
+        clause = replace(clause, rest=_told_by(clause.rest, teller))
+    if not negative and (verb in PAST or (verb.endswith("ed") and len(verb) > 4)):
         return _event(clause, verb)
     return []
 
@@ -370,6 +430,11 @@ def _dated(body: str, clause: _Clause) -> str:
             joint = "on "
         return f"{lead} {joint}{describe(span)}{after}".strip()
     return body
+
+
+def _told_by(text: str, teller: str) -> str:
+    text = re.sub(r"\bmy\b", f"{teller}'s", text, flags=re.I)
+    return re.sub(r"\b(?:me|us)\b", teller, text, flags=re.I)
 
 
 _PRONOUNS = {
@@ -438,6 +503,10 @@ _MY_CANCELLED = re.compile(
     re.IGNORECASE,
 )
 _MY_ATTRIBUTE = re.compile(r"^my (?P<p>[a-z][a-z -]{2,25}?) (?:is|are) (?:now )?(?P<o>.+)$", re.I)
+_MY_STOLEN = re.compile(
+    r"^(?:my|our) (?P<o>[\w' -]+?) (?:was|got|has been|were) (?:stolen|totalled|wrecked|destroyed)",
+    re.IGNORECASE,
+)
 _GONE = re.compile(
     r"^(?:died|passed away|passed|ran away|is gone|has died|has passed away)\b", re.I
 )
@@ -468,6 +537,11 @@ def _mine(
     kin = _KIN_SUBJECT.match(clause)
     if kin is not None:
         return _kin(kin, speaker, turn)
+    stolen = _MY_STOLEN.match(clause)
+    if stolen is not None:
+        text = f"{speaker}'s {_dated(clause[3:].strip(), whole)}"
+        gone = [whole.fact(p, stolen["o"], ends=True, text=text) for p in ("owns", "drives")]
+        return [fact for fact in gone if fact is not None], named
     for pattern, predicate in _MY:
         match = pattern.match(clause)
         if match is None:
@@ -712,7 +786,12 @@ def _job(clause: _Clause, match: re.Match[str]) -> _Made:
     article = "an" if title[:1].lower() in "aeiou" else "a"
     facts: list[Candidate | None] = [clause.fact("job", f"{article} {title}")]
     if at is not None:
-        facts.append(clause.fact("works_at", at["place"]))
+        where = (
+            "lives_in"
+            if re.search(rf" in (?:the )?{re.escape(at['place'])}", value)
+            else "works_at"
+        )
+        facts.append(clause.fact(where, at["place"]))
     return facts
 
 
@@ -750,11 +829,13 @@ def _have(clause: _Clause, match: re.Match[str]) -> _Made:
     value = match["o"]
     called = _CALLED.search(value)
     head = _trim(clause._timeless(value[: called.start()] if called else value))
-    words = head.split()
+    words = re.split(r"\s+(?:from|with|of|in|at|for|that|on|to)\s+", head)[0].split()
     if not words:
         return None
     noun = words[-1].lower()
     slot = kin_of(noun)
+    if slot is not None:
+        head = " ".join(words)
     count = re.match(r"^(?:a|an|one|two|three|four|five|six|\d+|another|some|no)\b", value, re.I)
     if slot is not None and (count or called):
         if clause.negative:
@@ -946,7 +1027,9 @@ def _hobby(clause: _Clause, match: re.Match[str]) -> _Made:
 
 
 def _began(clause: _Clause, match: re.Match[str]) -> _Made:
-    value = _trim(clause._timeless(match["o"]))
+    value = _trim(clause._timeless(match["o"])) or match["o"]
+    value = re.sub(r"\s*,\s*as\b", " as", clause._timeless(match["o"])).strip(" ,")
+    value = value if " as " in f" {value}" else _trim(value)
     words = value.split(" ", 1)
     verb, rest = words[0].lower(), words[1] if len(words) > 1 else ""
     when = _dated(clause.rest, clause)
@@ -997,7 +1080,13 @@ def _plan(clause: _Clause, match: re.Match[str]) -> _Made:
         return None
     body = _third_person(value, "")
     dated = _dated(body, clause)
-    made = clause.fact("plan", body, text=f"{clause.subject} plans to {dated}", keep_time=True)
+    verb = match.group().split(" ", 1)[0].lower()
+    how = "plans to"
+    if re.match(r"^(?:an?|the|their|some|on|more|new|two|three)\b", body, re.I):
+        how = "wants" if verb == "want" else "plans"
+    elif body[0].isupper():
+        how = "is going to"
+    made = clause.fact("plan", body, text=f"{clause.subject} {how} {dated}", keep_time=True)
     return made and replace(made, valid_from=clause.turn.time)
 
 
@@ -1159,7 +1248,7 @@ _RULES = _compiled(
             ),
             (r"am (?:originally )?from (?P<o>.+)$", _take("from")),
             (
-                r"am (?:now )?(?:based|living|staying|residing|settled) (?:in|at) (?P<o>.+)$",
+                r"am (?:now )?(?:based|living|residing|settled) (?:in|at) (?P<o>.+)$",
                 _take("lives_in"),
             ),
             (r"am work(?:ing)? (?P<o>(?:at|for|as|with) .+)$", _employed),
@@ -1257,6 +1346,7 @@ _RULES = _compiled(
                 _moved,
             ),
             (r"moved out of (?P<o>.+)$", _ending("lives_in")),
+            (rf"moved in (?:with|together with) (?P<w>.+?) in (?P<o>{_PLACE})", _moved),
         ),
         "relocated": ((r"relocated (?:from .+? )?to (?P<o>.+?)(?: from .+)?$", _moved),),
         "settled": ((r"settled (?:down )?in (?P<o>.+)$", _take("lives_in")),),
@@ -1407,6 +1497,43 @@ _RULES = _compiled(
                     f"used to {m['o']}",
                     text=f"{c.subject} used to {_third_person(m['o'], '')}",
                 ),
+            ),
+        ),
+        "start": (
+            (
+                r"start (?P<o>(?:(?:working|a new job|my new job|at|as|on|next|this|tomorrow)\b).+)$",
+                _began,
+            ),
+        ),
+        "signed enrolled": (
+            (
+                r"(?:signed up for|enrolled in) (?P<o>.+)$",
+                lambda c, m: c.fact(
+                    "hobby",
+                    m["o"],
+                    text=f"{c.subject} {_dated(_third_person(c.rest, ''), c)}",
+                ),
+            ),
+        ),
+        "handed put submitted": (
+            (
+                r"(?:handed in|put in|submitted) (?:my|their) (?:notice|resignation)\b(?P<o>.*)$",
+                lambda c, m: [_gone(c, "works_at"), _gone(c, "job")],
+            ),
+        ),
+        "found rented": (
+            (
+                rf"(?:found|rented) (?:a|an|our|my) (?:[\w-]+ ){{0,3}}?(?:flat|house|apartment|place|home"
+                rf"|studio|room)(?: to rent)? in (?P<o>{_PLACE})",
+                lambda c, m: [
+                    c.fact("lives_in", m["o"]),
+                    c.fact(
+                        "did",
+                        c.rest,
+                        text=f"{c.subject} {_dated(_third_person(c.rest, ''), c)}",
+                        keep_time=True,
+                    ),
+                ],
             ),
         ),
         "started began took picked": (

@@ -116,7 +116,7 @@ ADVERBS = _words(
     "just recently actually really currently still also finally now always absolutely totally only "
     "honestly already literally basically kinda sorta definitely simply truly completely probably "
     "officially even especially mostly mainly usually generally particularly ever super very so "
-    "quite pretty obviously apparently sadly luckily fortunately unfortunately"
+    "quite pretty fully entirely strictly obviously apparently sadly luckily fortunately unfortunately"
 )
 FILLERS = re.compile(
     r"^(?:(?:well|so|oh|ah|hey|hi|hello|yeah|yes|yep|yup|no|nope|nah|btw|anyway|anyways|also|and"
@@ -220,7 +220,7 @@ HYPOTHETICAL = re.compile(
 )
 # Heads of "a ..." that name nothing one owns.
 VAGUE = _words(
-    "time day week weekend year fun chance idea question problem thing feeling moment look "
+    "offer time day week weekend year fun chance idea question problem thing feeling moment look "
     "try blast trip experience conversation chat talk point sense lot bit plan dream goal "
     "choice way reason news surprise break rest life heart mind place view story night "
     "morning evening afternoon dinner lunch breakfast meal vacation holiday journey impact "

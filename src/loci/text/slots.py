@@ -84,7 +84,7 @@ SLOTS: dict[str, Slot] = {
         "{S}'s {P} was {O}",
         False,
         "partner husband wife boyfriend girlfriend spouse married dating fiance fiancee "
-        "relationship seeing",
+        "relationship seeing together couple break broke split",
         "who",
     ),
     "child": _slot(

@@ -398,6 +398,8 @@ def _ago(match: re.Match[str], now: datetime, ahead: bool) -> Span:
 
 
 def _within(match: re.Match[str], now: datetime, ahead: bool) -> Span | None:
+    if not ahead and match["unit"].rstrip("s") in ("minute", "hour"):
+        return None  # "in 58 minutes" is how long it took
     return shift_of(_count(match["n"]), match["unit"], now, 1, _is_vague(match["n"]))
 
 
@@ -422,8 +424,13 @@ def _which_unit(match: re.Match[str], now: datetime, ahead: bool) -> Span:
     return _year(now.year + step, now)
 
 
-def _weekday(match: re.Match[str], now: datetime, ahead: bool) -> Span:
+_EVERY = re.compile(rf"\b(?:every|each)\s+(?:{_DAY}(?:,| and| or)?\s+)*(?:and\s+)?$")
+
+
+def _weekday(match: re.Match[str], now: datetime, ahead: bool) -> Span | None:
     which, target = match["which"] or "", _day_number(match["day"])
+    if match.group().endswith("s") or _EVERY.search(match.string, 0, match.start()):
+        return None  # a habit, not a day
     back = (now.weekday() - target) % 7
     if which in ("last", "this past", "past", "previous"):
         return _day(now - timedelta(days=back or 7))
