@@ -44,8 +44,8 @@ def test_published_figures() -> None:
     h200 = load_profile("h200")
     assert h200.tier("gpu") == TierFacts(bytes=141_000_000_000, read_bytes_per_s=4.8e12)
     assert h200.rates["bfloat16"] == 989.5e12
-    # SN40L (MICRO 2024): 13.48e9 bytes of an expert over an A100's host link take 0.421 s at
-    # 32e9 bytes/s; the link's line coding makes it a little longer.
+    # SN40L (arXiv 2405.07518), derived: an expert of 13.48e9 bytes takes 0.421 s over an A100's
+    # host link at 32e9 bytes/s; the link's line coding makes it a little longer.
     assert 13.48e9 / load_profile("a100").link("dram", "gpu") == pytest.approx(0.421, rel=0.02)
 
 

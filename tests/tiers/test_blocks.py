@@ -331,6 +331,22 @@ def test_any_layout_comes_back(
         store.verify()
 
 
+def test_an_add_that_failed_and_was_caught_does_no_harm(tmp_path: Path) -> None:
+    with BlockWriter(tmp_path / "x", {}) as writer:
+        with pytest.raises(ParameterError):
+            writer.add("a", {"good": b"123", "bad": [1]})
+        writer.add("a", layer(1))
+    with BlockStore(tmp_path / "x") as store:
+        assert store.names() == ["a"] and same(store.read("a"), layer(1))
+        store.verify()
+
+
+def test_a_header_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="JSON"), BlockWriter(tmp_path / "x", {"a": {1}}):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 # -- files that are not right -----------------------------------------------------------------
 
 

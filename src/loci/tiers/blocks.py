@@ -148,9 +148,11 @@ class BlockWriter:
             raise ParameterError("a block writer is used in a with statement")
         if not name or name in self._names:
             raise ParameterError("a block needs a name of its own", value=name)
-        start, digest = self._end, hashlib.blake2b(digest_size=32)
-        places: dict[str, TensorPlace] = {}
+        digest, places = hashlib.blake2b(digest_size=32), dict[str, TensorPlace]()
         try:
+            # An add that failed and was caught has left bytes behind; blocks start on a page.
+            self._write(bytes(-self._end % ALIGN))
+            start = self._end
             for tensor_name, value in tensors.items():
                 dtype, shape, data = _as_bytes(value, f"{name}/{tensor_name}")
                 gap = bytes(-(self._end - start) % TENSOR_ALIGN)
@@ -212,15 +214,16 @@ class BlockWriter:
 
     def _finish(self) -> None:
         assert self._fd is not None
-        table = json.dumps(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "header": self.header,
-                "blocks": [_to_json(block) for block in self._blocks],
-            },
-            separators=(",", ":"),
-        ).encode()
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "header": self.header,
+            "blocks": [_to_json(block) for block in self._blocks],
+        }
+        try:
+            table = json.dumps(content, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise ParameterError(f"header or meta is not JSON: {error}") from error
         offset = self._end
         self._write(table)
         total = self._end
@@ -484,7 +487,7 @@ class BlockStore:
             _forget(self._descriptor(None), place.offset, place.stored_bytes)
 
     def close(self) -> None:
-        """Close the file; tensors handed out stay valid."""
+        """Close the file; tensors handed out stay valid. No read may be under way."""
         with self._lock:
             if self._fd < 0:
                 return
