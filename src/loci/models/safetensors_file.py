@@ -47,7 +47,7 @@ class SafetensorsFile:
         try:
             self.tensors = self._table()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
         self._map: mmap.mmap | None = None
 
