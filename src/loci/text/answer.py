@@ -174,6 +174,8 @@ def _taken_apart(question: str, sources: Sequence[Source], now: datetime) -> _Qu
         r"\bwhat (?:does|do|did|is|was) .+ (?:do|doing)(?: now| for a living| for work)?\W*$", low
     ):
         keys.add("job")
+    if re.search(r"\bwhere\b.*\bfrom\b", low):
+        keys.add(stem("hometown"))
     return _Question(
         text=question,
         kind=_kind(low),
@@ -240,7 +242,11 @@ def _facts(sources: dict[str, tuple[Source, int, str]]) -> list[_Fact]:
                 for f in facts.values()
                 if f.item.subject == candidate.subject and f.item.predicate in predicates
             ]
-            for edit in decide(candidate, near):
+            edits = decide(candidate, near)
+            if candidate.ends and not edits:  # what it ends was not found; it tells so itself
+                item = replace(_item(f"{turn.id}/{number}/-", candidate), retired_at=turn.time)
+                facts[item.id] = _Fact(item, source, rank, turn.time)
+            for edit in edits:
                 made: Candidate | None = None
                 if isinstance(edit, Add):
                     made = edit.candidate
@@ -348,7 +354,8 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
     else:
         cue_extra = 0
     cue = cue_extra + len(asked.words & {*slot.cues, *(_LEMMA.get(c, c) for c in slot.cues)})
-    shared = asked.words & value
+    others = {stem(part) for name in asked.who if name != subject for part in name.split()}
+    shared = (asked.words | others) & value
     overlap = len(shared)
     if not cue and not overlap and not asked.words & told:
         return 0.0
@@ -356,6 +363,8 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
     score += _subject_score(asked, subject, head, item.object or "", kin_names)
     if head == "favourite" or parameter:
         score += 2.0 if parameter and set(_keys(parameter)) & asked.words else -1.5
+    if stem(head) in asked.words:
+        score += 1.0
     if asked.kind == slot.asks and head != "did":
         score += 1.5
     elif asked.kind in ("where", "who", "number") and slot.asks != asked.kind:
@@ -468,7 +477,8 @@ def _yes_no(asked: _Question, fact: _Fact) -> str:
     item = fact.item
     head = (item.predicate or "").partition(":")[0]
     value = set(_keys(item.object or ""))
-    meant = bool(value & asked.words) or item.object == ANY
+    named = {stem(part) for name in asked.who for part in name.split()}
+    meant = bool(value & (asked.words | named)) or item.object == ANY
     if head == "diet" and asked.words & _excluded(item.object or ""):
         return f"{'No' if fact.live else 'Yes'}, {item.text}"
     if head == "partner" and not meant:
@@ -492,6 +502,10 @@ def _yes_no(asked: _Question, fact: _Fact) -> str:
 
 def _when(fact: _Fact, asked: _Question) -> str:
     said = fact.source
+    ends = r"\b(?:stop|quit|leave|left|end|break|broke|sell|sold|split|lose|lost|give up|cancel)"
+    if fact.ended_at is not None and re.search(ends, asked.text, re.I):
+        day = fact.ended_at
+        return describe(Span(text="", start=day, end=day))
     sentences = [s for s in _SPLIT.split(said.content) if s.strip()]
     best = max(sentences, key=lambda s: len(set(_keys(s)) & asked.words), default=said.content)
     for text in (best, said.content):

@@ -72,7 +72,7 @@ _TAIL = re.compile(
     r"|after|before|until|although|though|as well|too|these days|nowadays|right now|at the moment"
     r"|any ?more|now|lately|again|together|and (?:i|we|my|it|she|he|they|am|have|love|really)\b"
     r"|with my|for my|instead|so far|by the way|though|for (?:some time|a (?:while|long time|bit)|many|ages|years)\b|and that"
-    r"|if you|you know|to be honest|btw|thank god|thankfully|actually|haha|lol)\b).*$",
+    r"|originally|if you|you know|to be honest|btw|thank god|thankfully|actually|haha|lol)\b).*$",
     re.IGNORECASE,
 )
 _LEADING = re.compile(r"^(?:on|in|at|for|since|from|by|this|the|every|around|about)\s*$", re.I)
@@ -907,7 +907,8 @@ def _bought(clause: _Clause, match: re.Match[str]) -> _Made:
     value = re.sub(r"^myself ", "", value)
     called = _CALLED.search(value)
     head = _trim(clause._timeless(value[: called.start()] if called else value))
-    noun = head.split()[-1].lower() if head else ""
+    first = re.split(r"\s+(?:from|with|of|in|at|for|that|on|to)\s+", head)[0]
+    noun = first.split()[-1].lower() if first else ""
     slot = kin_of(noun)
     facts: list[Candidate | None] = []
     if slot == "pet":

@@ -145,7 +145,7 @@ FRIENDS = _words(
     "mentor therapist landlord"
 )
 PETS = _words(
-    "dog cat puppy kitten rabbit bunny hamster parrot budgie canary goldfish fish turtle tortoise "
+    "dog cat puppy kitten rabbit bunny hamster parrot budgie canary goldfish turtle tortoise "
     "horse pony snake lizard gecko ferret pet bird corgi labrador lab poodle beagle retriever "
     "terrier tabby chinchilla hedgehog"
 )

@@ -93,7 +93,7 @@ _FUTURE = re.compile(
     r"\b(?:will|'ll|won't|going to|gonna|plan(?:s|ning)?|planned|upcoming|appointment|deadline|due"
     r"|i'm (?:meeting|seeing|flying|leaving|starting|moving|visiting|taking|having|going)"
     r"|we're (?:meeting|flying|leaving|moving|visiting|having|going)|can't wait"
-    r"|looking forward|excited for|hope to|hoping to|want to|remind|by)\b|’ll\b",
+    r"|(?:^|\b(?:i|we) )(?:start|leave|fly|begin)\b|looking forward|excited for|hope to|hoping to|want to|remind|by)\b|’ll\b",
     re.IGNORECASE,
 )
 _FUTURE_SHORT = re.compile(r"(?:^|\s)(?:i|we|he|she|they|it)['’]ll\b", re.IGNORECASE)

@@ -32,7 +32,7 @@ from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
 from loci.text.consolidate import reconcile, related
 from loci.text.entities import entities
 from loci.text.ladder import Ladder
-from loci.text.stem import stems, tokens
+from loci.text.stem import fold, stems, tokens
 from loci.text.times import resolve
 
 
@@ -91,9 +91,9 @@ class Mem0(Recall):
         of_turn: dict[str, list[str]] = {}
         entries: list[tuple[float, str, str]] = [(scores[id], "turn", id) for id in turns]
         for id, item in items.items():
-            base = max((scores[s] for s in item.sources if s in scores), default=0.0)
+            told = max((scores[s] for s in item.sources if s in scores), default=0.0)
             own = sum(s.get(id, 0.0) for s in item_signals.values())
-            entries.append((base + 0.25 * max(own, 0.0) + 0.01, "item", id))
+            entries.append((max(told + self.facts * max(own, 0.0), own), "item", id))
             for source in item.sources:
                 of_turn.setdefault(source, []).append(id)
         hits: list[Hit] = []
@@ -147,6 +147,7 @@ class Mem0(Recall):
         return items, {
             "words": _scaled(word_hits, items, self.words),
             "meaning": _scaled(mean_hits, items, self.meaning),
+            "speaker": {i: self.speaker for i, m in items.items() if asked.is_about(m)},
         }
 
     def _around(self, cosines: Mapping[str, float], turns: Mapping[str, Turn]) -> dict[str, float]:
@@ -178,7 +179,12 @@ class _Asked:
         self.names = [n for n in entities(text) if not set(n.split()) & drop]
         if len(self.speakers) != 1:
             self.speakers = []
+        self.about = [fold(name) for name in self.speakers]
         self.spans = [(s.start, s.end) for s in resolve(text, view.now()) if s.relation != "for"]
+
+    def is_about(self, item: Item) -> bool:
+        """Whether the fact is about the one speaker asked about."""
+        return item.subject is not None and item.subject.partition("'s ")[0] in self.about
 
 
 def _scaled(
