@@ -179,6 +179,28 @@ def kept_positions(store: KVStore, layer: int = 0) -> Tensor:
     return store.view(layer).positions()
 
 
+def needle_kept(method: Select, *, keep: int = 24, asked: bool = True, seed: int = 0) -> float:
+    """Return the share of heads that still hold a needle in a long text.
+
+    Token 20 of 120 has a key that one direction of the queries finds; when `asked`, the last
+    queries of every chunk point there, as a question at the end of a prompt does. Probing the
+    whole text points there once, when the needle itself is repeated.
+    """
+    spec, place = spec_of(layers=2), 20
+    text = Text.of(spec, 120, seed=seed)
+    generator = Generator().manual_seed(seed + 1)
+    way_D = torch.nn.functional.normalize(torch.randn(spec.head_dim, generator=generator), dim=0)
+    text.keys_LBKTD[:, :, :, place] = way_D * 20
+    if asked:
+        text.queries_LBHTD[:, :, :, 24:] += way_D * 20
+    else:
+        text.queries_LBHTD[:, :, :, place] = way_D * 20
+    store = store_of((method,), keep=keep, chunk=32, seed=seed)
+    read(store, text)
+    held = [(kept_positions(store, layer) == place).any(-1).float().mean() for layer in (0, 1)]
+    return float(sum(held)) / 2
+
+
 def check(method: Method) -> None:
     """Raise AssertionError unless the method keeps the rules of KV methods."""
     said = io.StringIO()

@@ -231,7 +231,7 @@ def store_plan(
     limit = select.limit()
     if limit is not None:
         slots = min(slots, limit + min(ROOM_TOKENS, -(-limit // 8)))
-    if budget_bytes is not None:
+    if budget_bytes is not None and plan(slots, slots).nbytes > budget_bytes:
         fixed = plan(0, 0).nbytes
         each = plan(1, 1).nbytes - fixed
         slots = min(slots, (budget_bytes - fixed) // each)

@@ -139,7 +139,6 @@ class Bfp(Encode):
         return pack_codes(rows, self.bits).view(*x_BKTD.shape[:-1], -1), stored
 
     def _unpack(self, packed: Tensor, exponents: Tensor, head_dim: int) -> Tensor:
-        import torch
 
         from loci.nn.packing import unpack_codes
 
