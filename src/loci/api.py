@@ -2,8 +2,90 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loci import config
 from loci.core.card import Card, load_card
 from loci.core.method import Method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loci.plan.solve import Plan
+    from loci.run.engine import Session
+    from loci.run.memory import Memory
+
+NEW_TOKENS = 256  # when nobody says how long the answer may be
+
+
+def plan(
+    model: str | None = None,
+    *,
+    dram: str | int | None = None,
+    gpu: str | int | None = None,
+    disk: str | int | None = None,
+    weights: str | int | None = None,
+    kv_bytes: str | int | None = None,
+    process: str | int | None = None,
+    context: str | int | None = None,
+    prompt_tokens: str | int | None = None,
+    new_tokens: int | None = None,
+    kv: str | None = None,
+    machine: str | None = None,
+) -> Plan:
+    """Return what Loci would do with this model in this budget, why, and what it costs.
+
+    Sizes are bytes or text such as "256MiB". What is not given comes from the configuration, and
+    then from this machine: 80 % of what is free of gpu and dram, nothing of disk.
+
+    Args:
+        model: a name, a folder or a file; None takes the configured one.
+        weights, kv_bytes: caps inside the tier.
+        process: a limit on the whole process, Python and its libraries included.
+        context: tokens of prompt and answer together.
+        kv: the chain of KV methods to use, "" for none; None lets Loci choose.
+        machine: plan for the machine of that name instead of this one.
+
+    Raises:
+        BudgetError: if it does not fit; the message has the gap and ways out.
+    """
+    from loci.plan import plan as solve
+
+    settings = config.load()
+    return solve(
+        model if model is not None else settings.model,
+        dram=dram if dram is not None else settings.dram,
+        gpu=gpu if gpu is not None else settings.gpu,
+        disk=disk if disk is not None else settings.disk,
+        weights=weights,
+        kv_bytes=kv_bytes,
+        process=process if process is not None else settings.process,
+        context=context if context is not None else settings.context,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens if new_tokens is not None else NEW_TOKENS,
+        kv=kv,
+        machine=machine,
+        folder=settings.models_dir,
+        cache=settings.cache_dir,
+    )
+
+
+def open(
+    plan: Plan,
+    *,
+    memory: str | Path | Memory | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Session:
+    """Return a session that carries out `plan`; use it in a `with` statement.
+
+    Args:
+        memory: a memory file, or an open `Memory`; without it nothing is remembered.
+        progress: called with (what, done, total) while a model is prepared or a prompt is read.
+    """
+    from loci.run import engine
+
+    return engine.open(plan, memory=memory, folder=config.load().models_dir, progress=progress)
 
 
 def methods(kind: str | None = None) -> list[tuple[type[Method], Card | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -77,6 +77,63 @@ def progress(title: str, unit: str = "") -> Iterator[Report]:
         yield bar.report
     finally:
         bar.close()
+
+
+@contextmanager
+def opening() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `report(what, done, total)` for work in several parts, each with a bar of its own."""
+    parts: dict[str, _Bar | _Lines] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in parts:
+            for part in parts.values():
+                part.close()
+            parts.clear()
+            parts[what] = _Bar(what, "") if sys.stderr.isatty() else _Lines(what, "")
+        parts[what].report(done, total)
+        if done >= total:
+            parts.pop(what).close()
+
+    try:
+        yield report
+    finally:
+        for part in parts.values():
+            part.close()
+
+
+def stream(pieces: Iterable[str], *, quiet: bool = False) -> None:
+    """Print an answer as it comes, and end its line; `quiet` only waits for it."""
+    for piece in pieces:
+        if not quiet:
+            click.echo(piece, nl=False)
+    if not quiet:
+        click.echo()
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return what an answer took, in a line or two."""
+    from loci.units import format_bytes, format_seconds
+
+    count, sizes = report["tokens"], report["bytes"]
+    limits = report["plan"]["budget"]
+    held = ", ".join(
+        f"{tier} {format_bytes(nbytes)}"
+        + (f" of {format_bytes(limits[tier])}" if limits.get(tier) else "")
+        for tier, nbytes in sizes["measured"].items()
+    )
+    moved = [
+        f"{source} to {target} {format_bytes(nbytes)}"
+        for source, targets in sizes["moved"].items()
+        for target, nbytes in targets.items()
+        if nbytes
+    ]
+    lines = [
+        f"{count['new']} tokens, {report['tokens_per_s']:.1f} tokens/s, first after "
+        f"{format_seconds(report['first_token_s'])}; {held}"
+        + (f"; moved {', '.join(moved)}" if moved else "")
+        + f"; runtime {format_bytes(report['runtime_bytes'])}, not in the budget"
+    ]
+    return "\n".join([*lines, *report["notes"]])
 
 
 class _Bar:

@@ -1,0 +1,61 @@
+"""`loci chat`: a conversation inside a budget."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any  # click hands keyword arguments through
+
+import click
+
+from loci import api, config
+from loci.cli.options import (
+    budget_options,
+    make_plan,
+    make_sampling,
+    memory_options,
+    sampling_options,
+    whose,
+)
+from loci.cli.output import note, opening, stream, summary
+
+LEAVE = ("/exit", "/quit")
+
+
+@click.command()
+@click.argument("model", required=False)
+@budget_options
+@sampling_options
+@memory_options
+def command(
+    model: str | None,
+    max_tokens: int | None,
+    memory_file: str | None,
+    user: str | None,
+    **given: Any,
+) -> None:
+    """Talk with a model, line by line; it remembers across runs when --memory is given.
+
+    End with /exit or Ctrl-D. Ctrl-C stops an answer.
+    """
+    plan = make_plan(model if model is not None else config.load().model, max_tokens, given)
+    sampling = make_sampling(given)
+    name = whose(user) if memory_file is not None else "local"
+    with opening() as report, api.open(plan, memory=memory_file, progress=report) as session:
+        for line in iter(_line, None):
+            if not line.strip():
+                continue
+            if line.strip() in LEAVE:
+                break
+            try:
+                pieces = session.chat(line, user=name, max_tokens=max_tokens, sampling=sampling)
+                stream(pieces)
+            except KeyboardInterrupt:
+                note("\nstopped; this turn is forgotten")
+                continue
+            note(summary(session.report()))
+
+
+def _line() -> str | None:
+    if sys.stdin.isatty():
+        click.echo("> ", nl=False, err=True)
+    return sys.stdin.readline() or None
