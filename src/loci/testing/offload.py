@@ -55,13 +55,15 @@ def check(method: Offload) -> None:
         everything = method.place(blocks, uses, whole)
         check_placement(everything, blocks, uses, whole)
         assert not everything.streamed and everything.moved_bytes == 0, "what fits stays"
+        least = method.least_bytes(blocks, uses)
+        check_placement(method.place(blocks, uses, least), blocks, uses, least)
         before: Placement | None = None
         for budget in range(0, whole + 4096, 1500):
             try:
                 placed = method.place(blocks, uses, budget)
             except BudgetError as error:
                 assert before is None, "a larger budget was refused"
-                assert "short" in str(error)
+                assert "short" in str(error) and budget < least
                 continue
             check_placement(placed, blocks, uses, budget)
             assert method.place(blocks, uses, budget) == placed

@@ -65,6 +65,10 @@ class Offload(Method):
     """Role: place blocks under a budget, and say how fast tokens then come."""
 
     @abstractmethod
+    def least_bytes(self, blocks: Sequence[tuple[str, int]], uses: Sequence[str]) -> int:
+        """Return the smallest budget that `place` accepts for these blocks."""
+
+    @abstractmethod
     def place(
         self,
         blocks: Sequence[tuple[str, int]],

@@ -54,6 +54,9 @@ class TpiLlm(Offload):
         int, Param(help="buffers of the ring", unit="blocks", ge=2, source="memory scheduler")
     ] = 2
 
+    def least_bytes(self, blocks: Sequence[tuple[str, int]], uses: Sequence[str]) -> int:
+        return min(self._steps({name: page_bytes(nbytes) for name, nbytes in blocks}, uses)[1])
+
     def place(
         self,
         blocks: Sequence[tuple[str, int]],
@@ -62,15 +65,7 @@ class TpiLlm(Offload):
         links: Mapping[tuple[str, str], float] | None = None,
     ) -> Placement:
         size = {name: page_bytes(nbytes) for name, nbytes in blocks}
-        if unknown := [name for name in uses if name not in size]:
-            raise ParameterError("a token uses a block that is not there", value=unknown[0])
-        order = _pin_order(size, uses)
-        held, pinned_bytes = [], 0
-        for count in range(len(order) + 1):
-            rest = order[count:]
-            slots = min(self.window, len(rest))
-            held.append(pinned_bytes + slots * max((size[name] for name in rest), default=0))
-            pinned_bytes += size[rest[0]] if rest else 0
+        order, held = self._steps(size, uses)
         fitting = [count for count, nbytes in enumerate(held) if nbytes <= budget_bytes]
         if not fitting:
             raise BudgetError(
@@ -124,6 +119,18 @@ class TpiLlm(Offload):
         blocks += [(f"head.{i}", -(-head // tiles)) for i in range(tiles)]
         placed = self.place(blocks, [name for name, _ in blocks], budget_bytes)
         return Cost(held={"dram": placed.held_bytes}, moved={("disk", "dram"): placed.moved_bytes})
+
+    def _steps(self, size: Mapping[str, int], uses: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Return the order of pinning, and the bytes held when its first 0, 1, ... are pinned."""
+        if unknown := [name for name in uses if name not in size]:
+            raise ParameterError("a token uses a block that is not there", value=unknown[0])
+        order, held, pinned_bytes = _pin_order(size, uses), [], 0
+        for count in range(len(order) + 1):
+            rest = order[count:]
+            slots = min(self.window, len(rest))
+            held.append(pinned_bytes + slots * max((size[name] for name in rest), default=0))
+            pinned_bytes += size[rest[0]] if rest else 0
+        return order, held
 
 
 def _pin_order(size: Mapping[str, int], uses: Sequence[str]) -> list[str]:

@@ -1,0 +1,173 @@
+"""Forms of the KV cache: how many bytes each takes, and what it costs in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from loci.core.card import Card
+from loci.core.method import Method
+from loci.core.spec import ModelSpec, Workload
+from loci.errors import LociError
+from loci.methods import catalogue
+
+KVDtype = Literal["float32", "float16"]
+Cards = Callable[[str, str], Card | None]
+
+DTYPE_BYTES = {"float32": 4, "float16": 2}
+SUITE, METRIC = "reference", "kl"  # where cards keep the KL to the full model
+_PROBES = 24  # halvings when a KV budget is searched; far below a token for any cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVForm:
+    """One way to keep the KV cache.
+
+    Attributes:
+        chain: text of the chain of methods, "" keeps every token as it is.
+        dtype: of the tokens that are kept as they are.
+        words: for people who do not know the methods.
+    """
+
+    chain: str = ""
+    dtype: KVDtype = "float32"
+    words: str = "a shortened form"
+
+    def methods(self) -> tuple[Method, ...]:
+        """Return the methods of the chain."""
+        return catalogue.parse_chain(self.chain, "kv")
+
+    @property
+    def name(self) -> str:
+        """The chain, or the number format where there is none."""
+        return self.chain or self.dtype
+
+
+LADDER = (
+    KVForm(dtype="float32", words="32 bits a number"),
+    KVForm(dtype="float16", words="16 bits a number"),
+    *(KVForm(chain=f"bfp(bits={bits})", words=f"{bits} bits a number") for bits in (8, 6, 5, 4)),
+)
+
+
+def by_loss(forms: tuple[KVForm, ...], spec: ModelSpec, cards: Cards) -> tuple[KVForm, ...]:
+    """Order forms by measured KL; where one of them is unknown, more bits come first."""
+    losses = [loss_of(form, spec, cards)[0] for form in forms]
+    if any(loss is None for loss in losses):
+        return forms
+    order = sorted(range(len(forms)), key=lambda i: (losses[i] or 0.0, i))
+    return tuple(forms[i] for i in order)
+
+
+def loss_of(form: KVForm, spec: ModelSpec, cards: Cards) -> tuple[float | None, str]:
+    """Return the KL of a form on this model, or None, and a note where it is not measured.
+
+    The loss of a chain is the sum of its links, which is an estimate.
+    """
+    if form == LADDER[0]:
+        return 0.0, ""
+    links: list[tuple[str, Mapping[str, object]]]
+    if form.chain:
+        links = [(method.about.name, method.parameters()) for method in form.methods()]
+    else:
+        links = [("exact", {"dtype": form.dtype})]
+    total = 0.0
+    for name, parameters in links:
+        kl, note = _measured(cards("kv", name), parameters, spec)
+        if kl is None:
+            return None, note
+        total += kl
+    return total, "the sum over the parts of the chain, an estimate" if len(links) > 1 else ""
+
+
+def kv_bytes(
+    form: KVForm, spec: ModelSpec, load: Workload, chunk: int, room: float
+) -> tuple[int, int | None, int]:
+    """Return the KV bytes in `room`, the budget the store gets, and the least it could do with.
+
+    Only methods that choose tokens take a budget; all other forms have one size.
+    """
+
+    def held(budget: int | None) -> int | None:
+        try:
+            return _predicted(spec, form, load.context, load.batch, chunk, budget)
+        except LociError:  # the methods cannot work with so few bytes
+            return None
+
+    whole = _predicted(spec, form, load.context, load.batch, chunk, None)
+    if not _chooses(form):
+        return whole, None, whole
+    refused, smallest = -1, whole
+    for _ in range(_PROBES):
+        middle = (refused + smallest) // 2
+        if smallest - refused > 1:
+            refused, smallest = (middle, smallest) if held(middle) is None else (refused, middle)
+    least = held(smallest) or whole
+    if whole <= room:
+        return whole, whole, least
+    best, kv, too_much = smallest, least, whole
+    for _ in range(_PROBES):
+        middle = (best + too_much) // 2
+        need = held(middle)
+        if need is not None and need <= room:
+            best, kv = middle, need
+        else:
+            too_much = middle
+    return kv, best, least
+
+
+@cache
+def decoded(form: KVForm, context: int) -> int:
+    """Return the tokens that attention decodes at once; 0 where nothing is encoded."""
+    if not form.chain:
+        return 0
+    from loci.methods.kv.base import decoded_tokens
+
+    return decoded_tokens(form.methods(), context)
+
+
+# -- private ----------------------------------------------------------------------------------
+
+
+@cache
+def _predicted(
+    spec: ModelSpec, form: KVForm, context: int, batch: int, chunk: int, budget: int | None
+) -> int:
+    from loci.methods.kv.base import predict_store  # brings torch
+
+    return predict_store(
+        spec,
+        form.methods(),
+        max_tokens=context,
+        batch=batch,
+        dtype_bytes=DTYPE_BYTES[form.dtype],
+        budget_bytes=budget,
+        chunk=chunk,
+    )
+
+
+@cache
+def _chooses(form: KVForm) -> bool:
+    """Return whether a chain has a method that keeps some tokens and drops others."""
+    if not form.chain:
+        return False
+    from loci.methods.kv.base import Select
+
+    return any(isinstance(method, Select) for method in form.methods())
+
+
+def _measured(
+    card: Card | None, parameters: Mapping[str, object], spec: ModelSpec
+) -> tuple[float | None, str]:
+    unknown = "quality unknown for this model"
+    rows = [] if card is None else [m for m in card.measurements if METRIC in m.metrics]
+    rows = [m for m in rows if {**parameters, **m.parameters} == dict(parameters)]
+    for row in rows:
+        if spec.fingerprint and row.fingerprint == spec.fingerprint and row.suite == SUITE:
+            return float(row.metrics[METRIC]["this"]), ""
+    if rows:
+        kl = rows[0].metrics[METRIC]["this"]
+        return None, f"{unknown}; on {rows[0].model}: {kl:.4f} nats per token"
+    return None, unknown

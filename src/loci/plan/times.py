@@ -1,0 +1,79 @@
+"""Times of an option, as the roofline of the machine's profile predicts them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from loci.core.cost import OpGraph
+from loci.core.spec import ModelSpec, Workload
+from loci.methods.cost.base import Machine, graph_of
+from loci.methods.cost.roofline import Roofline
+from loci.methods.offload.base import Placement
+from loci.methods.offload.tpi_llm import TpiLlm
+from loci.plan.streaming import Blocks, uses_of
+
+
+def predict(
+    spec: ModelSpec,
+    load: Workload,
+    profile: Machine,
+    blocks: Blocks,
+    *,
+    chunk: int,
+    kv_bytes: int,
+    is_decoded: bool,
+    placement: Placement | None,
+) -> tuple[float, float]:
+    """Return (seconds to the first token, seconds per later token).
+
+    Args:
+        kv_bytes: of the whole KV cache; reads of it are in proportion.
+        is_decoded: whether attention decodes the stored KV from codes.
+        placement: of streamed weights; None when all stay in memory.
+    """
+    prompt, model = prompt_tokens(load), Roofline()
+    middle = min(load.context, prompt + load.new_tokens // 2 + 1)  # keys an average token sees
+
+    def graph(phase: Literal["prefill", "decode"], tokens: int, keys: int) -> OpGraph:
+        return graph_of(
+            spec,
+            phase,
+            tokens=tokens,
+            keys=keys,
+            batch=load.batch,
+            chunk=chunk,
+            kv_bytes_per_element=kv_bytes
+            / (spec.kv_elements_per_token() * load.context * load.batch),
+            decoded=is_decoded,
+        )
+
+    def seconds(work: OpGraph, is_layer: bool) -> float:
+        """Return the time of one layer, or of everything after the last one."""
+        ops = [op for op in work.ops if (op.name not in ("norm", "head")) == is_layer]
+        return sum(model.time(op, profile)[0] for op in ops)
+
+    prefill, decode = graph("prefill", prompt, prompt), graph("decode", 1, middle)
+    if placement is None:
+        return (
+            model.estimate(prefill, profile).seconds_per_token,
+            model.estimate(decode, profile).seconds_per_token,
+        )
+    _, uses, _ = uses_of(blocks)
+    layers = [name for name in uses if name.startswith("layer.")]
+    tiles = uses[len(layers) :]
+    rate = profile.tiers["disk"].read_bytes_per_s
+    load_s = {name: stored / rate for name, _, stored in blocks}
+    passes = -(-prompt // chunk)
+    compute = dict.fromkeys(layers, seconds(prefill, True) / passes)
+    last_s = max(seconds(prefill, False), sum(load_s[n] for n in tiles if n in placement.streamed))
+    first_s = passes * TpiLlm().pace(placement, layers, compute, load_s) + last_s
+    compute = dict.fromkeys(tiles, seconds(decode, False) / len(tiles))
+    compute |= dict.fromkeys(layers, seconds(decode, True))
+    return first_s, TpiLlm().pace(placement, uses, compute, load_s)
+
+
+def prompt_tokens(load: Workload) -> int:
+    """Return the length of the prompt; where nobody said, what the answer leaves of the context."""
+    if load.prompt_tokens is not None:
+        return max(1, load.prompt_tokens)
+    return max(1, load.context - load.new_tokens)
