@@ -296,7 +296,7 @@ def _from_facts(
             for fact in facts
             if (score := _score(asked, fact, kin_names)) > 0
         ),
-        key=lambda entry: (-entry[0], -entry[1], -_stamp(entry[2])),
+        key=lambda entry: (-round(entry[0], 0), -_stamp(entry[2]), -entry[1]),
     )
     if not scored or scored[0][0] < 5.0:
         return None
@@ -384,7 +384,7 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
         score -= 3.0
     if asked.spans and item.valid_from is not None and asked.kind != "when":
         score += 1.5 if asked.spans[0].holds(item.valid_from) else -0.5
-    return score + 1.0 / (1 + fact.rank)
+    return score + 0.5 / (1 + fact.rank)
 
 
 def _subject_score(
@@ -456,9 +456,24 @@ def _shown(asked: _Question, fact: _Fact) -> str:
     return value
 
 
-_MEAT = frozenset("meat beef pork chicken ham bacon steak turkey lamb sausag burger fish".split())
+_MEAT = frozenset(
+    [
+        "meat",
+        "beef",
+        "pork",
+        "chicken",
+        "ham",
+        "bacon",
+        "steak",
+        "turkey",
+        "lamb",
+        "sausag",
+        "burger",
+        "fish",
+    ]
+)
 _ANIMAL = _MEAT | frozenset(
-    "dairi egg chees milk butter honey yoghurt yogurt cream seafood".split()
+    ["dairi", "egg", "chees", "milk", "butter", "honey", "yoghurt", "yogurt", "cream", "seafood"]
 )
 _EXCLUDES = {
     "vegan": _ANIMAL,

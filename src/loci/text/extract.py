@@ -44,6 +44,8 @@ _SENTENCE = re.compile(r"[^.!?\n]+(?:\.(?=\S)[^.!?\n]+)*[.!?]*")
 _CLAUSE = re.compile(
     r"\s*(?:;|\s[-–—]+\s|,?\s+but\s+|,?\s+and\s+(?=(?:i|we|my|our|he|she|they)(?:'\w+)?\s)"
     r"|,\s*(?=(?:i|my|our|we|her name|his name|its name|she's|he's|she is|he is)(?:'\w+)?\s)|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
+    r"|,?\s+and\s+(?=(?:moved|started|quit|bought|got|adopted|joined|sold|became|switched|broke|left"
+    r"|am|work|live|love|hate|changed|found|took|began)\s)"
     r"|,?\s+because\s+|,?\s+(?:although|though|while)\s+)\s*",
     re.IGNORECASE,
 )
@@ -72,7 +74,7 @@ _TAIL = re.compile(
     r"|after|before|until|although|though|as well|too|these days|nowadays|right now|at the moment"
     r"|any ?more|now|lately|again|together|and (?:i|we|my|it|she|he|they|am|have|love|really)\b"
     r"|with my|for my|instead|so far|by the way|though|for (?:some time|a (?:while|long time|bit)|many|ages|years)\b|and that"
-    r"|originally|if you|you know|to be honest|btw|thank god|thankfully|actually|haha|lol)\b).*$",
+    r"|originally|by trade|in the end|a while (?:ago|back)|after all|if you|you know|to be honest|btw|thank god|thankfully|actually|haha|lol)\b).*$",
     re.IGNORECASE,
 )
 _LEADING = re.compile(r"^(?:on|in|at|for|since|from|by|this|the|every|around|about)\s*$", re.I)
@@ -93,6 +95,34 @@ _IS_CALLED = re.compile(
 _TOGETHER = re.compile(
     r"^we (?:are|have been) (?:(?:now|officially|already) )?(?:dating|together|a couple|seeing each"
     r"|in a relationship|going out)\b"
+)
+_BARE = frozenset(
+    [
+        "am",
+        "moved",
+        "got",
+        "bought",
+        "started",
+        "quit",
+        "adopted",
+        "sold",
+        "went",
+        "joined",
+        "became",
+        "switched",
+        "broke",
+        "left",
+        "work",
+        "live",
+        "love",
+        "hate",
+        "changed",
+        "found",
+        "took",
+        "began",
+        "just",
+        "finally",
+    ]
 )
 _WITH = re.compile(rf"^(?P<name>{_NAME}) and I (?P<rest>.+)$")
 _KIN_SUBJECT = re.compile(
@@ -200,6 +230,7 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
             continue
         if fixed and _MEANT.search(sentence):
             continue
+        follows: str | None = None
         for part in _CLAUSE.split(sentence):
             told = _IS_CALLED.match(part.strip())
             if told is not None and mentioned is not None:
@@ -208,7 +239,12 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
                 found += _list(_has(clause, slot, label, told["name"]))
                 last_named = told["name"]
                 continue
-            new, last_named = _of_clause(part, speaker, turn, last_named)
+            before_named = last_named
+            new, last_named = _of_clause(part, speaker, turn, last_named, follows)
+            if re.match(r"\W*(?:\w+\W+){0,3}?(?:i|we)\b", part, re.I):
+                follows = speaker
+            elif last_named != before_named or re.match(r"(?:he|she)\b", part, re.I):
+                follows = last_named
             found += new
             kin = _MENTION.findall(part)
             if kin and (slot_found := kin_of(kin[-1])) not in (None, "partner"):
@@ -294,7 +330,7 @@ def _correction(
 
 
 def _of_clause(
-    part: str, speaker: str, turn: Turn, named: str | None
+    part: str, speaker: str, turn: Turn, named: str | None, follows: str | None = None
 ) -> tuple[list[Candidate], str | None]:
     clause = FILLERS.sub("", part.strip()).strip()
     if len(clause) < 4:
@@ -332,8 +368,11 @@ def _of_clause(
     if named_match is not None and _is_subject(named_match["name"], named_match["rest"]):
         name = named_match["name"]
         return _spoken(name, named_match["rest"], turn, teller=speaker), name
-    if first in ("am", "moved", "got", "bought", "started", "quit", "adopted", "sold", "went"):
+    if first in _BARE and not follows:
         found = _spoken(speaker, clause, turn)
+    elif first in _BARE and follows is not None:
+        teller = speaker if follows != speaker else None
+        found = _spoken(follows, clause, turn, teller=teller)
     return found, named
 
 
@@ -550,7 +589,7 @@ def _mine(
         negative = value.lower().startswith(("not ", "no longer "))
         value = re.sub(r"^(?:not|no longer) ", "", value, flags=re.I)
         if predicate == "favourite":
-            predicate = f"favourite:{match['p'].lower()}"
+            predicate = f"favourite:{match['p'].lower().replace('color', 'colour')}"
         if predicate == "birthday":
             return _list(_birthday(whole, value)), named
         if predicate == "drives":
@@ -797,7 +836,9 @@ def _job(clause: _Clause, match: re.Match[str]) -> _Made:
 
 def _employed(clause: _Clause, match: re.Match[str]) -> _Made:
     value = clause._timeless(match["o"])
-    both = re.match(r"^(?:(?P<job>.+?) )?(?:at|for|with) (?P<place>.+)$", value)
+    both = re.match(
+        r"^(?:(?P<job>(?!(?:at|for|with)\b).+?) )?(?:at|for|with) (?P<place>.+)$", value
+    )
     facts: list[Candidate | None] = []
     if value.lower().startswith("as "):
         both = re.match(r"^as (?P<job>.+?)(?: (?:at|for|with|in) (?P<place>.+))?$", value, re.I)
@@ -844,7 +885,7 @@ def _have(clause: _Clause, match: re.Match[str]) -> _Made:
         label = re.sub(r"^(?:a|an|one|another) ", "", head, flags=re.I)
         if slot == "partner":
             if name is None:
-                return clause.fact("partner:" + noun, head)
+                return None
             return clause.fact("partner:" + noun, name, keep_time=True)
         facts: list[Candidate | None] = []
         names: list[str | None] = [name] if name else [None]
@@ -1458,7 +1499,12 @@ _RULES = _compiled(
             ),
         ),
         "own": ((r"own (?P<o>.+)$", _take("owns")),),
-        "drive": ((r"drive (?P<o>(?:a|an|my|the) .+|[A-Z].+)$", _take("drives")),),
+        "drive": (
+            (
+                r"drive (?P<o>(?:a|an|my|the) .+?|[A-Z].+?)(?: (?:to|around|for) .+)?$",
+                _take("drives"),
+            ),
+        ),
         "bought adopted rescued purchased": (
             (r"(?P<v>bought|adopted|rescued|purchased) (?P<o>.+)$", _bought),
         ),
@@ -1524,8 +1570,10 @@ _RULES = _compiled(
         ),
         "found rented": (
             (
-                rf"(?:found|rented) (?:a|an|our|my) (?:[\w-]+ ){{0,3}}?(?:flat|house|apartment|place|home"
-                rf"|studio|room)(?: to rent)? in (?P<o>{_PLACE})",
+                (
+                    rf"(?:found|rented) (?:a|an|our|my) (?:[\w-]+ ){{0,3}}?(?:flat|house|apartment|place|home"
+                    rf"|studio|room)(?: to rent)? in (?P<o>{_PLACE})"
+                ),
                 lambda c, m: [
                     c.fact("lives_in", m["o"]),
                     c.fact(

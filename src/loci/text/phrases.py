@@ -116,7 +116,7 @@ ADVERBS = _words(
     "just recently actually really currently still also finally now always absolutely totally only "
     "honestly already literally basically kinda sorta definitely simply truly completely probably "
     "officially even especially mostly mainly usually generally particularly ever super very so "
-    "quite pretty fully entirely strictly obviously apparently sadly luckily fortunately unfortunately"
+    "quite pretty fully entirely strictly badly severely deathly obviously apparently sadly luckily fortunately unfortunately"
 )
 FILLERS = re.compile(
     r"^(?:(?:well|so|oh|ah|hey|hi|hello|yeah|yes|yep|yup|no|nope|nah|btw|anyway|anyways|also|and"
@@ -214,8 +214,8 @@ DULL = _words(
     "laughed smiled appreciated understood kept let"
 )
 HYPOTHETICAL = re.compile(
-    r"\b(?:if|wish|would|could|might|imagine|suppose|supposing|pretend|should|hypothetically"
-    r"|what if|as though|maybe|perhaps|wonder|unless|were to|in case|dreamed|dreamt)\b",
+    r"\b(?:if|wish|imagine|suppose|supposing|pretend|hypothetically|as though|wonder|unless|were to"
+    r"|in case|dreamed|dreamt)\b|^(?:\S+\s+){0,5}(?:would|could|might|should|maybe|perhaps)\b",
     re.IGNORECASE,
 )
 # Heads of "a ..." that name nothing one owns.

@@ -5,7 +5,10 @@ A predicate may carry a parameter behind a colon: "favourite:colour", "appointme
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from loci.text.stem import stems
 
@@ -212,3 +215,23 @@ def sentence_of(subject: str, predicate: str, value: str, *, past: bool = False)
     slot = SLOTS[name]
     form = slot.past if past else slot.sentence
     return form.replace("{S}", subject).replace("{P}", parameter or name).replace("{O}", value)
+
+
+@cache
+def _by_cue() -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for name, slot in SLOTS.items():
+        for cue in slot.cues:
+            found.setdefault(cue, []).append(name)
+    return {cue: tuple(names) for cue, names in found.items()}
+
+
+def asked_for(words: Iterable[str], limit: int = 3) -> list[tuple[str, int]]:
+    """Return the predicates that a question's stems ask for, with how many cues each has.
+
+    >>> [name for name, _ in asked_for(stems("Which pets does she have?"))]
+    ['pet']
+    """
+    votes = Counter(name for word in set(words) for name in _by_cue().get(word, ()))
+    best = max(votes.values(), default=0)
+    return [(name, n) for name, n in votes.most_common(limit) if n == best]

@@ -50,6 +50,15 @@ def tokens(text: str) -> list[str]:
     return [_CLITIC.sub("", word) for word in _WORD.findall(fold(text))]
 
 
+_SPELLINGS = """
+colour color, colours color, favourite favorite, favourites favorite, neighbour neighbor,
+neighbours neighbor, flavour flavor, behaviour behavior, humour humor, theatre theater,
+centre center, grey gray, mum mom, organise organize, organised organize, travelling travel,
+jewellery jewelry, tyre tire, pyjamas pajamas, yoghurt yogurt, doughnut donut, programme program
+"""
+_SPELLING = dict(pair.split() for pair in _SPELLINGS.split(","))
+
+
 @cache
 def _stemmer() -> Callable[[str], str]:
     import snowballstemmer  # here: the package loads thirty languages
@@ -65,6 +74,7 @@ def stem(word: str) -> str:
     >>> stem("allergies"), stem("allergic")
     ('allergi', 'allerg')
     """
+    word = _SPELLING.get(word, word)
     if len(word) < 3 or not word.isascii() or word.isdigit():
         return word
     return _stemmer()(word)

@@ -32,8 +32,11 @@ from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
 from loci.text.consolidate import reconcile, related
 from loci.text.entities import entities
 from loci.text.ladder import Ladder
+from loci.text.slots import asked_for
 from loci.text.stem import fold, stems, tokens
 from loci.text.times import resolve
+
+_FAVOURITE = re.compile(r"favou?rite (\w+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,7 @@ class Mem0(Recall):
     speaker: Annotated[float, Param(help="added when who is asked about spoke", ge=0.0)] = 3.0
     time: Annotated[float, Param(help="added when said at the time asked about", ge=0.0)] = 2.0
     entities: Annotated[float, Param(help="added for each name shared", ge=0.0)] = 0.5
+    slot: Annotated[float, Param(help="added to facts of the slot asked for", ge=0.0)] = 2.0
     context: Annotated[float, Param(help="weight of the turn before", ge=0.0, le=1.0)] = 0.5
     pool: Annotated[int, Param(help="candidates of each signal", ge=1)] = 200
 
@@ -143,8 +147,10 @@ class Mem0(Recall):
             return {}, {}
         word_hits = dict(view.search_words(asked.stems, self.pool, "item"))
         mean_hits = dict(view.search_dense(asked.text, self.pool, "item")) if dense else {}
-        items = view.items(list({**word_hits, **mean_hits}))
+        slots = asked.slots(view)
+        items = {**view.items(list({**word_hits, **mean_hits})), **{i.id: i for i in slots}}
         return items, {
+            "slot": {item.id: self.slot for item in slots},
             "words": _scaled(word_hits, items, self.words),
             "meaning": _scaled(mean_hits, items, self.meaning),
             "speaker": {i: self.speaker for i, m in items.items() if asked.is_about(m)},
@@ -181,6 +187,13 @@ class _Asked:
             self.speakers = []
         self.about = [fold(name) for name in self.speakers]
         self.spans = [(s.start, s.end) for s in resolve(text, view.now()) if s.relation != "for"]
+
+    def slots(self, view: StoreView) -> list[Item]:
+        """Return facts of the slots whose cue words the question has."""
+        who = self.about or [fold(name) for name in view.speakers()[:2]]
+        names = [name for name, _ in asked_for(self.stems)]
+        names += [f"favourite:{m[1].lower()}" for m in _FAVOURITE.finditer(self.text)]
+        return [item for name in who for slot in names for item in view.by_slot(name, slot)]
 
     def is_about(self, item: Item) -> bool:
         """Whether the fact is about the one speaker asked about."""

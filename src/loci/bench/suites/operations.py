@@ -1,0 +1,116 @@
+"""Operations on facts: does the memory add, supersede, retire and keep quiet when it should?
+
+Runs a recall method over synthetic dialogues whose every turn carries the right operation, and
+reports F1 of each operation, answers of the extractive reader, and evidence found. No data needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any  # figures are numbers and texts
+
+from loci.bench.metrics import any_at, macro_f1
+from loci.core.item import Add, Edit, Retire, Revise
+from loci.core.ports import Embedder
+from loci.methods.recall.base import Query, Recall
+from loci.testing.dialogue import Expected, make_dialogue
+from loci.testing.recall import DictView
+from loci.text.answer import answer
+from loci.text.extract import extract
+from loci.text.stem import fold
+
+LABELS = ("add", "supersede", "retire", "noop", "none")
+
+
+def operation_on(wanted: Expected, edits: Sequence[Edit], view: DictView) -> str:
+    """Return which operation `edits` carried out on the expected value; "none" when none.
+
+    For a turn that tells nothing, any edit counts as what it is.
+    """
+    about = [e for e in edits if not wanted.value or _mentions(e, fold(wanted.value), view)]
+    kinds = {_kind(edit) for edit in about}
+    for kind in ("supersede", "add", "retire", "noop"):
+        if kind in kinds:
+            return kind
+    return "none"
+
+
+def _kind(edit: Edit) -> str:
+    if isinstance(edit, Add):
+        return "add"
+    if isinstance(edit, Retire):
+        return "supersede" if edit.superseded_by is not None else "retire"
+    return "noop"
+
+
+def _mentions(edit: Edit, value: str, view: DictView) -> bool:
+    if isinstance(edit, Add):
+        text = edit.candidate.text
+    elif isinstance(edit, Retire):
+        told = edit.superseded_by
+        text = told.text if told is not None else view.item(edit.id).text
+    elif isinstance(edit, Revise):
+        text = edit.candidate.text
+    else:
+        return False
+    return value in fold(text)
+
+
+def run(
+    method: Recall,
+    embedder: Embedder | None = None,
+    *,
+    seeds: Sequence[int] = tuple(range(10)),
+    limit: int = 10,
+) -> dict[str, Any]:
+    """Return F1 of each operation and "macro", right answers, evidence any@limit, us per turn."""
+    pairs: list[tuple[str, str]] = []
+    right: list[float] = []
+    found: list[float] = []
+    missed: list[str] = []
+    seconds = turns = 0.0
+    for seed in seeds:
+        dialogue = make_dialogue(seed)
+        view = DictView(embedder=embedder)
+        expected = {e.turn: e for e in dialogue.expected}
+        for session in dialogue.sessions:
+            for turn in session:
+                began = time.perf_counter()
+                extract([turn])
+                seconds += time.perf_counter() - began
+                turns += 1
+                edits = method_edits(view, method, turn)
+                if turn.id not in expected:
+                    continue
+                wanted = expected[turn.id]
+                given = operation_on(wanted, edits, view)
+                pairs.append((given, wanted.operation))
+                if given != wanted.operation:
+                    missed.append(f"{given} for {wanted.operation}: {turn.content}")
+        for asked in dialogue.questions:
+            hits = method.find(Query(text=asked.text, limit=limit), view)
+            shown = [s.id for hit in hits for s in hit.sources]
+            found.append(any_at(shown, asked.evidence, len(shown)))
+            text = fold(answer(asked.text, hits, view.now()).text)
+            good = any(fold(a) in text for a in asked.answers)
+            right.append(float(good and not any(fold(w) in text for w in asked.wrong)))
+            if not right[-1]:
+                missed.append(f"answer {text!r} for {asked.answers}: {asked.text}")
+    return {
+        "suite": "operations",
+        "method": str(method),
+        "facts": len(pairs),
+        "f1": macro_f1(pairs, LABELS),
+        "accuracy": sum(a == b for a, b in pairs) / max(len(pairs), 1),
+        "questions": len(right),
+        "answers_right": sum(right) / max(len(right), 1),
+        f"any@{limit}": sum(found) / max(len(found), 1),
+        "extract_us_per_turn": 1e6 * seconds / max(turns, 1),
+        "missed": missed,
+    }
+
+
+def method_edits(view: DictView, method: Recall, turn: Any) -> list[Edit]:
+    """Store one turn and return the edits the method made of it."""
+    return view.remember([turn], method)
