@@ -154,7 +154,8 @@ def evaluate(problem: Problem, weights: Weights, form: KVForm, chunk: int) -> Ca
     parts = [("tokenizer", "dram", "tokenizer", spec.tokenizer_bytes)]
     placement = None
     if weights == "streamed":
-        gaps.append(Gap(where="disk", need=on_disk, limit=budget.disk or 0))
+        has_disk = "disk" in problem.profile.tiers  # else nobody knows how fast it is
+        gaps.append(Gap(where="disk", need=on_disk, limit=budget.disk or 0 if has_disk else 0))
         parts.append(("weights on disk", "disk", "weights", on_disk))
     gaps = [gap for gap in gaps if gap.short > 0]
     if weights == "streamed" and not gaps:

@@ -6,11 +6,14 @@ from typing import Literal
 
 from loci.core.cost import OpGraph
 from loci.core.spec import ModelSpec, Workload
+from loci.errors import ModelError
 from loci.methods.cost.base import Machine, graph_of
 from loci.methods.cost.roofline import Roofline
 from loci.methods.offload.base import Placement
 from loci.methods.offload.tpi_llm import TpiLlm
 from loci.plan.streaming import Blocks, uses_of
+
+_RATES = ("float32", "bfloat16", "float16", "int8")  # the first that is known
 
 
 def predict(
@@ -31,7 +34,8 @@ def predict(
         is_decoded: whether attention decodes the stored KV from codes.
         placement: of streamed weights; None when all stay in memory.
     """
-    prompt, model = prompt_tokens(load), Roofline()
+    tier, rate = what_is_known(profile)
+    prompt, model = prompt_tokens(load), Roofline(tier=tier)
     middle = min(load.context, prompt + load.new_tokens // 2 + 1)  # keys an average token sees
 
     def graph(phase: Literal["prefill", "decode"], tokens: int, keys: int) -> OpGraph:
@@ -45,6 +49,7 @@ def predict(
             kv_bytes_per_element=kv_bytes
             / (spec.kv_elements_per_token() * load.context * load.batch),
             decoded=is_decoded,
+            rate=rate,
         )
 
     def seconds(work: OpGraph, is_layer: bool) -> float:
@@ -61,8 +66,8 @@ def predict(
     _, uses, _ = uses_of(blocks)
     layers = [name for name in uses if name.startswith("layer.")]
     tiles = uses[len(layers) :]
-    rate = profile.tiers["disk"].read_bytes_per_s
-    load_s = {name: stored / rate for name, _, stored in blocks}
+    disk = profile.tiers["disk"].read_bytes_per_s
+    load_s = {name: stored / disk for name, _, stored in blocks}
     passes = -(-prompt // chunk)
     compute = dict.fromkeys(layers, seconds(prefill, True) / passes)
     last_s = max(seconds(prefill, False), sum(load_s[n] for n in tiles if n in placement.streamed))
@@ -70,6 +75,22 @@ def predict(
     compute = dict.fromkeys(tiles, seconds(decode, False) / len(tiles))
     compute |= dict.fromkeys(layers, seconds(decode, True))
     return first_s, TpiLlm().pace(placement, uses, compute, load_s)
+
+
+def what_is_known(profile: Machine) -> tuple[str, str]:
+    """Return the tier and the number format whose speeds of a machine are taken.
+
+    Raises:
+        ModelError: if no source gave the machine's bandwidth or any arithmetic rate.
+    """
+    tier = next((name for name in ("dram", "gpu") if name in profile.tiers), None)
+    rate = next((name for name in _RATES if name in profile.rates), None)
+    if tier is None or rate is None:
+        raise ModelError(
+            "the speed of this machine is not known, so no time can be predicted",
+            allowed="a machine with a bandwidth and a rate of arithmetic; loci plan on it measures",
+        )
+    return tier, rate
 
 
 def prompt_tokens(load: Workload) -> int:

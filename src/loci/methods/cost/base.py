@@ -44,6 +44,11 @@ class Machine(Protocol):
         """Operations per second by number format: "float32", "bfloat16", "int8"."""
         ...
 
+    @property
+    def launch_s(self) -> float:
+        """Fixed time of one operator."""
+        ...
+
 
 class CostModel(Method):
     """Role: say what a graph of operations costs on a machine."""

@@ -8,6 +8,8 @@ bandwidth, it waits for memory, above it for arithmetic:
 
     time = max(bytes / bandwidth, operations / peak),    summed over the operators of a step
 
+(plus the fixed time of starting an operator, where the machine's profile has one).
+
 Differs from the paper's code: KV is read once per KV head, not per query head; causal attention
 counts only the pairs it computes; the tied embedding is stored once and read in full by the head;
 weight bytes include scales; passes of a chunked prefill read the weights again (see `graph_of`).
@@ -59,7 +61,8 @@ class Roofline(CostModel):
         """Return the seconds of one repetition of an operator, and what it waits for."""
         memory_s = op.nbytes / self._bandwidth(machine)
         compute_s = op.operations / _peak(machine, op.rate)
-        return (memory_s, "memory") if memory_s > compute_s else (compute_s, "compute")
+        bound: Bound = "memory" if memory_s > compute_s else "compute"
+        return max(memory_s, compute_s) + machine.launch_s, bound
 
     def attainable(self, op: Op, machine: Machine) -> float:
         """Return the operations per second that the operator can reach."""

@@ -1,0 +1,117 @@
+"""Plans: what fits a budget, how, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loci.errors import BudgetError, ParameterError
+from loci.units import parse_tokens
+
+if TYPE_CHECKING:
+    from loci.plan.solve import Plan
+
+CONTEXTS = (2048, 1024, 512)  # tried in this order when nobody names a context
+
+
+def plan(
+    model: str,
+    *,
+    dram: str | int | None = None,
+    gpu: str | int | None = None,
+    disk: str | int | None = None,
+    weights: str | int | None = None,
+    kv_bytes: str | int | None = None,
+    process: str | int | None = None,
+    context: str | int | None = None,
+    prompt_tokens: str | int | None = None,
+    new_tokens: int = 256,
+    kv: str | None = None,
+    machine: str | None = None,
+    runtime_bytes: int | None = None,
+    folder: Path,
+    cache: Path,
+) -> Plan:
+    """Return what would be done with a model in a budget.
+
+    Args:
+        weights, kv_bytes: caps inside the tier.
+        context: tokens of prompt and answer; None takes the longest of `CONTEXTS` that fits
+            without loss, or else the longest that fits.
+        kv: a chain of KV methods, "" for an exact cache; None leaves it to the planner.
+        machine: a name of machines.toml; None is this machine, measured once.
+        runtime_bytes: Python and its libraries, measured; counted against `process`.
+        folder: where models are kept; cache: where the machine's speed is remembered.
+
+    Raises:
+        BudgetError: if it does not fit.
+    """
+    from loci.core.budget import Budget
+    from loci.core.card import load_card
+    from loci.core.spec import Workload
+    from loci.hw import probe, profiles
+    from loci.models.load import spec_of
+    from loci.plan.solve import solve
+
+    spec, blocks, _ = spec_of(model, folder)
+    named = Budget.parse(
+        dram=dram, gpu=gpu, disk=disk, weights=weights, kv=kv_bytes, process=process
+    )
+    if machine is None:
+        facts = probe.probe(folder)
+        profile = profiles.profile_of(facts, probe.measure(cache / "rates.json", machine=facts))
+        free = facts.free()
+    else:
+        profile = profiles.load_profile(machine)
+        free = {tier: facts.bytes for tier, facts in profile.tiers.items()}
+        if named.dram is None and "dram" not in free:
+            raise ParameterError(
+                f"how much memory {machine} has beside its GPU is not known", way_out="name --dram"
+            )
+    notes = ("this version runs on the CPU: --gpu is not used",) if gpu is not None else ()
+    budget = named.filled(free)
+
+    def attempt(tokens: int) -> Plan:
+        prompt = None if prompt_tokens is None else _tokens("prompt_tokens", prompt_tokens)
+        load = Workload(context=tokens, prompt_tokens=prompt, new_tokens=new_tokens)
+        return solve(
+            spec,
+            blocks,
+            budget,
+            load,
+            profile,
+            load_card,
+            kv=kv,
+            model=model,
+            runtime_bytes=runtime_bytes,
+            notes=notes,
+        )
+
+    if context is not None:
+        return attempt(_tokens("context", context))
+    fewest = new_tokens + (_tokens("prompt_tokens", prompt_tokens) if prompt_tokens else 1)
+    sizes = [n for n in CONTEXTS if fewest <= n <= spec.max_context] or [
+        min(fewest, spec.max_context)
+    ]
+    fitting: list[Plan] = []
+    for tokens in sizes:
+        try:
+            found = attempt(tokens)
+        except BudgetError:
+            if tokens == sizes[-1] and not fitting:
+                raise
+            continue
+        if found.loss == 0:
+            fitting.insert(0, found)
+            break
+        fitting.append(found)
+    note = f"nobody named a context, so it is {fitting[0].workload.context:,} tokens"
+    return replace(fitting[0], notes=(*fitting[0].notes, note))
+
+
+def _tokens(name: str, value: str | int) -> int:
+    try:
+        return parse_tokens(value)
+    except ValueError as error:
+        raise ParameterError(f"{name}: {error}") from None

@@ -1,0 +1,205 @@
+"""Ways out of a budget that is too small, each tried before it is offered, and ways to more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from loci.plan.kvform import LADDER
+from loci.plan.options import Candidate, Problem, evaluate
+from loci.units import format_bytes
+
+MIB = 2**20
+OFFERED = 3  # ways out in a message
+STEP = 64  # tokens; contexts are offered in multiples of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A change that makes it fit.
+
+    Attributes:
+        flags: as typed, "--dram 64MiB".
+        problem: the changed problem; best: its solution.
+    """
+
+    flags: str
+    problem: Problem
+    best: Candidate
+
+    @property
+    def result(self) -> str:
+        """What one gets, in words."""
+        loss, best = self.best.loss, self.best
+        quality = {True: "nothing lost"}.get(loss == 0, f"conversation in {best.form.words}")
+        disk = ", weights read from disk" if best.weights == "streamed" else ""
+        return f"{format_bytes(best.held())} of memory, {quality}{disk}"
+
+
+def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | None:
+    """Return the candidate with the least loss, then time, then bytes; None when none fits."""
+    forms = problem.forms()
+    return min(
+        (c for c in candidates if c.fits),
+        key=lambda c: (
+            forms.index(c.form),
+            # A chain that chooses tokens loses less the more of them it keeps.
+            -(c.kv_budget_bytes or 0),
+            c.total_s(problem.workload),
+            c.held(),
+        ),
+        default=None,
+    )
+
+
+def best(problem: Problem, *, is_any: bool = False) -> Candidate | None:
+    """Return the best option of a problem; with `is_any` the first that fits, which is quicker."""
+    for form in problem.forms():
+        found = []
+        for place in problem.places():
+            for chunk in problem.chunks():
+                candidate = evaluate(problem, place, form, chunk)
+                if candidate.fits and is_any:
+                    return candidate
+                found.append(candidate)
+        chosen = best_of(found, problem)
+        if chosen is not None:
+            return chosen
+    return None
+
+
+def least_dram(problem: Problem) -> int | None:
+    """Return the smallest --dram that works, all else equal; None when memory is not the matter."""
+    fitting = [
+        candidate.least
+        for form in problem.forms()
+        for place in problem.places()
+        for chunk in problem.chunks()
+        for candidate in [evaluate(problem, place, form, chunk)]
+        if all(gap.where == "dram" for gap in candidate.gaps)
+    ]
+    return min(fitting, default=None)
+
+
+def most_context(problem: Problem, low: int, high: int, *, exact: bool = False) -> int | None:
+    """Return the longest context from `low` to `high` that fits; None when not even `low` does.
+
+    Args:
+        exact: only without loss, and with all weights in memory.
+    """
+
+    def works(context: int) -> bool:
+        changed = problem.with_(context=context)
+        if exact:
+            if changed.forced_kv is not None and changed.forms()[0] != LADDER[0]:
+                return False
+            chunks = changed.chunks()
+            return any(evaluate(changed, "resident", LADDER[0], c).fits for c in chunks)
+        return best(changed, is_any=True) is not None
+
+    if high < low or not works(low):
+        return None
+    while high - low >= STEP:
+        middle = low + max(STEP, (high - low) // 2 // STEP * STEP)
+        low, high = (middle, high) if works(middle) else (low, middle - STEP)
+    return low
+
+
+def ways_out(problem: Problem) -> list[Way]:
+    """Return up to three changes that make the problem fit; each was solved again."""
+    found: list[Way] = []
+    for flags, changed in _changes(problem):
+        if any(way.flags == flags for way in found):
+            continue
+        solution = best(changed)
+        if solution is not None:
+            found.append(Way(flags=flags, problem=changed, best=solution))
+        if len(found) == OFFERED:
+            break
+    return found
+
+
+def improvement(problem: Problem, found: Candidate) -> str:
+    """Return, in words, what to change for more, or what there is room for."""
+    load, spec = problem.workload, problem.spec
+    if found.loss == 0 and found.weights == "resident":
+        longest = most_context(problem, load.context, spec.max_context, exact=True)
+        if longest is not None and longest > load.context:
+            return f"there is room for a context of {longest:,} tokens at the same quality"
+        return f"it would still fit in {format_bytes(_at_least(problem))} of memory"
+    forms = (LADDER[0],) if problem.forced_kv is None else problem.forms()
+    needs = [
+        candidate.least
+        for form in forms
+        for chunk in problem.chunks()
+        for candidate in [evaluate(problem, "resident", form, chunk)]
+        if all(gap.where == "dram" for gap in candidate.gaps)
+    ]
+    if needs and problem.forced_weights != "streamed" and min(needs) > problem.limit:
+        whole = _up(min(needs))
+        gain = "with nothing lost" if found.loss != 0 else "with all weights in memory"
+        return f"--dram {_size(whole)} would hold it {gain}"
+    return f"it would still fit in {format_bytes(_at_least(problem))} of memory"
+
+
+# -- private ----------------------------------------------------------------------------------
+
+
+def _changes(problem: Problem) -> Iterator[tuple[str, Problem]]:
+    """Yield changes worth trying, the mildest first."""
+    budget, load = problem.budget, problem.workload
+    pack = _up(sum(stored for _, _, stored in problem.blocks))
+    shortest = max(STEP, (load.prompt_tokens or 0) + 1)
+    with_disk = problem.with_(disk=max(pack, budget.disk or 0))
+    for cap in ("weights", "kv", "process"):
+        if getattr(budget, cap) is not None:
+            yield f"no --{cap}", problem.with_(**{cap: None})
+    yield from _with_context("", problem, shortest)
+    yield from _with_dram("", problem)
+    if (budget.disk or 0) < pack and problem.forced_weights != "resident":
+        disk = f"--disk {_size(pack)}"
+        yield disk, with_disk
+        yield from _with_context(f"{disk} ", with_disk, shortest)
+        yield from _with_dram(f"{disk} ", with_disk)
+    small = min(max(shortest, 512), load.context)
+    if small < load.context:
+        yield from _with_dram(f"--context {small} ", problem.with_(context=small))
+    free = {"weights": None, "kv": None, "process": None}
+    if any(getattr(budget, cap) is not None for cap in free):
+        yield from _with_dram("no caps, ", problem.with_(**free))
+    if problem.forced_kv is not None:
+        yield from _with_dram("a KV cache of our choice, ", problem.with_(forced_kv=None))
+    for context in (1024, 256, shortest):
+        if shortest <= context < load.context:
+            less = problem.with_(context=context, **free)
+            yield from _with_dram(f"--context {context} ", less)
+
+
+def _with_context(flags: str, problem: Problem, shortest: int) -> Iterator[tuple[str, Problem]]:
+    longest = most_context(problem, shortest, problem.workload.context - 1)
+    if longest is not None:
+        yield f"{flags}--context {longest}", problem.with_(context=longest)
+
+
+def _with_dram(flags: str, problem: Problem) -> Iterator[tuple[str, Problem]]:
+    need = least_dram(problem)
+    if need is None:
+        return
+    changed = {"dram": _up(need)}
+    text = f"{flags}--dram {_size(changed['dram'])}"
+    if problem.budget.process is not None:
+        changed["process"] = changed["dram"] + _up(problem.runtime_bytes or 0)
+        text += f" --process {_size(changed['process'])}"
+    yield text, problem.with_(**changed)
+
+
+def _at_least(problem: Problem) -> int:
+    return least_dram(problem) or 0
+
+
+def _up(nbytes: int) -> int:
+    return -(-nbytes // MIB) * MIB
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes // MIB}MiB"
