@@ -194,7 +194,7 @@ def test_decoding_is_bounded_by_a_tile() -> None:
 @pytest.mark.parametrize("steps", [[60], [16] * 3 + [12], [1] * 60, [7, 1, 1, 30, 21]])
 def test_chunks_do_not_change_exact_attention(chain: Chain, steps: list[int]) -> None:
     text = Text.of(spec_of(), 60, batch=2)
-    store = store_of(chain, max_tokens=60, chunk=60, batch=2)
+    store = store_of(KVStore, chain, max_tokens=60, chunk=60, batch=2)
     got = []
     for tokens in steps:
         got.append(read(store, text, store.length, store.length + tokens)[0])
@@ -206,8 +206,8 @@ def test_chunks_do_not_change_exact_attention(chain: Chain, steps: list[int]) ->
 def test_left_padding_is_never_seen(chain: Chain) -> None:
     spec, pad = spec_of(), 5
     text = Text.of(spec, 20, batch=2)
-    store = store_of(chain, max_tokens=40, chunk=8, batch=2)
-    alone = store_of(chain, max_tokens=40, chunk=8)
+    store = store_of(KVStore, chain, max_tokens=40, chunk=8, batch=2)
+    alone = store_of(KVStore, chain, max_tokens=40, chunk=8)
     short = Text(*(t[:, 1:, :, pad:] for t in vars(text).values()))
     want, _ = read(alone, short)
     got = []
@@ -230,7 +230,7 @@ def test_left_padding_is_never_seen(chain: Chain) -> None:
 def test_a_trial_keeps_nothing() -> None:
     text = Text.of(spec_of(), 40)
     for chain in CHAINS:
-        store = store_of(chain, max_tokens=60)
+        store = store_of(KVStore, chain, max_tokens=60)
         read(store, text, stop=30)
         before = [store.view(layer).dense() for layer in (0, 1)]
         positions = torch.arange(30, 40)[None]
@@ -249,39 +249,39 @@ def test_a_trial_keeps_nothing() -> None:
 
 
 def test_more_tokens_than_the_context_are_refused_before_anything_changes() -> None:
-    store = store_of((), max_tokens=20)
+    store = store_of(KVStore, (), max_tokens=20)
     text = Text.of(spec_of(), 30)
     read(store, text, stop=16)
     with pytest.raises(ContextError, match="21 tokens do not fit"):
         read(store, text, start=16, stop=21)
     assert store.length == 16 and store.held_tokens(0) == 16
     with pytest.raises(ParameterError, match="at most one chunk"):
-        read(store_of((), chunk=4), text, chunk=5)
+        read(store_of(KVStore, (), chunk=4), text, chunk=5)
     with pytest.raises(ParameterError, match="do not fit the store"):
-        read(store_of((), batch=2), text)
+        read(store_of(KVStore, (), batch=2), text)
 
 
 def test_one_bad_value_is_refused_by_layer() -> None:
     text = Text.of(spec_of(), 10)
     text.values_LBKTD[0, 0, 1, 9, 31] = -torch.inf
     with pytest.raises(ModelError, match="values of layer 0"):
-        read(store_of(()), text)
+        read(store_of(KVStore, ()), text)
     text = Text.of(spec_of(), 10)
     text.keys_LBKTD[0, 0, 1, 9, 31] = 1e6  # finite, and too large for float16
     with pytest.raises(ModelError, match="float16"):
-        read(store_of((), dtype=torch.float16), text)
+        read(store_of(KVStore, (), dtype=torch.float16), text)
 
 
 def test_a_store_that_must_be_shown_something_says_so() -> None:
     text = Text.of(spec_of(), 60)
     with pytest.raises(MethodError, match="shown the queries"):
-        _read_blindly(store_of((SnapKV(),), keep=20), text)
+        _read_blindly(store_of(KVStore, (SnapKV(),), keep=20), text)
     with pytest.raises(MethodError, match="finish_chunk"):
-        _read_blindly(store_of((KVzip(),), keep=20), text)
+        _read_blindly(store_of(KVStore, (KVzip(),), keep=20), text)
     with pytest.raises(MethodError, match="seeded generator"):
         KVStore(spec_of(), (Random(),), max_tokens=9)
     with pytest.raises(MethodError, match="one row"):
-        store_of((KVzip(),), keep=20, batch=2)
+        store_of(KVStore, (KVzip(),), keep=20, batch=2)
 
 
 def _read_blindly(store: KVStore, text: Text) -> None:
@@ -321,7 +321,7 @@ def test_a_coarse_selection_goes_with_a_coarse_encoder() -> None:
 def test_selection_and_codes_keep_the_same_tokens_as_selection_alone() -> None:
     text = Text.of(spec_of(), 90)
     method = StreamingLLM(sinks=2, window=30)
-    coded = store_of((method, ByLayer()), max_tokens=90)
+    coded = store_of(KVStore, (method, ByLayer()), max_tokens=90)
     read(coded, text)
     places = coded.view(0).positions()[0, 0].tolist()
     assert places[:2] == [0, 1] and places[-30:] == list(range(60, 90))
@@ -336,7 +336,7 @@ def test_selection_and_codes_keep_the_same_tokens_as_selection_alone() -> None:
 def test_snapshots_pass_through_json_and_read_on_alike(chain: Chain) -> None:
     text, spec = Text.of(spec_of(), 80), spec_of()
     keep = 24 if chain and check_chain(chain)[0] is not None else None
-    store = store_of(chain, keep=keep, max_tokens=90)
+    store = store_of(KVStore, chain, keep=keep, max_tokens=90)
     read(store, text, stop=61)
     tensors, meta = store.snapshot()
     twin = KVStore.restore(
@@ -348,7 +348,7 @@ def test_snapshots_pass_through_json_and_read_on_alike(chain: Chain) -> None:
 
 
 def test_snapshots_of_something_else_are_refused() -> None:
-    store = store_of(())
+    store = store_of(KVStore, ())
     read(store, Text.of(spec_of(), 10))
     tensors, meta = store.snapshot(ids=[1, 2])
     with pytest.raises(FingerprintError, match="chain"):
@@ -373,7 +373,7 @@ def test_snapshots_of_something_else_are_refused() -> None:
 @pytest.mark.parametrize("chain", [(), (Bfp(tail=8),)])
 def test_cropping_forgets_the_end(chain: Chain) -> None:
     text = Text.of(spec_of(), 60)
-    store, fresh = store_of(chain), store_of(chain)
+    store, fresh = store_of(KVStore, chain), store_of(KVStore, chain)
     read(store, text, stop=50)
     store.crop(48)
     read(fresh, text, stop=48)
@@ -389,7 +389,7 @@ def test_cropping_forgets_the_end(chain: Chain) -> None:
 
 def test_an_evicted_store_can_only_be_emptied() -> None:
     text = Text.of(spec_of(), 60)
-    store = store_of((SnapKV(window=4),), keep=20)
+    store = store_of(KVStore, (SnapKV(window=4),), keep=20)
     first, _ = read(store, text)
     with pytest.raises(MethodError, match="cannot be cropped"):
         store.crop(30)
@@ -402,7 +402,7 @@ def test_an_evicted_store_can_only_be_emptied() -> None:
 def test_reordered_rows_go_on_as_the_rows_they_came_from(chain: Chain) -> None:
     text = Text.of(spec_of(), 60, batch=2)
     keep = 24 if chain == (SnapKV(window=4),) else None
-    store, plain = (store_of(chain, keep=keep, batch=2) for _ in range(2))
+    store, plain = (store_of(KVStore, chain, keep=keep, batch=2) for _ in range(2))
     read(store, text, stop=50)
     read(plain, text, stop=50)
     store.reorder(torch.tensor([1, 1]))
@@ -413,7 +413,7 @@ def test_reordered_rows_go_on_as_the_rows_they_came_from(chain: Chain) -> None:
 
 
 def test_a_store_has_no_options_to_shrink() -> None:
-    store = store_of(())
+    store = store_of(KVStore, ())
     assert store.shrink_options() == ()
 
 

@@ -95,7 +95,7 @@ def test_without_codes_sorting_changes_no_answer() -> None:
         [pair_order(torch.rand(2, 32, generator=torch.Generator().manual_seed(i))) for i in (0, 1)]
     )
     stores = [
-        store_of((Bfp(sort="none", block=32),)),
+        store_of(KVStore, (Bfp(sort="none", block=32),)),
         KVStore(
             spec_of(), (Bfp(sort="weights", block=32),), max_tokens=64, chunk=16, orders=orders
         ),
@@ -106,16 +106,16 @@ def test_without_codes_sorting_changes_no_answer() -> None:
 
 def test_eight_bits_are_close_to_full_attention() -> None:
     text = Text.of(spec_of(head_dim=64), 120)
-    full, _ = read(store_of((), spec=spec_of(head_dim=64)), text)
+    full, _ = read(store_of(KVStore, (), spec=spec_of(head_dim=64)), text)
     for bits, bound in ((8, 0.02), (4, 0.3)):
-        ours, _ = read(store_of((Bfp(bits=bits),), spec=spec_of(head_dim=64)), text)
+        ours, _ = read(store_of(KVStore, (Bfp(bits=bits),), spec=spec_of(head_dim=64)), text)
         assert float((ours - full).norm() / full.norm()) < bound
 
 
 def test_refuses_heads_it_cannot_cut_and_orders_it_was_not_given() -> None:
     with pytest.raises(MethodError, match="block=16"):
-        store_of((Bfp(),), spec=spec_of(head_dim=48))
+        store_of(KVStore, (Bfp(),), spec=spec_of(head_dim=48))
     with pytest.raises(MethodError, match="needs channel orders"):
-        read(store_of((Bfp(sort="weights"),)), Text.of(spec_of(), 64))
+        read(store_of(KVStore, (Bfp(sort="weights"),)), Text.of(spec_of(), 64))
     with pytest.raises(MethodError, match="takes no channel orders"):
         KVStore(spec_of(), (Bfp(sort="none"),), max_tokens=9, orders=torch.zeros(2, 2, 32))

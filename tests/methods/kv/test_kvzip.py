@@ -9,6 +9,7 @@ import torch
 from loci.methods.kv.kvzip import KVzip
 from loci.methods.kv.random import Random
 from loci.nn.kv import DenseSegment, KVView, Seen
+from loci.run.kvstore import KVStore
 from loci.testing.kv import Text, kept_positions, needle_kept, read, spec_of, store_of
 
 
@@ -30,24 +31,24 @@ def test_repeats_each_chunk_once_after_its_prompt() -> None:
     method = KVzip(prompt=(7, 8))
     assert method.probe_ids([1, 2]) == [7, 8, 1, 2]
     text = Text.of(spec_of(), 60)
-    store = store_of((KVzip(),), keep=20, chunk=16)
+    store = store_of(KVStore, (KVzip(),), keep=20, chunk=16)
     _, prefiller = read(store, text)
     assert prefiller.probes == 4 and store.held_tokens(0) <= 20
-    roomy = store_of((KVzip(),), keep=200, chunk=16)
+    roomy = store_of(KVStore, (KVzip(),), keep=200, chunk=16)
     _, prefiller = read(roomy, text)
     assert prefiller.probes == 0, "nothing can be evicted, so nothing needs a score"
 
 
 def test_keeps_what_repeating_reads_whatever_is_asked_later() -> None:
     # The paper's point on a toy: no query of the text asks for the needle, repeating it does.
-    found = [needle_kept(KVzip(), asked=False, seed=seed) for seed in range(3)]
-    by_lot = [needle_kept(Random(), asked=False, seed=seed) for seed in range(3)]
+    found = [needle_kept(KVStore, KVzip(), asked=False, seed=seed) for seed in range(3)]
+    by_lot = [needle_kept(KVStore, Random(), asked=False, seed=seed) for seed in range(3)]
     assert min(found) == 1.0 and sum(by_lot) / 3 < 0.5
 
 
 def test_decoded_tokens_are_the_newest_and_stay() -> None:
     text = Text.of(spec_of(), 70)
-    store = store_of((KVzip(),), keep=20, chunk=16)
+    store = store_of(KVStore, (KVzip(),), keep=20, chunk=16)
     read(store, text, stop=60)
     for first in range(60, 70):
         positions = torch.tensor([[first]])

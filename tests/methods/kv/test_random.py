@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from loci.methods.kv.random import Random
+from loci.run.kvstore import KVStore
 from loci.testing.kv import Text, kept_positions, read, spec_of, store_of
 
 
@@ -16,7 +17,7 @@ def test_the_first_draw_counts() -> None:
 
 
 def test_a_window_as_large_as_the_store_is_a_sliding_window() -> None:
-    store = store_of((Random(window=200),), keep=8)
+    store = store_of(KVStore, (Random(window=200),), keep=8)
     read(store, Text.of(spec_of(), 40))
     assert kept_positions(store)[0, 0].tolist() == list(range(32, 40))
 
@@ -25,7 +26,7 @@ def test_what_stays_of_a_long_text_is_a_fair_sample() -> None:
     spec = spec_of(layers=1, kv_heads=4)
     counts = torch.zeros(100)
     for seed in range(60):
-        store = store_of((Random(window=0),), keep=20, chunk=10, seed=seed, spec=spec)
+        store = store_of(KVStore, (Random(window=0),), keep=20, chunk=10, seed=seed, spec=spec)
         read(store, Text.of(spec, 100, seed=seed))
         for places in kept_positions(store)[0]:
             counts[places] += 1

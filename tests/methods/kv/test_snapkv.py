@@ -9,6 +9,7 @@ import torch
 from loci.methods.kv.random import Random
 from loci.methods.kv.snapkv import SnapKV
 from loci.nn.kv import DenseSegment, KVView, Seen
+from loci.run.kvstore import KVStore
 from loci.testing.kv import needle_kept
 
 
@@ -42,10 +43,10 @@ def test_a_window_as_long_as_the_cache_prefers_nothing() -> None:
 
 def test_finds_the_needle_that_chance_misses() -> None:
     # The paper's point on a toy: the question points back.
-    found = [needle_kept(SnapKV(window=4), seed=seed) for seed in range(3)]
-    by_lot = [needle_kept(Random(window=4), seed=seed) for seed in range(3)]
+    found = [needle_kept(KVStore, SnapKV(window=4), seed=seed) for seed in range(3)]
+    by_lot = [needle_kept(KVStore, Random(window=4), seed=seed) for seed in range(3)]
     assert min(found) == 1.0 and sum(by_lot) / 3 < 0.5
 
 
 def test_the_question_must_be_there_when_it_chooses() -> None:
-    assert needle_kept(SnapKV(window=4), asked=False) < 1.0
+    assert needle_kept(KVStore, SnapKV(window=4), asked=False) < 1.0
