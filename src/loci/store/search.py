@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Layer = Literal["turn", "item"]
 _MANY = 500  # how many rows one query is asked for by number
-_PAIR = 4  # a turn's words count for the next turn too: look this much further
+_PAIR = 2  # a turn's words count for the next turn too: look this much further
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,9 @@ class View:
         self._asked = asked or Asked()
         self._embed, self._zone = embed, zone
         self._key = rows.key_words(owner, scope.agent, scope.session)
+        self._alone = self._key == rows.key_words(owner, None, None) and not database.rows(
+            "SELECT 1 FROM owners WHERE seq != ? LIMIT 1", (owner,)
+        )  # nobody else's rows to leave out
         self._limits = {layer: self._limit(layer) for layer in ("turn", "item")}
         self._scored: dict[str, tuple[Ints, Floats]] = {}
 
@@ -163,7 +166,7 @@ class View:
     def turns(self, ids: Sequence[str]) -> dict[str, Turn]:
         """Return many turns; unknown ids are left out."""
         seqs = [seq for seq in (rows.seq_of(id, "t") for id in ids) if seq is not None]
-        sql = f"SELECT {rows.TURN_COLUMNS} FROM turns WHERE owner = ? AND seq IN (%s)"
+        sql = f"SELECT {rows.TURN_COLUMNS} FROM turns WHERE +owner = ? AND seq IN (%s)"
         found = {f"t{row[0]}": rows.turn_of(row) for row in self._many(sql, seqs)}
         return {id: found[id] for id in ids if id in found}
 
@@ -180,11 +183,11 @@ class View:
         sources: dict[int, list[str]] = {}
         for item, turn in self._many(
             "SELECT s.item, s.turn FROM item_sources s JOIN items i ON i.seq = s.item "
-            "WHERE i.owner = ? AND s.item IN (%s) ORDER BY s.item, s.turn",
+            "WHERE +i.owner = ? AND s.item IN (%s) ORDER BY s.item, s.turn",
             seqs,
         ):
             sources.setdefault(item, []).append(rows.turn_id(turn))
-        sql = f"SELECT {rows.ITEM_COLUMNS} FROM items WHERE owner = ? AND seq IN (%s)"
+        sql = f"SELECT {rows.ITEM_COLUMNS} FROM items WHERE +owner = ? AND seq IN (%s)"
         found = {
             f"i{row[0]}": rows.item_of(row, sources.get(row[0], ()))
             for row in self._many(sql, seqs)
@@ -244,7 +247,10 @@ class View:
 
     def _match(self, query: str, limit: int, kind: Layer) -> list[tuple[int, float]]:
         table = "turn_words" if kind == "turn" else "item_words"
-        mine = " ".join(f'"{word}"' for word in self._key.split())
+        query = f"words : ({query})"
+        if not self._alone:
+            mine = " ".join(f'"{word}"' for word in self._key.split())
+            query = f"key : ({mine}) AND {query}"
         allowed, values = "", list[Any]()
         condition = self._limits[kind]
         if condition is not None:
@@ -258,7 +264,7 @@ class View:
             f"SELECT rowid, -bm25({table}, 0.0, 1.0) AS score FROM {table} WHERE {table} MATCH ?"
             f"{allowed} ORDER BY score DESC, rowid LIMIT ?"
         )
-        found = self._database.rows(sql, [f"key : ({mine}) AND words : ({query})", *values, limit])
+        found = self._database.rows(sql, [query, *values, limit])
         return [(int(seq), float(score)) for seq, score in found]
 
     def _followers(self, seqs: Sequence[int]) -> list[tuple[int, int]]:
@@ -267,7 +273,7 @@ class View:
         sql = (
             "SELECT p.seq, t.seq FROM turns p JOIN turns t ON t.owner = p.owner "
             "AND t.session IS p.session AND t.position = p.position + 1 "
-            f"WHERE p.owner = ? AND p.seq IN (%s) {condition}"
+            f"WHERE +p.owner = ? AND p.seq IN (%s) {condition}"
         )
         return [(int(a), int(b)) for a, b in self._many(sql, seqs, values)]
 
@@ -333,14 +339,17 @@ class View:
         table, letter = ("turns", "t") if kind == "turn" else ("items", "i")
         sql = (
             f"SELECT {letter}.seq FROM {table} {letter} "
-            f"WHERE {letter}.owner = ? AND {letter}.seq IN (%s) {condition}"
+            f"WHERE +{letter}.owner = ? AND {letter}.seq IN (%s) {condition}"
         )
         return {int(seq) for (seq,) in self._many(sql, seqs, values)}
 
     def _many(
         self, sql: str, seqs: Sequence[int], values: Sequence[Any] = ()
     ) -> list[tuple[Any, ...]]:
-        """Run a query for many rows by number; its `%s` is the list, the owner comes first."""
+        """Run a query for many rows by number; its `%s` is the list, the owner comes first.
+
+        The queries write `+owner`, so that rows are looked up by number and not by their owner.
+        """
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(seqs), _MANY):
             part = seqs[start : start + _MANY]
