@@ -86,7 +86,7 @@ def test_the_empty_chain_is_empty() -> None:
 
 def _with_entry(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     entry = EntryPoint(name="theirs", value=value, group=catalogue.GROUP)
-    monkeypatch.setattr(catalogue, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(catalogue, "_entries", lambda: (entry,))
 
 
 def test_a_strangers_method_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def _known(kind: str | None) -> Mapping[tuple[str, str], str | EntryPoint]:
             way_out=f"did you mean {near!r}?" if near else (),
         )
     known: dict[tuple[str, str], str | EntryPoint] = dict(_ours())
-    for entry in entry_points(group=GROUP):
+    for entry in _entries():
         about = _stranger(entry).about
         key = (about.kind.value, about.name)
         if key in known:
@@ -120,6 +120,12 @@ def _known(kind: str | None) -> Mapping[tuple[str, str], str | EntryPoint]:
             )
         known[key] = entry
     return {key: home for key, home in known.items() if kind in (None, key[0])}
+
+
+@cache
+def _entries() -> tuple[EntryPoint, ...]:
+    """Return strangers' entry points; reading them scans every installed package, so once."""
+    return tuple(entry_points(group=GROUP))
 
 
 @cache

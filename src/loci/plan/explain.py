@@ -17,15 +17,21 @@ def plain(plan: Plan) -> str:
     """
     used, limit = plan.predicted["dram"], plan.budget.dram or 0
     weights, kv = plan.held("weights"), plan.held("kv")
-    rest = used - weights - kv
+    rest, prompt = used - weights - kv, prompt_tokens(plan.workload)
     lines = [
-        f"{plan.model} fits: {format_bytes(used)} of {format_bytes(limit)} of memory, for a "
-        f"context of {plan.workload.context:,} tokens.",
-        f"Of that, {format_bytes(weights)} are weights, {format_bytes(kv)} the conversation, "
-        f"{format_bytes(rest)} work buffers and tables.",
+        (
+            f"{plan.model} fits: {format_bytes(used)} of {format_bytes(limit)} of memory, for a "
+            f"context of {plan.workload.context:,} tokens."
+        ),
+        (
+            f"Of that, {format_bytes(weights)} are weights, {format_bytes(kv)} the conversation, "
+            f"{format_bytes(rest)} work buffers and tables."
+        ),
         _where(plan),
-        f"Speed: about {_rate(plan.seconds_per_token)} tokens a second; the first after "
-        f"{format_seconds(plan.first_token_s)} for a prompt of {prompt_tokens(plan.workload):,}.",
+        (
+            f"Speed: about {_rate(plan.seconds_per_token)} tokens a second; the first after "
+            f"{format_seconds(plan.first_token_s)} for a prompt of {prompt:,}."
+        ),
         _quality(plan),
         f"To change: {plan.change}.",
     ]

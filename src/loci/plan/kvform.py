@@ -37,7 +37,7 @@ class KVForm:
 
     def methods(self) -> tuple[Method, ...]:
         """Return the methods of the chain."""
-        return catalogue.parse_chain(self.chain, "kv")
+        return _methods(self.chain)
 
     @property
     def name(self) -> str:
@@ -129,6 +129,11 @@ def decoded(form: KVForm, context: int) -> int:
 
 
 # -- private ----------------------------------------------------------------------------------
+
+
+@cache
+def _methods(chain: str) -> tuple[Method, ...]:
+    return catalogue.parse_chain(chain, "kv")
 
 
 @cache

@@ -135,8 +135,14 @@ class Candidate:
         return self.first_token_s + load.new_tokens * self.seconds_per_token
 
 
-def evaluate(problem: Problem, weights: Weights, form: KVForm, chunk: int) -> Candidate:
-    """Work out one option: bytes, gaps, placement, times and loss."""
+def evaluate(
+    problem: Problem, weights: Weights, form: KVForm, chunk: int, *, is_timed: bool = True
+) -> Candidate:
+    """Work out one option: bytes, gaps, placement, times and loss.
+
+    Args:
+        is_timed: False leaves out placement and times, for who only asks whether it fits.
+    """
     spec, load, budget = problem.spec, problem.workload, problem.budget
     resident = sum(nbytes for _, nbytes, _ in problem.blocks)
     on_disk = sum(stored for _, _, stored in problem.blocks)
@@ -158,7 +164,7 @@ def evaluate(problem: Problem, weights: Weights, form: KVForm, chunk: int) -> Ca
         gaps.append(Gap(where="disk", need=on_disk, limit=budget.disk or 0 if has_disk else 0))
         parts.append(("weights on disk", "disk", "weights", on_disk))
     gaps = [gap for gap in gaps if gap.short > 0]
-    if weights == "streamed" and not gaps:
+    if weights == "streamed" and not gaps and is_timed:
         free = problem.limit - fixed - kv
         free = free if budget.weights is None else min(free, budget.weights)
         placement = place(problem.blocks, free)
@@ -179,7 +185,7 @@ def evaluate(problem: Problem, weights: Weights, form: KVForm, chunk: int) -> Ca
         kv_budget_bytes=kv_budget,
         loss=loss_of(form, spec, problem.cards)[0],
     )
-    if gaps:
+    if gaps or not is_timed:
         return candidate
     first_s, token_s = predict(
         spec,

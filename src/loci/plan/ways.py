@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loci.plan.kvform import LADDER
-from loci.plan.options import Candidate, Problem, evaluate
+from loci.plan.kvform import LADDER, KVForm
+from loci.plan.options import Candidate, Problem, Weights, evaluate
 from loci.units import format_bytes
 
 MIB = 2**20
@@ -52,20 +52,22 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
     )
 
 
-def best(problem: Problem, *, is_any: bool = False) -> Candidate | None:
-    """Return the best option of a problem; with `is_any` the first that fits, which is quicker."""
+def best(problem: Problem) -> Candidate | None:
+    """Return the best option of a problem, or None when nothing fits."""
     for form in problem.forms():
-        found = []
-        for place in problem.places():
-            for chunk in problem.chunks():
-                candidate = evaluate(problem, place, form, chunk)
-                if candidate.fits and is_any:
-                    return candidate
-                found.append(candidate)
-        chosen = best_of(found, problem)
-        if chosen is not None:
-            return chosen
+        found = best_of([evaluate(problem, *option) for option in _options(problem, form)], problem)
+        if found is not None:
+            return found
     return None
+
+
+def fits(problem: Problem) -> bool:
+    """Return whether any option fits."""
+    return any(
+        evaluate(problem, *option, is_timed=False).fits
+        for form in problem.forms()
+        for option in _options(problem, form)
+    )
 
 
 def least_dram(problem: Problem) -> int | None:
@@ -73,9 +75,8 @@ def least_dram(problem: Problem) -> int | None:
     fitting = [
         candidate.least
         for form in problem.forms()
-        for place in problem.places()
-        for chunk in problem.chunks()
-        for candidate in [evaluate(problem, place, form, chunk)]
+        for option in _options(problem, form)
+        for candidate in [evaluate(problem, *option, is_timed=False)]
         if all(gap.where == "dram" for gap in candidate.gaps)
     ]
     return min(fitting, default=None)
@@ -94,8 +95,11 @@ def most_context(problem: Problem, low: int, high: int, *, exact: bool = False) 
             if changed.forced_kv is not None and changed.forms()[0] != LADDER[0]:
                 return False
             chunks = changed.chunks()
-            return any(evaluate(changed, "resident", LADDER[0], c).fits for c in chunks)
-        return best(changed, is_any=True) is not None
+            return any(
+                evaluate(changed, "resident", LADDER[0], chunk, is_timed=False).fits
+                for chunk in chunks
+            )
+        return fits(changed)
 
     if high < low or not works(low):
         return None
@@ -112,7 +116,10 @@ def ways_out(problem: Problem) -> list[Way]:
         if any(way.flags == flags for way in found):
             continue
         solution = best(changed)
-        if solution is not None:
+        is_needed = solution is not None and (
+            "--disk" not in flags or solution.weights == "streamed"
+        )
+        if solution is not None and is_needed:
             found.append(Way(flags=flags, problem=changed, best=solution))
         if len(found) == OFFERED:
             break
@@ -132,7 +139,7 @@ def improvement(problem: Problem, found: Candidate) -> str:
         candidate.least
         for form in forms
         for chunk in problem.chunks()
-        for candidate in [evaluate(problem, "resident", form, chunk)]
+        for candidate in [evaluate(problem, "resident", form, chunk, is_timed=False)]
         if all(gap.where == "dram" for gap in candidate.gaps)
     ]
     if needs and problem.forced_weights != "streamed" and min(needs) > problem.limit:
@@ -143,6 +150,10 @@ def improvement(problem: Problem, found: Candidate) -> str:
 
 
 # -- private ----------------------------------------------------------------------------------
+
+
+def _options(problem: Problem, form: KVForm) -> list[tuple[Weights, KVForm, int]]:
+    return [(place, form, chunk) for place in problem.places() for chunk in problem.chunks()]
 
 
 def _changes(problem: Problem) -> Iterator[tuple[str, Problem]]:
