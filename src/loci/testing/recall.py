@@ -11,13 +11,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from loci.core.item import Add, Candidate, Edit, Item, Link, Retire, Revise, Turn
 from loci.core.ports import Array, Embedder
-from loci.methods.recall.base import Layer, Recall, RecallPorts
+from loci.methods.recall.base import Layer, Query, Recall, RecallPorts
 from loci.text.entities import entities
 from loci.text.stem import stems
 
@@ -280,3 +280,117 @@ class DictView:
     def speakers(self) -> list[str]:
         """Return the names of those who spoke."""
         return list(dict.fromkeys(t.name for t in self._turns.values() if t.name))
+
+
+# -- conformance: every recall method must pass these ----------------------------------------------
+
+
+def told(*lines: str, name: str = "Ada", role: str = "user", session: str = "s1") -> list[Turn]:
+    """Return turns of one person, a minute apart."""
+    begin = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
+    return [
+        Turn(
+            id=f"{session}-{i}",
+            role=role,
+            name=name,
+            content=line,
+            time=begin + timedelta(minutes=i),
+            session=session,
+            position=i,
+        )
+        for i, line in enumerate(lines)
+    ]
+
+
+_TALK = (
+    "I'm allergic to walnuts.",
+    "I live in Graz.",
+    "The weather is lovely today.",
+    "I adopted a dog named Bruno last Saturday.",
+)
+
+
+def reads_without_writing(method: Recall) -> None:
+    """`revise` and `find` are pure: the same twice, and nothing in the view changes."""
+    view = DictView()
+    turns = told(*_TALK)
+    view.add_turns(turns)
+    first = method.revise(turns, view, RecallPorts())
+    assert first == method.revise(turns, view, RecallPorts())
+    assert view.all_items() == []
+    view.apply(first)
+    before = view.all_items()
+    query = Query(text="Where does Ada live?")
+    assert method.find(query, view) == method.find(query, view)
+    assert view.all_items() == before
+
+
+def nothing_from_nothing(method: Recall) -> None:
+    """No turns, no edits; an empty memory, no hits."""
+    view = DictView()
+    assert method.revise([], view, RecallPorts()) == []
+    assert method.find(Query(text="anything?"), view) == []
+    assert method.find(Query(text=""), view) == []
+
+
+def respects_limits(method: Recall) -> None:
+    """At most `limit` hits, best first, sources that exist, and no turn behind two hits."""
+    view = DictView()
+    view.remember(told(*_TALK), method)
+    for limit in (1, 2, 10):
+        hits = method.find(Query(text="What is Ada allergic to?", limit=limit), view)
+        assert 0 < len(hits) <= limit
+        assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+        leading = [h.sources[0].id for h in hits if h.sources]
+        assert len(leading) == len(set(leading))
+        assert all(view.turn(s.id).content == s.content for h in hits for s in h.sources)
+    assert "walnuts" in hits[0].text
+
+
+def respects_kinds(method: Recall) -> None:
+    """Only what was asked for comes back."""
+    view = DictView()
+    view.remember(told(*_TALK), method)
+    hits = method.find(Query(text="Where does Ada live?", kinds=("turn",)), view)
+    assert hits and {h.kind for h in hits} == {"turn"}
+
+
+def edits_can_be_applied(method: Recall) -> None:
+    """Edits name items that exist, and candidates name turns that exist."""
+    view = DictView()
+    for number, lines in enumerate((_TALK, ("I moved to Leeds.",), ("I live in Leeds.",))):
+        turns = told(*lines, session=f"s{number}")
+        for edit in view.remember(turns, method):
+            if isinstance(edit, (Retire, Revise)):
+                view.item(edit.id)
+            made = getattr(edit, "candidate", None) or getattr(edit, "superseded_by", None)
+            assert made is None or set(made.sources) <= {
+                *(t.id for t in turns),
+                *(s for i in view.all_items() for s in i.sources),
+            }
+
+
+def survives_odd_text(method: Recall) -> None:
+    """Empty, huge, foreign and broken messages raise nothing."""
+    view = DictView()
+    odd = (
+        "",
+        "   ",
+        "?!...",
+        "I " * 2000,
+        "私は東京に住んでいます。",
+        "my\x00name's is \ud83d",
+        "’’'",
+    )
+    view.remember(told(*odd), method)
+    method.find(Query(text="’ ? 東京 "), view)
+
+
+CONFORMANCE = (
+    reads_without_writing,
+    nothing_from_nothing,
+    respects_limits,
+    respects_kinds,
+    edits_can_be_applied,
+    survives_odd_text,
+)

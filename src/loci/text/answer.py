@@ -174,6 +174,8 @@ def _taken_apart(question: str, sources: Sequence[Source], now: datetime) -> _Qu
         r"\bwhat (?:does|do|did|is|was) .+ (?:do|doing)(?: now| for a living| for work)?\W*$", low
     ):
         keys.add("job")
+    if re.search(r"\b(?:is|are)\b.* (?:with|married to|engaged to|seeing)\b", low):
+        keys.add(stem("partner"))
     if re.search(r"\bwhere\b.*\bfrom\b", low):
         keys.add(stem("hometown"))
     return _Question(
@@ -296,7 +298,7 @@ def _from_facts(
             for fact in facts
             if (score := _score(asked, fact, kin_names)) > 0
         ),
-        key=lambda entry: (-round(entry[0], 0), -_stamp(entry[2]), -entry[1]),
+        key=lambda entry: (-round(2 * entry[0]), -_stamp(entry[2]), -entry[1]),
     )
     if not scored or scored[0][0] < 5.0:
         return None
@@ -368,7 +370,7 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
     if asked.kind == slot.asks and head != "did":
         score += 1.5
     elif asked.kind in ("where", "who", "number") and slot.asks != asked.kind:
-        score -= 2.0 if head not in ("did",) else 1.0
+        score -= 4.0 if slot.state else 1.0
         if asked.kind == "number" and re.search(r"\d|\b(?:two|three|four|five|six)\b", item.text):
             score += 2.0
     if asked.kind == "when" and slot.asks != "when":

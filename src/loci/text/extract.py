@@ -57,6 +57,7 @@ _TAG = re.compile(
     r"|can you believe (?:it|that)|how cool is that|crazy,? huh|huh)\?$",
     re.IGNORECASE,
 )
+_AS_KNOWN = re.compile(r",?\s*\bas (?:you (?:already )?know|i said|i mentioned)\b,?", re.IGNORECASE)
 _ASIDE = re.compile(r"^[^:.,]{3,40}:\s+(?=(?:i|my|we|our)\b)", re.IGNORECASE)
 _CONFIRM = re.compile(
     r"^(?:yes|yeah|yep|yup|exactly|correct|right|that(?:'s| is) (?:right|correct|true)|indeed)\b",
@@ -225,11 +226,15 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
     mentioned: tuple[str, str] | None = None
     for match in _SENTENCE.finditer(text.replace("’", "'")):
         sentence = _TAG.sub(".", match.group().strip())
-        sentence = _ASIDE.sub("", sentence)
+        sentence = _AS_KNOWN.sub("", _ASIDE.sub("", sentence))
         if len(sentence) < 5 or sentence.endswith("?") or HYPOTHETICAL.search(sentence):
             continue
         if fixed and _MEANT.search(sentence):
             continue
+        both = _WITH.match(FILLERS.sub("", sentence))
+        if both is not None:  # "Tom and I broke up": the speaker's fact, with Tom
+            last_named, rest = both["name"], both["rest"].rstrip(" .!")
+            sentence = f"I {rest} with {last_named}" if len(rest.split()) < 4 else f"I {rest}"
         follows: str | None = None
         for part in _CLAUSE.split(sentence):
             told = _IS_CALLED.match(part.strip())
@@ -359,11 +364,6 @@ def _of_clause(
         return _spoken(speaker, clause.split(" ", 1)[1], turn), named
     if first in ("he", "she") and named and " " in clause:
         return _spoken(named, clause.split(" ", 1)[1], turn), named
-    both = _WITH.match(clause)
-    if both is not None:
-        return _spoken(speaker, f"{both['rest'].rstrip(' .!')} with {both['name']}", turn), both[
-            "name"
-        ]
     named_match = _NAMED_SUBJECT.match(clause)
     if named_match is not None and _is_subject(named_match["name"], named_match["rest"]):
         name = named_match["name"]

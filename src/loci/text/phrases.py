@@ -215,7 +215,7 @@ DULL = _words(
 )
 HYPOTHETICAL = re.compile(
     r"\b(?:if|wish|imagine|suppose|supposing|pretend|hypothetically|as though|wonder|unless|were to"
-    r"|in case|dreamed|dreamt)\b|^(?:\S+\s+){0,5}(?:would|could|might|should|maybe|perhaps)\b",
+    r"|in case|dreamed|dreamt)\b|^(?:\S+\s+){0,3}(?:would|could|might|should|maybe|perhaps)\b",
     re.IGNORECASE,
 )
 # Heads of "a ..." that name nothing one owns.

@@ -67,6 +67,8 @@ def load(data: Path) -> list[Conversation]:
         path = found[0]
     try:
         samples = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(samples, list):
+            raise TypeError("its top is no list")
         return [_conversation(sample) for sample in samples]
     except (KeyError, TypeError, ValueError) as problem:
         raise FormatError(
