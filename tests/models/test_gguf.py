@@ -173,6 +173,15 @@ def test_absurd_counts_cost_nothing(field: int, count: int, little: Path, tmp_pa
         read_header(tmp_path / "m.gguf")
 
 
+def test_billions_of_layers_are_refused_at_the_first(little: Path, tmp_path: Path) -> None:
+    raw = bytearray(little.read_bytes())
+    at = raw.index(b"llama.block_count") + len(b"llama.block_count") + 4
+    struct.pack_into("<I", raw, at, 2**32 - 1)
+    (tmp_path / "m.gguf").write_bytes(raw)
+    with pytest.raises(FormatError, match=r"layer\.2\.\w+ is missing"):
+        check_source(GgufSource(tmp_path / "m.gguf", "m"))
+
+
 def test_magic_version_and_emptiness(tmp_path: Path, little: Path) -> None:
     raw = little.read_bytes()
     path = tmp_path / "m.gguf"

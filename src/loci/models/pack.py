@@ -77,14 +77,17 @@ class Packer(Protocol):
 
 def expected_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return {our name: shape} of every tensor that a model of this spec has."""
-    shapes: dict[str, tuple[int, ...]] = {"embed": (spec.vocab, spec.hidden)}
+    return dict(_expected(spec))
+
+
+def _expected(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "embed", (spec.vocab, spec.hidden)
     if not spec.tied:
-        shapes["head"] = (spec.vocab, spec.hidden)
-    shapes["norm"] = (spec.hidden,)
+        yield "head", (spec.vocab, spec.hidden)
+    yield "norm", (spec.hidden,)
     for layer in range(spec.layers):
         for name, shape in _layer_tensors(spec).items():
-            shapes[f"layer.{layer}.{name}"] = shape
-    return shapes
+            yield f"layer.{layer}.{name}", shape
 
 
 def _layer_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -102,8 +105,10 @@ def _layer_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def check_source(source: WeightSource) -> None:
     """Refuse a source that lacks a tensor, has one of another shape, or has one we do not know."""
-    expected = expected_tensors(source.spec)
-    for name, shape in expected.items():
+    known: set[str] = set()
+    # One by one: a damaged header may promise billions of layers, and the first is missing.
+    for name, shape in _expected(source.spec):
+        known.add(name)
         found = source.shape(name)
         if found != shape:
             raise FormatError(
@@ -112,7 +117,7 @@ def check_source(source: WeightSource) -> None:
                 value=found,
                 allowed=str(shape),
             )
-    strangers = source.strangers(set(expected))
+    strangers = source.strangers(known)
     if strangers:
         raise ModelError(
             f"{source.path} has tensors that a {source.spec.architecture} model does not have",

