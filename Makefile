@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test test-fast check docs clean
+.PHONY: test test-fast check docs pull clean
 
-test: $(READY)
+test: $(READY) pull
 	$(BIN)/pytest
 
 test-fast: $(READY)
@@ -21,6 +21,9 @@ check: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m loci.cli.docs
+
+pull: $(READY)
+	$(BIN)/loci pull smollm2 minilm
 
 # The CPU build of torch first: a plain `torch` would bring gigabytes of CUDA on some machines.
 $(READY): pyproject.toml setup.py $(wildcard src/loci/nn/native.cpp)

@@ -14,20 +14,35 @@ from typing import TYPE_CHECKING, Any  # a name can be anything public
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from loci import errors
-    from loci.api import methods
+    from loci import errors, hf
+    from loci.api import methods, open, plan
     from loci.core.budget import Budget
     from loci.errors import LociError
+    from loci.memory import Memory
 
 # name -> (module, attribute); None is the module itself.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Budget": ("loci.core.budget", "Budget"),
     "LociError": ("loci.errors", "LociError"),
+    "Memory": ("loci.memory", "Memory"),
     "errors": ("loci.errors", None),
+    "hf": ("loci.hf", None),
     "methods": ("loci.methods", None),
+    "open": ("loci.api", "open"),
+    "plan": ("loci.plan", None),
 }
 
-__all__ = ["Budget", "LociError", "__version__", "errors", "methods"]
+__all__ = [
+    "Budget",
+    "LociError",
+    "Memory",
+    "__version__",
+    "errors",
+    "hf",
+    "methods",
+    "open",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

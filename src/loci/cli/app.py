@@ -19,8 +19,16 @@ DONE, FAILED, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
 
 # One line a command: `loci --help` prints this table and imports no command.
 COMMANDS = {
+    "plan": "Say what fits a budget, how fast it is, and what it costs.",
+    "run": "Answer one prompt within a budget.",
+    "chat": "Talk with a model, line by line.",
+    "pull": "Fetch models by name.",
+    "ls": "List the models on this machine.",
+    "show": "Show the sizes of a model.",
+    "memory": "Remember what people say, find it again, correct it, forget it.",
     "doctor": "Say what this machine has and what Loci can do with it.",
     "methods": "List the published methods that Loci has, or show one.",
+    "bench": "Run benchmarks and compare their results.",
     "config": "Show and change settings.",
     "completion": "Print the completion script of a shell.",
 }

@@ -16,7 +16,7 @@ from loci.cli.options import (
     sampling_options,
     whose,
 )
-from loci.cli.output import note, opening, stream, summary
+from loci.cli.output import note, progress, stream, summary
 
 LEAVE = ("/exit", "/quit")
 
@@ -40,7 +40,7 @@ def command(
     plan = make_plan(model if model is not None else config.load().model, max_tokens, given)
     sampling = make_sampling(given)
     name = whose(user) if memory_file is not None else "local"
-    with opening() as report, api.open(plan, memory=memory_file, progress=report) as session:
+    with progress() as report, api.open(plan, memory=memory_file, progress=report) as session:
         for line in iter(_line, None):
             if not line.strip():
                 continue

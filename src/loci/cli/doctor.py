@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import sys
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any  # facts are whatever JSON can hold
 
 import click
@@ -15,6 +12,7 @@ import psutil
 
 from loci import __version__, config
 from loci.cli.output import as_json_option, emit, say
+from loci.hw.probe import probe
 from loci.units import format_bytes
 
 EXTRAS = {"transformers": "hf", "gguf": "gguf", "matplotlib": "bench"}
@@ -40,8 +38,7 @@ def command(as_json: bool) -> None:
 
 def facts(settings: config.Config) -> dict[str, Any]:
     """Return what was found, as JSON values."""
-    memory = psutil.virtual_memory()
-    folder = _existing(settings.models_dir)
+    machine = probe(settings.models_dir)
     problems = [] if _version("torch") else ["torch is missing: pip install torch"]
     supported = sys.platform == "linux"
     return {
@@ -50,9 +47,13 @@ def facts(settings: config.Config) -> dict[str, Any]:
         "torch": _version("torch"),
         "system": f"{platform.system()} {platform.machine()}",
         "supported": supported,
-        "cores": len(os.sched_getaffinity(0)) if supported else os.cpu_count() or 1,
-        "dram": {"total": memory.total, "free": memory.available},
-        "disk": {"path": str(folder), "free": shutil.disk_usage(folder).free},
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "simd": list(machine.simd),
+        "limited": list(machine.limited),
+        "dram": {"total": machine.dram_total, "free": machine.dram_free},
+        "disk": {"free": machine.disk_free},
+        "gpus": machine.gpus,
         "native_kernels": util.find_spec("loci.nn._native") is not None,
         "extras": {extra: _version(package) for package, extra in EXTRAS.items()},
         "models_dir": str(settings.models_dir),
@@ -71,12 +72,16 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     native = "compiled" if found["native_kernels"] else "not compiled; torch does the work, slower"
     system = found["system"] if found["supported"] else f"{found['system']} (import-tested only)"
+    simd = found["simd"][0] if found["simd"] else "no vector instructions known"
+    gpus = ", ".join(f"{gpu.name}, {format_bytes(gpu.total)}" for gpu in found["gpus"]) or "none"
     rows = {
         "loci": f"{found['loci']}, Python {found['python']}, torch {found['torch'] or 'missing'}",
-        "system": f"{system}, {found['cores']} cores",
+        "system": system,
+        "cpu": f"{found['cores']} cores of {found['cpu']}, {simd}",
         "dram": f"{format_bytes(found['dram']['free'])} free of "
         f"{format_bytes(found['dram']['total'])}",
-        "disk": f"{format_bytes(found['disk']['free'])} free at {found['disk']['path']}",
+        "disk": f"{format_bytes(found['disk']['free'])} free where models are kept",
+        "gpu": gpus,
         "kernels": native,
         "extras": ", ".join(extras),
         "models": found["models_dir"],
@@ -85,6 +90,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         "runtime": f"{format_bytes(found['runtime_bytes'])} in this process, not in the budget",
     }
     text = [f"{name:<9}{value}" for name, value in rows.items()]
+    text += [f"limited  {limit}" for limit in found["limited"]]
     return text + [f"problem  {problem}" for problem in found["problems"]]
 
 
@@ -93,9 +99,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder

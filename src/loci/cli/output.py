@@ -15,8 +15,6 @@ from typing import Any  # results are whatever JSON can hold
 
 import click
 
-Report = Callable[..., None]
-
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -25,9 +23,9 @@ def emit(value: object) -> None:
     click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
 
 
-def say(text: str = "") -> None:
+def say(text: str = "", *, end: str = "\n") -> None:
     """Print a line of the result."""
-    click.echo(text)
+    click.echo(text + end, nl=False)
 
 
 def note(text: str) -> None:
@@ -67,21 +65,12 @@ def table(rows: Sequence[Sequence[object]], head: Sequence[str], right: Sequence
 
 
 @contextmanager
-def progress(title: str, unit: str = "") -> Iterator[Report]:
-    """Yield `report(done, total)`: a bar on a terminal, a plain line every few seconds elsewhere.
+def progress(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `report(what, done, total)` for work in several parts, each with a bar of its own.
 
-    Work of less than a second prints nothing. Pass unit="bytes" to see sizes.
+    A bar on a terminal, a plain line every few seconds elsewhere; work of less than a second prints
+    nothing. Pass unit="bytes" to see sizes.
     """
-    bar = _Bar(title, unit) if sys.stderr.isatty() else _Lines(title, unit)
-    try:
-        yield bar.report
-    finally:
-        bar.close()
-
-
-@contextmanager
-def opening() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `report(what, done, total)` for work in several parts, each with a bar of its own."""
     parts: dict[str, _Bar | _Lines] = {}
 
     def report(what: str, done: int, total: int) -> None:
@@ -89,7 +78,7 @@ def opening() -> Iterator[Callable[[str, int, int], None]]:
             for part in parts.values():
                 part.close()
             parts.clear()
-            parts[what] = _Bar(what, "") if sys.stderr.isatty() else _Lines(what, "")
+            parts[what] = _Bar(what, unit) if sys.stderr.isatty() else _Lines(what, unit)
         parts[what].report(done, total)
         if done >= total:
             parts.pop(what).close()

@@ -16,9 +16,7 @@ from loci.cli.output import as_json_option, emit, say
 @click.option("--new-tokens", type=TOKENS, help="Tokens of the answer; else 256.")
 @click.option("--explain", is_flag=True, help="Say which methods were chosen and turned down.")
 @as_json_option
-def command(
-    model: str, new_tokens: int | None, explain: bool, as_json: bool, **given: Any
-) -> None:
+def command(model: str, new_tokens: int | None, explain: bool, as_json: bool, **given: Any) -> None:
     """Say what fits, how fast it is, what it costs in quality, and what to change.
 
     Nothing is loaded and nothing runs. Exit code 3 means that it does not fit; the message then has

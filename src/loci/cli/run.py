@@ -17,7 +17,7 @@ from loci.cli.options import (
     sampling_options,
     whose,
 )
-from loci.cli.output import as_json_option, emit, note, opening, stream, summary
+from loci.cli.output import as_json_option, emit, note, progress, stream, summary
 from loci.errors import ParameterError
 
 
@@ -52,7 +52,7 @@ def command(
     plan = make_plan(model, max_tokens, given)
     sampling = make_sampling(given)
     name = whose(user) if memory_file is not None else None
-    with opening() as report, api.open(plan, memory=memory_file, progress=report) as session:
+    with progress() as report, api.open(plan, memory=memory_file, progress=report) as session:
         if name is not None:
             pieces = session.chat(text, user=name, max_tokens=max_tokens, sampling=sampling)
         else:

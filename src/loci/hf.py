@@ -1,0 +1,23 @@
+"""`loci.hf`: Loci inside transformers, for those who stay with transformers.
+
+`load` gives plain transformers objects; `cache` a Cache for `generate`; `compressed` packs the
+weights of a model while its body runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loci import config
+from loci.run.hf import cache, compressed
+from loci.run.hf import load as _load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+__all__ = ["cache", "compressed", "load"]
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Return a transformers model and tokenizer of a model that Loci knows by name or path."""
+    return _load(name, folder=config.load().models_dir)
