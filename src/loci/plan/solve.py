@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any  # JSON
 
 from loci.core.budget import Budget
@@ -202,7 +203,7 @@ def solve(
         budget=budget,
         workload=workload,
         profile=profile,
-        cards=cards,
+        cards=cache(cards),  # asked for the same cards by every option
         forced_kv=kv,
         forced_weights=weights,
         forced_chunk=chunk,
