@@ -13,7 +13,7 @@ setup(
             "loci.nn._native",
             ["src/loci/nn/native.cpp"],
             cxx_std=20,
-            extra_compile_args=["-O3", "-fno-math-errno", "-pthread"],
+            extra_compile_args=["-O3", "-fno-math-errno", "-ffp-contract=off", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,
         )

@@ -57,7 +57,7 @@ def test_agrees_with_transformers(tmp_path: Path, architecture: str, bits: int |
     with torch.inference_mode():
         expected = model(ids).logits
     with reading(pack, ResidentWeights(pack, Ledger(LIMITS)), chunk=40) as prefiller:
-        found = prefiller.runner.forward(ids, prefiller._store, logits="all")
+        found = prefiller.runner.forward(ids, prefiller.store, logits="all")
     assert found is not None
     assert (found - expected).abs().max() < TOLERANCE
 
@@ -71,7 +71,7 @@ def test_chunks_and_single_tokens_give_what_one_pass_gives(tmp_path: Path) -> No
         first = prefiller.read(ids[0, :30].tolist())
         assert (first[0] - expected[29]).abs().max() < TOLERANCE
         for at in range(30, 40):
-            logits = prefiller.runner.forward(ids[:, at : at + 1], prefiller._store)
+            logits = prefiller.runner.forward(ids[:, at : at + 1], prefiller.store)
             assert logits is not None
             assert (logits[0] - expected[at]).abs().max() < TOLERANCE
 
@@ -84,7 +84,7 @@ def test_rows_padded_on_the_left_equal_rows_alone(tmp_path: Path) -> None:
         alone = prefiller.read(short[0].tolist()).clone()
     both = torch.cat([long, torch.cat([torch.zeros(1, 4, dtype=torch.long), short], 1)])
     with reading(pack, weights, batch=2) as prefiller:
-        store = prefiller._store
+        store = prefiller.store
         logits = prefiller.runner.forward(both, store, pad_B=torch.tensor([0, 4]))
     assert logits is not None
     assert (logits[1] - alone[0]).abs().max() < TOLERANCE
@@ -98,7 +98,7 @@ def test_streamed_weights_give_the_same_logits(tmp_path: Path, window: int, pinn
     with reading(pack, ResidentWeights(pack, Ledger(LIMITS))) as prefiller:
         expected = [prefiller.read(ids).clone()]
         for token in (3, 5, 8):
-            logits = prefiller.runner.forward(torch.tensor([[token]]), prefiller._store)
+            logits = prefiller.runner.forward(torch.tensor([[token]]), prefiller.store)
             assert logits is not None
             expected.append(logits.clone())
     unmapped = open_pack(pack.path, mapped=False)
@@ -109,7 +109,7 @@ def test_streamed_weights_give_the_same_logits(tmp_path: Path, window: int, pinn
     with reading(unmapped, source) as prefiller:
         found = [prefiller.read(ids).clone()]
         for token in (3, 5, 8):
-            logits = prefiller.runner.forward(torch.tensor([[token]]), prefiller._store)
+            logits = prefiller.runner.forward(torch.tensor([[token]]), prefiller.store)
             assert logits is not None
             found.append(logits.clone())
     for ours, theirs in zip(found, expected, strict=True):
@@ -188,6 +188,6 @@ def test_the_default_model_agrees_with_transformers(models_folder: Path) -> None
     with torch.inference_mode():
         expected = model(ids).logits
     with reading(pack, ResidentWeights(pack, Ledger(LIMITS)), chunk=64) as prefiller:
-        found = prefiller.runner.forward(ids, prefiller._store, logits="all")
+        found = prefiller.runner.forward(ids, prefiller.store, logits="all")
     assert found is not None
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from loci.errors import ParameterError
+from loci.nn import native
 from loci.nn.kv import DenseSegment, KVView, Segment
 
 TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
@@ -196,6 +197,9 @@ def _in_order(q_BKGTD: Tensor, segment: Segment) -> Tensor:
 def _open(q_BKGTD: Tensor, segment: Segment, scale: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Attend without any mask tensor: to all tokens, or causally to the block's own."""
     groups, count = q_BKGTD.shape[2:4]
+    if count == 1 and _NATIVE and isinstance(segment, DenseSegment) and _is_native(segment):
+        yield _decode(q_BKGTD, segment, scale)
+        return
     causal = _is_causal(segment) and count > 1
     for keys_BKsD, values_BKsD, _ in segment.tiles():
         if causal:
@@ -208,6 +212,24 @@ def _open(q_BKGTD: Tensor, segment: Segment, scale: float) -> Iterator[tuple[Ten
             rows_BKRD = q_BKGTD.flatten(2, 3)
             o_BKRD, lse_BKR = _flash(rows_BKRD, keys_BKsD, values_BKsD, scale)
             yield o_BKRD.view_as(q_BKGTD), lse_BKR.view(q_BKGTD.shape[:-1])
+
+
+def _is_native(segment: DenseSegment) -> bool:
+    kind = segment.keys_BKSD
+    return kind.device.type == "cpu" and kind.dtype in (torch.float32, torch.float16)
+
+
+def _decode(q_BKGTD: Tensor, segment: DenseSegment, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend one query per row natively, to keys in the dtype they are kept in."""
+    batch, kv_heads, groups, _, size = q_BKGTD.shape
+    q_BHD = q_BKGTD.reshape(batch, kv_heads * groups, size)
+    o_BHD, lse_BH = torch.empty_like(q_BHD), q_BHD.new_empty(q_BHD.shape[:-1])
+    keys_BKSD, values_BKSD = segment.keys(), segment.values()
+    for row in range(batch):  # the kernel takes one row; rows are few
+        native.attend_decode(
+            q_BHD[row], keys_BKSD[row], values_BKSD[row], scale, o_BHD[row], lse_BH[row]
+        )
+    return o_BHD.view_as(q_BKGTD), lse_BH.view(q_BKGTD.shape[:-1])
 
 
 def _by_mask(
@@ -289,3 +311,4 @@ def _fused_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
 
 
 _FUSED = _fused_kernel()
+_NATIVE = native.available()

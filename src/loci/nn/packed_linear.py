@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from loci.core.work import TILE_ELEMENTS
 from loci.errors import ParameterError
-from loci.nn.packing import PackedWeight, dequantise
+from loci.nn import native
+from loci.nn.packing import PackedWeight, dequantise, dequantise_reference
 
 Weight = PackedWeight | Tensor
 BACKENDS = ("reference", "tiled", "native")
-TILE_ELEMENTS = 4 * 2**20  # float32 elements of scratch when the caller brings none
 
 # Shapes: M rows of x, K inputs, N outputs.
 
@@ -34,21 +35,43 @@ def matmul(
     """Return x [M, in] times the transposed weight, float32 [M, out].
 
     Args:
-        out: where to write the result.
+        out: where to write the result; columns side by side, rows may be further apart.
         tile: one-dimensional float32 scratch of at least one weight row, for dequantised rows.
-        backend: one of `BACKENDS`.
+        backend: one of `BACKENDS`; by default native for few rows where it was built, else tiled.
+
+    Raises:
+        ParameterError: if shapes do not fit, or `native` was asked for where it cannot be used.
     """
     if backend is not None and backend not in BACKENDS:
         raise ParameterError("unknown back end", value=backend, allowed=", ".join(BACKENDS))
-    if x.shape[-1] != weight.shape[1]:
+    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ParameterError(
             f"x has {x.shape[-1]} columns", value=tuple(x.shape), allowed=f"[M, {weight.shape[1]}]"
         )
     if out is None:
-        out = x.new_empty(x.shape[0], weight.shape[0])
+        out = x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
+    elif tuple(out.shape) != (x.shape[0], weight.shape[0]) or not _is_writable(out):
+        raise ParameterError(
+            "the result does not fit the product",
+            value=(tuple(out.shape), out.stride(), str(out.dtype)),
+            allowed=f"float32 {(x.shape[0], weight.shape[0])}, columns side by side",
+        )
     if backend == "reference":
-        dense = weight if isinstance(weight, Tensor) else dequantise(weight)
+        dense = weight if isinstance(weight, Tensor) else dequantise_reference(weight)
         return torch.mm(x, dense.to(torch.float32).t(), out=out)
+    if backend is None and isinstance(weight, PackedWeight) and _is_native(x, weight):
+        native.gemv(x, weight, out)
+        return out
+    if backend == "native":
+        if not isinstance(weight, PackedWeight) or not _is_native(x, weight):
+            raise ParameterError(
+                "the native product cannot be used here",
+                value=(tuple(x.shape), type(weight).__name__, native.why_not()),
+                allowed=f"a packed weight and 1 to {native.MAX_ROWS} contiguous rows",
+                way_out="leave the back end out, and the fastest that can is taken",
+            )
+        native.gemv(x, weight, out)
+        return out
     return _tiled(x, weight, out, tile)
 
 
@@ -61,9 +84,36 @@ def matmul_many(
     backend: str | None = None,
 ) -> Sequence[Tensor]:
     """Write x times each transposed weight into `outs` and return them; x is read once."""
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    if (
+        backend in (None, "native")
+        and len(packed) == len(weights) == len(outs) > 1
+        and all(_is_native(x, weight) for weight in packed)
+        and all(map(_is_writable, outs))
+        and all(
+            x.shape[1] == w.shape[1] and tuple(out.shape) == (x.shape[0], w.shape[0])
+            for w, out in zip(packed, outs, strict=True)
+        )
+    ):
+        native.gemv_many(x, packed, outs)
+        return outs
     for weight, out in zip(weights, outs, strict=True):
         matmul(x, weight, out, tile=tile, backend=backend)
     return outs
+
+
+def _is_native(x_MK: Tensor, weight: PackedWeight) -> bool:
+    return (
+        native.available()
+        and 0 < x_MK.shape[0] <= native.MAX_ROWS
+        and x_MK.dtype == torch.float32
+        and x_MK.is_contiguous()
+        and x_MK.device.type == weight.codes.device.type == "cpu"
+    )
+
+
+def _is_writable(out_MN: Tensor) -> bool:
+    return out_MN.dtype == torch.float32 and (out_MN.shape[1] == 1 or out_MN.stride(1) == 1)
 
 
 def _tiled(x_MK: Tensor, weight: Weight, out_MN: Tensor, tile: Tensor | None) -> Tensor:
@@ -71,7 +121,7 @@ def _tiled(x_MK: Tensor, weight: Weight, out_MN: Tensor, tile: Tensor | None) ->
         return torch.mm(x_MK, weight.t(), out=out_MN)
     outputs, inner = weight.shape
     if tile is None:
-        tile = torch.empty(min(TILE_ELEMENTS, outputs * inner))
+        tile = torch.empty(max(inner, min(TILE_ELEMENTS, outputs * inner)))
     step = tile.numel() // inner
     if step == 0:
         raise ParameterError(

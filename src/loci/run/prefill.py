@@ -26,7 +26,7 @@ class Prefiller:
     """
 
     def __init__(self, runner: Runner, store: KVStore) -> None:
-        self.runner, self._store = runner, store
+        self.runner, self.store = runner, store
         self.ids: list[int] = []
 
     def prefill(self, ids: Sequence[int], progress: Progress | None = None) -> None:
@@ -41,7 +41,7 @@ class Prefiller:
         """Run tokens against the store without appending; yield what each layer saw."""
         for start in range(0, len(ids), self.runner.chunk):
             part = torch.tensor([list(ids[start : start + self.runner.chunk])])
-            yield from self.runner.probe(part, self._store)
+            yield from self.runner.probe(part, self.store)
 
     def _run(self, ids: Sequence[int], logits: str | None, progress: Progress | None) -> Tensor:
         out = None
@@ -50,10 +50,10 @@ class Prefiller:
             is_last = start + len(part) == len(ids)
             self.ids.extend(part)
             out = self.runner.forward(
-                torch.tensor([part]), self._store, logits=logits if is_last else None
+                torch.tensor([part]), self.store, logits=logits if is_last else None
             )
             if not is_last:
-                self._store.finish_chunk(self)
+                self.store.finish_chunk(self)
             if progress is not None:
                 progress(start + len(part), len(ids))
         return out  # type: ignore[return-value]  # None only when no logits were asked for

@@ -188,8 +188,13 @@ class Runner:
             part.view(rows, n, tokens, D)
             for part, n in zip(heads.split((count * H * D, count * K * D)), (H, K), strict=True)
         )
-        rotate(q_N.view(rows, tokens, H, D).transpose(1, 2), *cos_sin_BTD, out=q_BHTD)
-        rotate(k_N.view(rows, tokens, K, D).transpose(1, 2), *cos_sin_BTD, out=k_BKTD)
+        if self._fast and count == 1:  # one token: its heads lie alike before and after
+            cos_1D, sin_1D = cos_sin_BTD[0].view(1, D), cos_sin_BTD[1].view(1, D)
+            native.rope(q_N.view(1, H, D), cos_1D, sin_1D, q_BHTD.view(1, H, D))
+            native.rope(k_N.view(1, K, D), cos_1D, sin_1D, k_BKTD.view(1, K, D))
+        else:
+            rotate(q_N.view(rows, tokens, H, D).transpose(1, 2), *cos_sin_BTD, out=q_BHTD)
+            rotate(k_N.view(rows, tokens, K, D).transpose(1, 2), *cos_sin_BTD, out=k_BKTD)
         v_BKTD = v_N.view(rows, tokens, K, D).transpose(1, 2)
         view = store.append(index, k_BKTD, v_BKTD, positions_BT)
         o_BHTD, _ = attend(
@@ -220,6 +225,8 @@ class Runner:
                 native.silu_mul(gate_Nf, up_Nf)
             else:
                 silu(gate_Nf, inplace=True).mul_(up_Nf)
+        elif self._fast:
+            native.gelu_tanh_mul(gate_Nf, up_Nf)
         else:
             torch.ops.aten.gelu.out(gate_Nf, approximate="tanh", out=gate_Nf)
             gate_Nf.mul_(up_Nf)

@@ -139,8 +139,16 @@ class Bfp(Encode):
         return pack_codes(rows, self.bits).view(*x_BKTD.shape[:-1], -1), stored
 
     def _unpack(self, packed: Tensor, exponents: Tensor, head_dim: int) -> Tensor:
+        import torch
 
+        from loci.nn import native
         from loci.nn.packing import unpack_codes
+
+        if native.available():
+            found = torch.empty(*packed.shape[:-1], head_dim)
+            rows, steps = packed.contiguous(), exponents.contiguous()
+            native.bfp_dequant(rows, steps, self.bits, self.block, found)
+            return found
 
         if self.bits < 8:
             flat = packed.reshape(-1, packed.shape[-1])
