@@ -120,6 +120,21 @@ def test_half_precision_keys_are_read_in_float32() -> None:
     torch.testing.assert_close(o, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("stored", [1, 7, 300])
+def test_the_native_kernel_and_torch_agree(
+    dtype: torch.dtype, stored: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = tensors(2, 6, 2, 1, stored + 9)
+    view = KVView(0, 2, (DenseSegment(k.to(dtype), v.to(dtype), stored),))
+    positions = torch.full((2, 1), stored)
+    ours = attend(q, view, positions=positions, scale=SCALE)
+    monkeypatch.setattr(attention, "_NATIVE", False)
+    theirs = attend(q, view, positions=positions, scale=SCALE)
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
 def test_writes_where_it_is_told() -> None:
     q, k, v = tensors(1, 4, 2, 3, 9)
     out = torch.empty(1, 4, 3, 16)

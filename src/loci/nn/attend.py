@@ -222,7 +222,7 @@ def _is_native(segment: DenseSegment) -> bool:
 def _decode(q_BKGTD: Tensor, segment: DenseSegment, scale: float) -> tuple[Tensor, Tensor]:
     """Attend one query per row natively, to keys in the dtype they are kept in."""
     batch, kv_heads, groups, _, size = q_BKGTD.shape
-    q_BHD = q_BKGTD.reshape(batch, kv_heads * groups, size)
+    q_BHD = q_BKGTD.reshape(batch, kv_heads * groups, size).contiguous()
     o_BHD, lse_BH = torch.empty_like(q_BHD), q_BHD.new_empty(q_BHD.shape[:-1])
     keys_BKSD, values_BKSD = segment.keys(), segment.values()
     for row in range(batch):  # the kernel takes one row; rows are few
