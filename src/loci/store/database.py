@@ -25,6 +25,7 @@ VERSION = 2
 APPLICATION = 0x4C6F6369
 """SQLite's application id of a memory: "Loci"."""
 
+_CACHE_KIB = 16 * 1024  # of pages; SQLite's 2 MiB make searches in 100,000 turns twice as slow
 _FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE"}
 _FULL |= {"SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR"}
 
@@ -50,6 +51,7 @@ class Database:
                 self.connection.execute("PRAGMA journal_mode=WAL")
                 self.connection.execute("PRAGMA synchronous=FULL")
                 self.connection.execute("PRAGMA secure_delete=ON")
+                self.connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         except BaseException:
             self.connection.close()
             raise
