@@ -18,6 +18,7 @@ Cards = Callable[[str, str], Card | None]
 
 DTYPE_BYTES = {"float32": 4, "float16": 2}
 SUITE, METRIC = "reference", "kl"  # where cards keep the KL to the full model
+_BLOCK, _LEAST_BLOCK = 32, 8  # channels that share an exponent: as published, and the fewest
 _PROBES = 24  # halvings when a KV budget is searched; far below a token for any cache
 
 
@@ -45,11 +46,24 @@ class KVForm:
         return self.chain or self.dtype
 
 
-LADDER = (
-    KVForm(dtype="float32", words="32 bits a number"),
-    KVForm(dtype="float16", words="16 bits a number"),
-    *(KVForm(chain=f"bfp(bits={bits})", words=f"{bits} bits a number") for bits in (8, 6, 5, 4)),
-)
+EXACT = KVForm(dtype="float32", words="32 bits a number")
+
+
+@cache
+def ladder(head_dim: int) -> tuple[KVForm, ...]:
+    """Return the forms to choose from for heads of this size, more bits first.
+
+    Exponents are shared by blocks, which must divide the head; where no block does, the codes are
+    left out.
+    """
+    block = min(_BLOCK, head_dim & -head_dim)
+    size = "" if block == _BLOCK else f", block={block}"
+    codes = (
+        KVForm(chain=f"bfp(bits={bits}{size})", words=f"{bits} bits a number")
+        for bits in (8, 6, 5, 4)
+    )
+    half = KVForm(dtype="float16", words="16 bits a number")
+    return (EXACT, half, *(codes if block >= _LEAST_BLOCK else ()))
 
 
 def by_loss(forms: tuple[KVForm, ...], spec: ModelSpec, cards: Cards) -> tuple[KVForm, ...]:
@@ -66,7 +80,7 @@ def loss_of(form: KVForm, spec: ModelSpec, cards: Cards) -> tuple[float | None, 
 
     The loss of a chain is the sum of its links, which is an estimate.
     """
-    if form == LADDER[0]:
+    if form == EXACT:
         return 0.0, ""
     links: list[tuple[str, Mapping[str, object]]]
     if form.chain:

@@ -14,10 +14,9 @@ from typing import Literal
 from loci.core.budget import Budget
 from loci.core.spec import ModelSpec, Workload
 from loci.core.work import work_bytes
-from loci.methods import catalogue
 from loci.methods.cost.base import Machine
 from loci.methods.offload.base import Placement
-from loci.plan.kvform import LADDER, Cards, KVForm, by_loss, decoded, kv_bytes, loss_of
+from loci.plan.kvform import EXACT, Cards, KVForm, by_loss, decoded, kv_bytes, ladder, loss_of
 from loci.plan.streaming import least_streamed, place
 from loci.plan.times import predict
 
@@ -52,13 +51,15 @@ class Problem:
 
     def forms(self) -> tuple[KVForm, ...]:
         """Return the forms of the KV cache to choose from, the least lossy first."""
+        choice = ladder(self.spec.head_dim)
         if self.forced_kv is None:
-            return by_loss(LADDER, self.spec, self.cards)
-        for form in LADDER:
-            if self.forced_kv.replace(" ", "") in (form.name, form.chain):
+            return by_loss(choice, self.spec, self.cards)
+        for form in choice[:2]:
+            if (self.forced_kv or EXACT.name) == form.name:
                 return (form,)
-        chain = " | ".join(str(method) for method in catalogue.parse_chain(self.forced_kv, "kv"))
-        return (KVForm(chain=chain),)
+        wanted = KVForm(chain=self.forced_kv)
+        known = tuple(f for f in choice if f.chain and f.methods() == wanted.methods())
+        return known or (KVForm(chain=" | ".join(map(str, wanted.methods()))),)
 
     def chunks(self) -> tuple[int, ...]:
         """Return the lengths of prompt steps to choose from, the longest first."""

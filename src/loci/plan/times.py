@@ -58,9 +58,11 @@ def predict(
         return sum(model.time(op, profile)[0] for op in ops)
 
     prefill, decode = graph("prefill", prompt, prompt), graph("decode", 1, middle)
+    passes = -(-prompt // chunk)
     if placement is None:
+        starts = sum(op.repeat for op in prefill.ops) * (passes - 1)  # the first is in the estimate
         return (
-            model.estimate(prefill, profile).seconds_per_token,
+            model.estimate(prefill, profile).seconds_per_token + starts * profile.launch_s,
             model.estimate(decode, profile).seconds_per_token,
         )
     _, uses, _ = uses_of(blocks)
@@ -68,7 +70,6 @@ def predict(
     tiles = uses[len(layers) :]
     disk = profile.tiers["disk"].read_bytes_per_s
     load_s = {name: stored / disk for name, _, stored in blocks}
-    passes = -(-prompt // chunk)
     compute = dict.fromkeys(layers, seconds(prefill, True) / passes)
     last_s = max(seconds(prefill, False), sum(load_s[n] for n in tiles if n in placement.streamed))
     first_s = passes * TpiLlm().pace(placement, layers, compute, load_s) + last_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loci.plan.kvform import LADDER, KVForm
+from loci.plan.kvform import EXACT, KVForm
 from loci.plan.options import Candidate, Problem, Weights, evaluate
 from loci.units import format_bytes
 
@@ -46,6 +46,7 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
             # A chain that chooses tokens loses less the more of them it keeps.
             -(c.kv_budget_bytes or 0),
             c.total_s(problem.workload),
+            -c.chunk,
             c.held(),
         ),
         default=None,
@@ -92,12 +93,11 @@ def most_context(problem: Problem, low: int, high: int, *, exact: bool = False) 
     def works(context: int) -> bool:
         changed = problem.with_(context=context)
         if exact:
-            if changed.forced_kv is not None and changed.forms()[0] != LADDER[0]:
+            if changed.forced_kv is not None and changed.forms()[0] != EXACT:
                 return False
             chunks = changed.chunks()
             return any(
-                evaluate(changed, "resident", LADDER[0], chunk, is_timed=False).fits
-                for chunk in chunks
+                evaluate(changed, "resident", EXACT, chunk, is_timed=False).fits for chunk in chunks
             )
         return fits(changed)
 
@@ -134,7 +134,7 @@ def improvement(problem: Problem, found: Candidate) -> str:
         if longest is not None and longest > load.context:
             return f"there is room for a context of {longest:,} tokens at the same quality"
         return f"it would still fit in {format_bytes(_at_least(problem))} of memory"
-    forms = (LADDER[0],) if problem.forced_kv is None else problem.forms()
+    forms = (EXACT,) if problem.forced_kv is None else problem.forms()
     needs = [
         candidate.least
         for form in forms

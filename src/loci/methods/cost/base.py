@@ -19,7 +19,7 @@ from loci.errors import ModelError
 
 Phase = Literal["prefill", "decode"]
 KNOWN = ("llama", "qwen2", "qwen3", "mistral", "gemma")
-_NORM, _SOFTMAX, _ACTIVATE = 7, 5, 5  # operations per element; an activation and its product
+_NORM, _SOFTMAX, _ACTIVATE, _UNPACK = 7, 5, 5, 2  # operations per element
 
 
 class TierRates(Protocol):
@@ -104,6 +104,8 @@ def graph_of(
     rows, L = batch * T, spec.layers
     queries, width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     weight = spec.weight_bits / 8
+    # A product of many rows unpacks its weights first, once a pass; one row unpacks as it goes.
+    unpack = _UNPACK * passes if spec.weight_bits < 16 and rows > 1 else 0
 
     def op(name: str, operations: float, parts: dict[str, float], repeat: int = L) -> Op:
         wrote = sum(size for part, size in parts.items() if part.endswith(("out", "write")))
@@ -124,7 +126,7 @@ def graph_of(
         out_bytes = rows * out * (kv_bytes_per_element if to_cache else act_bytes)
         return op(
             name,
-            2.0 * rows * out * inner,
+            2.0 * rows * out * inner + unpack * out * inner,
             {
                 "weight": out * inner * weight * passes,
                 "act_in": rows * inner * act_bytes,
