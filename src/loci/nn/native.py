@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loci.nn.packing import PackedWeight
 
 try:
-    from loci.nn import _native
+    from loci.nn import _native  # type: ignore[attr-defined]  # built from native.cpp
 except ImportError as error:
     _native = None
     _WHY_NOT: str | None = str(error)

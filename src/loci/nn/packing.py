@@ -196,18 +196,22 @@ def dequantise(
         rows: output rows, a slice of step 1.
     """
     first, last = row_range(weight.shape[0], rows)
-    part = weight if (first, last) == (0, weight.shape[0]) else _rows_of(weight, slice(first, last))
     if out is None:
         out = torch.empty(last - first, weight.shape[1])
-    elif tuple(out.shape) != (last - first, weight.shape[1]) or out.dtype != torch.float32:
+    elif (
+        tuple(out.shape) != (last - first, weight.shape[1])
+        or out.dtype != torch.float32
+        or not out.is_contiguous()
+    ):
         raise ParameterError(
-            "dequantise writes float32 of the rows asked for",
+            "dequantise writes contiguous float32 of the rows asked for",
             value=(tuple(out.shape), str(out.dtype)),
             allowed=str((last - first, weight.shape[1])),
         )
-    if native.available() and out.is_contiguous():
+    if native.available() and weight.codes.device.type == out.device.type == "cpu":
         native.dequantise(weight, first, last, out)
         return out
+    part = weight if (first, last) == (0, weight.shape[0]) else _rows_of(weight, slice(first, last))
     return _decode(part.codes, part.scales, part.mins, weight.bits, weight.shape[1], out)
 
 
@@ -228,7 +232,7 @@ def rows(weight: PackedWeight | Tensor, ids: Tensor) -> Tensor:
     if isinstance(weight, Tensor):
         return weight[ids].to(torch.float32)
     found_MK = torch.empty(ids.numel(), weight.shape[1])
-    if native.available():
+    if native.available() and weight.codes.device.type == "cpu":
         native.rows(weight, ids.contiguous(), found_MK)
         return found_MK
     mins_MG = None if weight.mins is None else weight.mins[ids]

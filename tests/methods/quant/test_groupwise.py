@@ -96,7 +96,7 @@ def test_no_weight_is_further_than_the_grid_allows(
         step = grid.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     else:
         step = (grid.amax(-1, keepdim=True) - grid.amin(-1, keepdim=True)) / (2**bits - 1) * 0.5
-    rounding = grid.abs().amax(-1, keepdim=True) * 2e-3 + 2e-6  # of scale and minimum
+    rounding = grid.abs().amax(-1, keepdim=True) * 2e-3 + (2**bits + 2) * 3.1e-8  # float16
     assert (off <= step * (1 + 1e-3) + rounding).all()
 
 
