@@ -81,6 +81,8 @@ _PLACE = re.compile(
     r"\b(?:in|at|to|from|near|on)\s+((?:the\s+)?[A-Z][\w'-]*(?:\s+(?:of\s+|the\s+)?[A-Z][\w'-]*)*)"
 )
 _SPLIT = re.compile(r"(?<=[.!?])\s+|\n+")
+_NAMES = re.compile(r"\b(?:named|called|name is|name was|'s \w+ (?:is|was))\b")
+_CALLED = re.compile(r"\b(?:named|called|name is|name's)\s+([A-Z][\w'-]*(?:\s+[A-Z][\w'-]*)*)")
 _REASON = re.compile(r"\b(?:because|since|so that|due to|thanks to|in order to|as i)\b(.+)", re.I)
 
 
@@ -208,6 +210,8 @@ def _kind(low: str) -> str:
     place = r"(?:city|country|town|place|state|neighbou?rhood|area)"
     if re.search(rf"\bwhere\b|\b(?:what|which) {place}\b", low):
         return "where"
+    if re.search(rf"\bwhich (?:of (?:his|her|my|their) )?(?:{'|'.join(KIN)})s?\b", low):
+        return "who"
     if re.match(r"(?:who|whom|whose)\b|.*\bwho\b", low):
         return "who"
     if re.search(r"\bwhy\b|\bhow come\b|\bwhat (?:was|is) the reason\b", low):
@@ -359,6 +363,8 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
     others = {stem(part) for name in asked.who if name != subject for part in name.split()}
     shared = (asked.words | others) & value
     overlap = len(shared)
+    if head in set(KIN.values()) and not asked.kin and not cue and not asked.words & value:
+        return 0.0
     if not cue and not overlap and not asked.words & told:
         return 0.0
     score = 2.0 * min(cue, 2) + 1.5 * min(overlap, 3) + 0.5 * len((asked.words & told) - shared)
@@ -367,10 +373,14 @@ def _score(asked: _Question, fact: _Fact, kin_names: set[str]) -> float:
         score += 2.0 if parameter and set(_keys(parameter)) & asked.words else -1.5
     if stem(head) in asked.words:
         score += 1.0
+    if "name" in asked.words and not _NAMES.search(item.text):
+        score -= 4.0
+    if head == "plan" and asked.kind == "when" and re.search(r"\b(?:did|was|were)\b", asked.text):
+        score -= 2.0
     if asked.kind == slot.asks and head != "did":
         score += 1.5
     elif asked.kind in ("where", "who", "number") and slot.asks != asked.kind:
-        score -= 4.0 if slot.state else 1.0
+        score -= 4.0 if slot.state and asked.kind != "number" else 1.0
         if asked.kind == "number" and re.search(r"\d|\b(?:two|three|four|five|six)\b", item.text):
             score += 2.0
     if asked.kind == "when" and slot.asks != "when":
@@ -617,6 +627,8 @@ def _from_sentences(
 
 
 def _of_type(asked: _Question, text: str, source: Source | None) -> bool:
+    if "name" in asked.words and _CALLED.search(text):
+        return True
     if asked.kind == "when":
         return source is not None and bool(resolve(text, source.time))
     if asked.kind == "number":
@@ -631,6 +643,8 @@ def _of_type(asked: _Question, text: str, source: Source | None) -> bool:
 
 
 def _span_of(asked: _Question, text: str, source: Source | None) -> str:
+    if "name" in asked.words and (called := _CALLED.search(text)):
+        return called[1]
     if asked.kind == "when" and source is not None:
         spans = resolve(text, source.time) or resolve(source.content, source.time)
         time = source.time

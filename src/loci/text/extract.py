@@ -43,7 +43,8 @@ ANY = "*"  # the value of an ending that names none: whatever the slot holds
 _SENTENCE = re.compile(r"[^.!?\n]+(?:\.(?=\S)[^.!?\n]+)*[.!?]*")
 _CLAUSE = re.compile(
     r"\s*(?:;|\s[-–—]+\s|,?\s+but\s+|,?\s+and\s+(?=(?:i|we|my|our|he|she|they)(?:'\w+)?\s)"
-    r"|,\s*(?=(?:i|my|our|we|her name|his name|its name|she's|he's|she is|he is)(?:'\w+)?\s)|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
+    r"|,\s*(?=(?:i|my|our|we|her name|his name|its name|she's|he's|she is|he is)(?:'\w+)?\s)"
+    r"|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
     r"|,?\s+and\s+(?=(?:moved|started|quit|bought|got|adopted|joined|sold|became|switched|broke|left"
     r"|am|work|live|love|hate|changed|found|took|began)\s)"
     r"|,?\s+because\s+|,?\s+(?:although|though|while)\s+)\s*",
@@ -74,8 +75,10 @@ _TAIL = re.compile(
     r"(?:\s*(?:,|\(|\s[-–—]+\s)|\s+(?:because|but|which|who|since|so that|so i|when|where|while"
     r"|after|before|until|although|though|as well|too|these days|nowadays|right now|at the moment"
     r"|any ?more|now|lately|again|together|and (?:i|we|my|it|she|he|they|am|have|love|really)\b"
-    r"|with my|for my|instead|so far|by the way|though|for (?:some time|a (?:while|long time|bit)|many|ages|years)\b|and that"
-    r"|originally|by trade|in the end|a while (?:ago|back)|after all|if you|you know|to be honest|btw|thank god|thankfully|actually|haha|lol)\b).*$",
+    r"|with (?:my|our|a|an|two|three)|for (?:my|our)|instead|so far|by the way|though|for"
+    r" (?:some time|a (?:while|long time|bit)|many|ages|years)\b|and that"
+    r"|originally|by trade|in the end|a while (?:ago|back)|after all|if you|you know|to be"
+    r" honest|btw|thank god|thankfully|actually|haha|lol)\b).*$",
     re.IGNORECASE,
 )
 _LEADING = re.compile(r"^(?:on|in|at|for|since|from|by|this|the|every|around|about)\s*$", re.I)
@@ -83,6 +86,24 @@ _PLACE = r"(?:[A-Z][\w'’.-]*)(?:[ ,]+(?:[A-Z][\w'’.-]*|de|la|of|the|upon|New
 _NAME = r"[A-Z][\w'’-]*(?:\s+[A-Z][\w'’-]*){0,2}"
 _COUNTED = re.compile(r"(?:two|three|four|five|six|seven|eight|several|many|\d+)\b", re.I)
 _CALLED = re.compile(rf"\b(?:named|called|whose name is|by the name of)\s+(?P<name>{_NAME})")
+_SAME_KIN = {
+    "mum": "mother",
+    "mom": "mother",
+    "mama": "mother",
+    "dad": "father",
+    "papa": "father",
+    "grandma": "grandmother",
+    "granny": "grandmother",
+    "grandpa": "grandfather",
+}
+_BARE_KIN = re.compile(r"^(?=(?:Mum|Mom|Dad|Grandma|Grandpa|Granny)\b)")
+_KIN_WITH_NAME = re.compile(
+    rf"\b(?i:my|our)\s+(?:[a-z-]+\s+){{0,2}}?(?P<noun>{'|'.join(sorted(KIN, key=len)[::-1])}),?\s+"
+    rf"(?P<name>[A-Z][\w'-]*)"
+)
+_HANDED = re.compile(
+    r"^(?P<head>\w+ (?:gave|bought|told|showed|got|sent|visited|met|took|called)) (?:her|him)\b"
+)
 _PRONOUN_FIRST = re.compile(r"\W*(?:(?:well|so|and|yes|yeah|oh|no)\W+)*(?:he|she)\b", re.I)
 _MENTION = re.compile(
     rf"\b(?:a|an|my|our|another)\s+(?:[\w-]+\s+){{0,2}}?({'|'.join(sorted(KIN, key=len)[::-1])})\b",
@@ -128,8 +149,9 @@ _BARE = frozenset(
 _WITH = re.compile(rf"^(?P<name>{_NAME}) and I (?P<rest>.+)$")
 _KIN_SUBJECT = re.compile(
     rf"^(?:my|our)\s+(?P<adj>(?:(?:little|older|younger|big|twin|best|new|old|oldest|youngest|eldest"
-    rf"|elder|late|dear|close|step|middle|ex)[\s-]+)*)(?P<noun>{'|'.join(sorted(KIN, key=len)[::-1])})"
-    rf"(?:,?\s+(?P<name>{_NAME}),?)?(?P<poss>['’]s)?\s+(?P<rest>.+)$",
+    rf"|elder|late|dear|close|step|middle"
+    rf"|ex)[\s-]+)*)(?P<noun>{'|'.join(sorted(KIN, key=len)[::-1])})"
+    rf"(?:,?\s+(?P<name>(?-i:{_NAME})),?)?(?P<poss>['’]s)?\s+(?P<rest>.+)$",
     re.IGNORECASE,
 )
 _NAMED_SUBJECT = re.compile(rf"^(?P<name>{_NAME})\s+(?P<rest>.+)$")
@@ -251,6 +273,17 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
             elif last_named != before_named or re.match(r"(?:he|she)\b", part, re.I):
                 follows = last_named
             found += new
+            for seen in _KIN_WITH_NAME.finditer(part):
+                name = re.sub(r"'s$", "", seen["name"])
+                noun = _SAME_KIN.get(seen["noun"], seen["noun"])
+                slot_seen = kin_of(noun) or "friend"
+                if any(name.lower() in (c.object or "") for c in new) or seen["noun"] == "pet":
+                    continue
+                clause = _clause_of(speaker, part, part, turn)
+                if slot_seen == "partner":
+                    found += _list(clause.fact(f"partner:{noun}", name, keep_time=True))
+                else:
+                    found += _list(_has(clause, slot_seen, noun, name))
             kin = _MENTION.findall(part)
             if kin and (slot_found := kin_of(kin[-1])) not in (None, "partner"):
                 mentioned = (str(slot_found), kin[-1].lower())
@@ -341,6 +374,9 @@ def _of_clause(
     if len(clause) < 4:
         return [], named
     clause = CONTRACTED.sub(lambda m: CONTRACTIONS[m.group().lower()], clause)
+    clause = _BARE_KIN.sub("my ", clause)
+    if named:
+        clause = _HANDED.sub(rf"\g<head> {named}", clause)
     low = clause.lower()
     found: list[Candidate] = []
     if low.startswith(("call me ", "please call me ", "you can call me ", "just call me ")):
@@ -377,7 +413,7 @@ def _of_clause(
 
 
 def _time_lead(clause: str, now: datetime) -> tuple[str, str] | None:
-    """Move a time in front of the subject to the end: "Last week I moved" -> "I moved last week"."""
+    """Move a leading time to the end: "Last week I moved" becomes "I moved last week"."""
     match = re.match(r"^(?P<lead>[^,]{3,40}?),?\s+(?P<rest>(?:i|we|my|our)\s.+)$", clause, re.I)
     if match is None:
         return None
@@ -456,7 +492,11 @@ def _dated(body: str, clause: _Clause) -> str:
         if place < 0 or describe(span).lower() in body.lower():
             continue
         said = re.sub(r"^(?:in|on|since|during|over|around|by|at|about)\s+", "", span.text.lower())
-        lead = re.sub(r"\b(?:on|in|at|since|for|around|by)\s*$", "", body[:place].rstrip()).rstrip()
+        lead = re.sub(
+            r"\b(?:on|in|at|since|for|around|by|from|until|before|after)\s*$",
+            "",
+            body[:place].rstrip(),
+        ).rstrip()
         after = body[place + len(span.text) :]
         joint = {"day": "on ", "month": "in ", "year": "in ", "season": "in "}.get(
             span.grain, "in "
@@ -509,7 +549,8 @@ _MY: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^my birthday is (?:on )?(?:the )?(?P<o>.+)$", "birthday"),
         (
             (
-                r"^my (?:all[- ]time |absolute |new )?favou?rite (?P<p>[\w -]{2,30}?) (?:is|are|has to be)"
+                r"^my (?:all[- ]time |absolute |new )?favou?rite (?P<p>[\w -]{2,30}?) (?:is"
+                r"|are|has to be)"
                 r"(?: now| definitely| probably)? (?P<o>.+)$"
             ),
             "favourite",
@@ -532,7 +573,8 @@ _MY: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _MY_DATE = re.compile(
     rf"^(?:my|our) (?P<what>{APPOINTMENTS})(?: (?:with|to|from|for|at) (?P<who>.+?))? "
     r"(?:is|has been|was|got)(?: now)?"
-    r"(?: scheduled| booked| set| planned| moved| rescheduled| postponed| pushed| changed| shifted)?"
+    r"(?: scheduled| booked| set| planned| moved| rescheduled| postponed| pushed| changed|"
+    r" shifted)?"
     r"(?: (?:back|up|forward|out))?(?: to| for| on| at)? (?P<o>.+)$",
     re.IGNORECASE,
 )
@@ -543,7 +585,8 @@ _MY_CANCELLED = re.compile(
 )
 _MY_ATTRIBUTE = re.compile(r"^my (?P<p>[a-z][a-z -]{2,25}?) (?:is|are) (?:now )?(?P<o>.+)$", re.I)
 _MY_STOLEN = re.compile(
-    r"^(?:my|our) (?P<o>[\w' -]+?) (?:was|got|has been|were) (?:stolen|totalled|wrecked|destroyed)",
+    r"^(?:my|our) (?P<o>[\w' -]+?) (?:finally |just |sadly )?(?:(?:was|got|has been|were) "
+    r"(?:stolen|totalled|wrecked|destroyed|sold)|died|broke down|gave out|fell apart)",
     re.IGNORECASE,
 )
 _GONE = re.compile(
@@ -609,22 +652,13 @@ def _mine(
 def _kin(match: re.Match[str], speaker: str, turn: Turn) -> tuple[list[Candidate], str | None]:
     """Facts about the people and animals one has."""
     noun = match["noun"].lower()
+    noun = _SAME_KIN.get(noun, noun)
     adjective = " ".join(re.findall(r"[a-z]+", match["adj"].lower()))
     rest, slot = match["rest"], kin_of(noun) or "friend"
     if adjective.startswith("ex"):
         noun = f"ex-{noun}"
     label = f"{adjective} {noun}".strip() if not noun.startswith("ex-") else noun
-    # With IGNORECASE a lower-case verb can pass for a name; give it back.
     name = match["name"]
-    if name:
-        words = name.split()
-        proper = []
-        for word in words:
-            if not word[0].isupper():
-                break
-            proper.append(word)
-        rest = " ".join([*words[len(proper) :], rest])
-        name = " ".join(proper) or None
     given = None
     if rest.startswith("name is ") or match["poss"] is None:
         given = _IS_NAMED.match(rest) or (_JUST_NAME.match(rest) if not name else None)
@@ -780,7 +814,22 @@ def _was(predicate: str) -> _Rule:
 def _age(clause: _Clause, match: re.Match[str]) -> _Made:
     if not 0 < int(match["o"]) < 120:
         return None
-    return clause.fact("age", match["o"])
+    facts: list[Candidate | None] = [clause.fact("age", match["o"])]
+    if match.groupdict().get("p"):
+        facts.append(clause.fact("partner:spouse", match["p"], keep_time=True))
+    return facts
+
+
+def _no_more(clause: _Clause, match: re.Match[str]) -> _Made:
+    """ "I am not running anymore": whatever slot it stood in."""
+    if not clause.ended:
+        return None
+    value = match["o"]
+    text = f"{clause.subject} is no longer {_trim(value)}"
+    return [
+        clause.fact(slot, value, ends=True, text=text)
+        for slot in ("hobby", "doing", "routine", "likes", "learning")
+    ]
 
 
 def _taste(clause: _Clause, match: re.Match[str]) -> _Made:
@@ -907,7 +956,8 @@ def _have(clause: _Clause, match: re.Match[str]) -> _Made:
                 facts.append(_has(clause, slot, label, one))
         return facts
     booked = re.match(
-        rf"^(?:an? |another |my )?(?P<what>{APPOINTMENTS})(?: with (?P<who>.+?))?(?=\s|$)",
+        rf"^(?:an? |another |my )?(?P<what>{APPOINTMENTS})(?: with (?P<who>(?:(?:the|my|a|an"
+        rf"|dr\.?) )?[\w.'-]+))?(?=\s|$)",
         value,
         re.IGNORECASE,
     )
@@ -962,11 +1012,7 @@ def _bought(clause: _Clause, match: re.Match[str]) -> _Made:
         match["v"].lower(), "bought"
     )
     owned = re.sub(r"^(?:my first|my own|the|new|another) ", "a ", head, flags=re.I)
-    predicate = (
-        "drives"
-        if re.search(r"\b(?:car|truck|van|suv|tesla|toyota|honda|ford|bmw)$", head, re.I)
-        else "owns"
-    )
+    predicate = "drives" if _CAR.search(first) else "owns"
     facts.append(
         clause.fact(
             predicate,
@@ -1004,7 +1050,8 @@ def _gone(clause: _Clause, predicate: str) -> Candidate | None:
 def _left(clause: _Clause, match: re.Match[str]) -> _Made:
     value = _trim(clause._timeless(match["o"]))
     at = re.match(
-        r"^(?:my |the )?(?:old |current )?(?:job|role|position|work|post)(?: (?:at|with|as) (?P<p>.+))?$",
+        r"^(?:my |the )?(?:old |current )?(?:job|role|position|work|post)(?: (?:at|with|as)"
+        r" (?P<p>.+))?$",
         value,
         re.I,
     )
@@ -1019,6 +1066,11 @@ def _left(clause: _Clause, match: re.Match[str]) -> _Made:
     return [clause.fact(p, value, ends=True) for p in ("hobby", "likes", "doing")]
 
 
+_CAR = re.compile(
+    r"\b(?:car|truck|van|suv|tesla|toyota|honda|ford|bmw|kia|volvo|skoda|fiat|audi|vw|volkswagen"
+    r"|mercedes|nissan|mazda|renault|hyundai|subaru|jeep|lexus|porsche|citroen|opel|chevrolet)\b",
+    re.IGNORECASE,
+)
 _DRINK = re.compile(
     r"^(?:coffee|tea|alcohol|beer|wine|soda|milk|espresso|decaf|juice|cola)\b", re.I
 )
@@ -1185,7 +1237,8 @@ def _is(clause: _Clause, match: re.Match[str]) -> _Made:
 
 def _doing(clause: _Clause, match: re.Match[str]) -> _Made:
     if re.match(
-        r"^(?:going|trying|thinking|looking forward|feeling|getting|doing|having|saying|being|coming|hoping|kidding|wondering|loving|enjoying)\b",
+        r"^(?:going|trying|thinking|looking forward|feeling|getting|doing|having|saying|being"
+        r"|coming|hoping|kidding|wondering|loving|enjoying)\b",
         match["o"],
         re.I,
     ):
@@ -1193,6 +1246,16 @@ def _doing(clause: _Clause, match: re.Match[str]) -> _Made:
     if clause.negative:
         return clause.fact("doing", match["o"], ends=True)
     return clause.fact("doing", match["o"])
+
+
+def _swapped(clause: _Clause, match: re.Match[str]) -> _Made:
+    """One thing ends and another begins in the same slot; which slot is left to the store."""
+    text = f"{clause.subject} {_dated(_third_person(clause.rest, ''), clause)}"
+    old = re.sub(r"^(?:my|our|his|her|their|the)\s+", "", match["a"])
+    slot = "drives" if _CAR.search(match["a"]) else "hobby"
+    slot = "drinks" if _DRINK.match(old) else slot
+    ends = [clause.fact(p, old, ends=True, text=text) for p in dict.fromkeys((slot, "owns"))]
+    return [*ends, clause.fact(slot, match["o"], ends=False, text=text)]
 
 
 def _routine(clause: _Clause, match: re.Match[str]) -> _Made:
@@ -1231,7 +1294,10 @@ def _drink(clause: _Clause, match: re.Match[str]) -> _Made:
             )
             for p in ("drinks", "likes")
         ]
-    return clause.fact("drinks", match["o"])
+    value = re.sub(
+        r"^(?:way )?(?:too much|a lot of|lots of|plenty of|mostly|only)\s+", "", match["o"]
+    )
+    return clause.fact("drinks", value)
 
 
 def _born(clause: _Clause, match: re.Match[str]) -> _Made:
@@ -1252,6 +1318,11 @@ def _hurt(clause: _Clause, match: re.Match[str]) -> _Made:
     return clause.fact("health", f"{match['v']} {match['o']}", text=f"{clause.subject} {body}")
 
 
+def _lives(clause: _Clause, match: re.Match[str]) -> _Made:
+    inner = re.match(rf"^(?:a|an|the|our|my) .+? in (?P<place>{_PLACE})", match["o"])
+    return clause.fact("lives_in", inner["place"] if inner else match["o"])
+
+
 def _moved(clause: _Clause, match: re.Match[str]) -> _Made:
     place = clause._timeless(match["o"])
     place = re.sub(
@@ -1270,7 +1341,10 @@ def _compiled(
     table: dict[str, tuple[tuple[str, _Rule], ...]],
 ) -> dict[str, list[tuple[re.Pattern[str], _Rule]]]:
     return {
-        verb: [(re.compile(pattern, re.IGNORECASE), rule) for pattern, rule in rules]
+        verb: [
+            (re.compile(pattern.replace("[A-Z]", "(?-i:[A-Z])"), re.IGNORECASE), rule)
+            for pattern, rule in rules
+        ]
         for verbs, rules in table.items()
         for verb in verbs.split()
     }
@@ -1279,11 +1353,19 @@ def _compiled(
 _RULES = _compiled(
     {
         "am": (
-            (r"am (?:turning )?(?P<o>\d{1,3})(?: years? old)?(?: now| today)?$", _age),
+            (
+                (
+                    r"am (?:turning )?(?P<o>\d{1,3})(?: years? old)?(?: now| today)?"
+                    r"(?:(?:,| and) (?:married|engaged) to (?P<p>[A-Z]\w+))?(?:(?:,| and) .*)?$"
+                ),
+                _age,
+            ),
+            (r"am (?P<o>\w+ing\b.*)$", _no_more),
             (r"am allergic to (?P<o>.+)$", _each("allergic_to")),
             (
                 (
-                    r"am (?:a |an |strictly )*(?P<o>(?:vegan|vegetarian|pescatarian|flexitarian|lactose[- ]"
+                    r"am (?:a |an |strictly )*(?P<o>(?:vegan|vegetarian|pescatarian"
+                    r"|flexitarian|lactose[- ]"
                     r"intolerant|gluten[- ](?:free|intolerant)|coeliac|celiac|teetotal)\b.*)$"
                 ),
                 lambda c, m: c.fact("diet", (DIETS.match(m["o"]) or m)[1]),
@@ -1312,7 +1394,8 @@ _RULES = _compiled(
             (r"am (?:afraid|scared|terrified|frightened) of (?P<o>.+)$", _take("fears")),
             (
                 (
-                    r"am (?:really )?(?:a (?:big |huge |massive )?fan of|(?:really )?into|fond of|crazy about"
+                    r"am (?:really )?(?:a (?:big |huge |massive )?fan of|(?:really )?into"
+                    r"|fond of|crazy about"
                     r"|obsessed with|keen on) (?P<o>.+)$"
                 ),
                 lambda c, m: (
@@ -1322,11 +1405,17 @@ _RULES = _compiled(
                 ),
             ),
             (
-                r"am (?:planning(?: on)?(?: to)?|going to|hoping to|looking to|about to|supposed to) (?P<o>(?!be\b)[a-z].+)$",
+                (
+                    r"am (?:planning(?: on)?(?: to)?|going to|hoping to|looking to|about to"
+                    r"|supposed to) (?P<o>(?!be\b)[a-z].+)$"
+                ),
                 _plan,
             ),
             (
-                r"am (?P<v>meeting|seeing|flying to|visiting|leaving for|starting|moving to|traveling to|travelling to|running|taking|attending) (?P<o>.+)$",
+                (
+                    r"am (?P<v>meeting|seeing|flying to|visiting|leaving for|starting|moving to"
+                    r"|traveling to|travelling to|running|taking|attending) (?P<o>.+)$"
+                ),
                 _appointment_with,
             ),
             (
@@ -1334,7 +1423,10 @@ _RULES = _compiled(
                 _take("health"),
             ),
             (
-                r"am (?P<o>pregnant|diabetic|asthmatic|colou?r-?blind|left-handed|deaf|dyslexic)\b.*$",
+                (
+                    r"am (?P<o>pregnant|diabetic|asthmatic|colou?r-?blind|left-handed|deaf"
+                    r"|dyslexic)\b.*$"
+                ),
                 lambda c, m: c.fact("health", m["o"], text=f"{c.subject} is {m['o']}"),
             ),
             (r"am (?:called|named) (?P<o>.+)$", _take("name")),
@@ -1346,7 +1438,11 @@ _RULES = _compiled(
             (r"am (?:now )?(?:a|an|the) (?:new )?(?P<o>[\w' -]+.*)$", _job),
             (r"am (?P<o>[A-Z][\w'-]+(?: [A-Z][\w'-]+)?)$", _is),
             (
-                r"am (?P<o>(?:training|working|writing|building|reading|preparing|saving|restoring|renovating|volunteering|volunteer|organi[sz]ing|raising|rehearsing|practi[sc]ing|knitting|growing) .+)$",
+                (
+                    r"am (?P<o>(?:training|working|writing|building|reading|preparing|saving"
+                    r"|restoring|renovating|volunteering|volunteer|organi[sz]ing|raising"
+                    r"|rehearsing|practi[sc]ing|knitting|growing) .+)$"
+                ),
                 _doing,
             ),
         ),
@@ -1362,7 +1458,10 @@ _RULES = _compiled(
         ),
         "got": (
             (
-                r"got (?:a |the )?(?:new )?(?:job|position|role|offer)(?: offer)? (?P<o>(?:at|as|with|for|from) .+)$",
+                (
+                    r"got (?:a |the )?(?:new )?(?:job|position|role|offer)(?: offer)? (?P<o>(?:at"
+                    r"|as|with|for|from) .+)$"
+                ),
                 _employed,
             ),
             (r"got promoted to (?P<o>.+)$", _take("job")),
@@ -1371,7 +1470,10 @@ _RULES = _compiled(
                 lambda c, m: [_gone(c, "works_at"), _gone(c, "job")],
             ),
             (
-                r"got (?P<how>married|engaged|divorced)(?: to (?P<o>.+?))?(?: (?:last|in|on|this|yesterday)\b.*)?$",
+                (
+                    r"got (?P<how>married|engaged|divorced)(?: to (?P<o>.+?))?(?: (?:last|in|on"
+                    r"|this|yesterday)\b.*)?$"
+                ),
                 _married,
             ),
             (r"got rid of (?P<o>.+)$", _lost),
@@ -1380,11 +1482,14 @@ _RULES = _compiled(
         ),
         "have": ((r"have (?:got )?(?P<o>.+)$", _have),),
         "had": ((r"had to (?P<o>sell|give up|give away|put down) .+$", lambda c, m: None),),
-        "live": ((r"live (?:alone |together )?(?:in|at|near) (?P<o>.+)$", _take("lives_in")),),
+        "live": ((r"live (?:alone |together )?(?:in|at|near) (?P<o>.+)$", _lives),),
         "lived": ((r"lived (?:in|at) (?P<o>.+)$", _was("lives_in")),),
         "moved": (
             (
-                r"moved (?:back |out |away )?(?:here )?(?:from .+? )?(?:in)?to (?P<o>.+?)(?: from .+)?$",
+                (
+                    r"moved (?:back |out |away )?(?:here )?(?:from .+? )?(?:in)?to (?P<o>.+?)(?:"
+                    r" from .+)?$"
+                ),
                 _moved,
             ),
             (r"moved out of (?P<o>.+)$", _ending("lives_in")),
@@ -1424,7 +1529,10 @@ _RULES = _compiled(
         "became": ((r"became (?:a|an|the) (?P<o>.+)$", _job),),
         "switched changed": (
             (
-                r"(?:switched|changed) (?:jobs|companies)(?: and)?(?:,)? ?(?:to|(?:now )?(?:work|working) (?:at|for)) (?P<o>.+)$",
+                (
+                    r"(?:switched|changed) (?:jobs|companies)(?: and)?(?:,)? ?(?:to|(?:now"
+                    r" )?(?:work|working) (?:at|for)) (?P<o>.+)$"
+                ),
                 _take("works_at"),
             ),
             (
@@ -1548,7 +1656,10 @@ _RULES = _compiled(
         ),
         "start": (
             (
-                r"start (?P<o>(?:(?:working|a new job|my new job|at|as|on|next|this|tomorrow)\b).+)$",
+                (
+                    r"start (?P<o>(?:(?:working|a new job|my new job|at|as|on|next|this"
+                    r"|tomorrow)\b).+)$"
+                ),
                 _began,
             ),
         ),
@@ -1562,6 +1673,12 @@ _RULES = _compiled(
                 ),
             ),
         ),
+        "swapped traded replaced": (
+            (
+                r"(?:swapped|traded|replaced)(?: in)? (?P<a>.+?) (?:for|with|by) (?P<o>.+)$",
+                _swapped,
+            ),
+        ),
         "handed put submitted": (
             (
                 r"(?:handed in|put in|submitted) (?:my|their) (?:notice|resignation)\b(?P<o>.*)$",
@@ -1571,7 +1688,8 @@ _RULES = _compiled(
         "found rented": (
             (
                 (
-                    rf"(?:found|rented) (?:a|an|our|my) (?:[\w-]+ ){{0,3}}?(?:flat|house|apartment|place|home"
+                    rf"(?:found|rented) (?:a|an|our|my) (?:[\w-]+ ){{0,3}}?(?:flat|house"
+                    rf"|apartment|place|home"
                     rf"|studio|room)(?: to rent)? in (?P<o>{_PLACE})"
                 ),
                 lambda c, m: [
@@ -1597,13 +1715,20 @@ _RULES = _compiled(
         "go": (
             (r"go by (?P<o>.+)$", _take("address")),
             (
-                r"(?P<v>go) (?P<o>.+\b(?:every|each|twice|once|on (?:mon|tues|wednes|thurs|fri|satur|sun)days|daily|weekly)\b.*)$",
+                (
+                    r"(?P<v>go) (?P<o>.+\b(?:every|each|twice|once|on (?:mon|tues|wednes|thurs"
+                    r"|fri|satur|sun)days|daily|weekly)\b.*)$"
+                ),
                 _routine,
             ),
         ),
         "run swim wake do meditate walk cycle jog practice practise train": (
             (
-                r"(?P<v>run|swim|wake|do|meditate|walk|cycle|jog|practi[cs]e|train) (?P<o>.+\b(?:every|each|twice|once|days|daily|weekly|at \d)\b.*|(?:every|each|twice|daily).*)$",
+                (
+                    r"(?P<v>run|swim|wake|do|meditate|walk|cycle|jog|practi[cs]e|train)"
+                    r" (?P<o>.+\b(?:every|each|twice|once|days|daily|weekly|at \d)\b.*"
+                    r"|(?:every|each|twice|daily).*)$"
+                ),
                 _routine,
             ),
         ),
@@ -1628,7 +1753,11 @@ _RULES = _compiled(
         ),
         "moving rescheduled booked scheduled": (
             (
-                rf"(?:rescheduled|booked|scheduled) (?:an? |my |the |our )?(?P<what>{APPOINTMENTS})(?: with (?P<who>.+?))?(?: to| for| on)? (?P<o>.+)$",
+                (
+                    rf"(?:rescheduled|booked|scheduled) (?:an? |my |the |our"
+                    rf" )?(?P<what>{APPOINTMENTS})(?: with (?P<who>.+?))?(?: to| for| on)?"
+                    rf" (?P<o>.+)$"
+                ),
                 lambda c, m: _booked(c, m["what"], m["who"], m["o"]),
             ),
         ),

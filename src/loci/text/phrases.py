@@ -115,8 +115,9 @@ PARTICIPLE = _table(
 ADVERBS = _words(
     "just recently actually really currently still also finally now always absolutely totally only "
     "honestly already literally basically kinda sorta definitely simply truly completely probably "
-    "officially even especially mostly mainly usually generally particularly ever super very so "
-    "quite pretty fully entirely strictly badly severely deathly obviously apparently sadly luckily fortunately unfortunately"
+    "officially even especially mostly mainly usually generally particularly ever super very "
+    "quite pretty fully entirely strictly badly severely deathly obviously "
+    "apparently sadly luckily fortunately unfortunately"
 )
 FILLERS = re.compile(
     r"^(?:(?:well|so|oh|ah|hey|hi|hello|yeah|yes|yep|yup|no|nope|nah|btw|anyway|anyways|also|and"

@@ -90,10 +90,12 @@ _HINT = re.compile(
     re.IGNORECASE,
 )
 _FUTURE = re.compile(
-    r"\b(?:will|'ll|won't|going to|gonna|plan(?:s|ning)?|planned|upcoming|appointment|deadline|due"
+    r"\b(?:will|'ll|won't|going to|gonna|plan(?:s|ning)?|planned|booked|reserved|decided to"
+    r"|registered|signed up|upcoming|appointment|deadline|due"
     r"|i'm (?:meeting|seeing|flying|leaving|starting|moving|visiting|taking|having|going)"
     r"|we're (?:meeting|flying|leaving|moving|visiting|having|going)|can't wait"
-    r"|(?:^|\b(?:i|we) )(?:start|leave|fly|begin)\b|looking forward|excited for|hope to|hoping to|want to|remind|by)\b|’ll\b",
+    r"|(?:^|\b(?:i|we) )(?:start|leave|fly|begin)\b|looking forward|excited for|hope to"
+    r"|hoping to|want to|remind|by)\b|’ll\b",
     re.IGNORECASE,
 )
 _FUTURE_SHORT = re.compile(r"(?:^|\s)(?:i|we|he|she|they|it)['’]ll\b", re.IGNORECASE)
@@ -545,7 +547,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (rf"\b(?P<m>{_MONTH}),?\s+(?:of\s+)?(?P<year>{_YEAR})\b", _month_year),
         (
             (
-                r"\b(?:the day before yesterday|the day after tomorrow|yesterday(?: morning| afternoon"
+                r"\b(?:the day before yesterday|the day after tomorrow|yesterday(?: morning|"
+                r" afternoon"
                 r"| evening| night)?|last night|today|tonight|this (?:morning|afternoon|evening)"
                 r"|tomorrow(?: morning| afternoon| evening| night)?|the other day|recently)\b"
             ),
@@ -560,7 +563,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         ),
         (
             (
-                rf"\b(?:in|within)(?: about| around)? (?P<n>{_COUNT}) (?P<unit>{_UNIT})(?:'s? time)?\b"
+                rf"\b(?:in|within)(?: about| around)? (?P<n>{_COUNT}) (?P<unit>{_UNIT})(?:'s?"
+                rf" time)?\b"
                 r"(?! (?:of|since))"
             ),
             _within,
@@ -568,7 +572,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (rf"\b(?P<n>{_COUNT}) (?P<unit>{_UNIT}) (?:from now|later)\b", _within),
         (
             (
-                rf"\bfor (?:about |around |over |almost |nearly |at least )?(?:the )?(?:past |last )?"
+                rf"\bfor (?:about |around |over |almost |nearly |at least )?(?:the )?(?:past "
+                rf"|last )?"
                 rf"(?P<n>{_COUNT}) (?P<unit>{_UNIT})\b(?: now)?"
             ),
             _for,
@@ -591,14 +596,16 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         ),
         (
             (
-                r"\b(?:in |during |over |since )(?:the )?(?P<which>$^)?(?P<season>spring|summer|autumn"
+                r"\b(?:in |during |over |since )(?:the )?(?P<which>$^)?(?P<season>spring"
+                r"|summer|autumn"
                 r"|winter)\b(?P<year>$^)?"
             ),
             _season_named,
         ),
         (
             (
-                rf"\b{_WHICH}?(?P<feast>new year's (?:day|eve)|valentine's day|halloween|christmas eve"
+                rf"\b{_WHICH}?(?P<feast>new year's (?:day|eve)|valentine's day|halloween"
+                rf"|christmas eve"
                 rf"|christmas|xmas|boxing day)(?:,? (?P<year>{_YEAR}))?\b"
             ),
             _feast,

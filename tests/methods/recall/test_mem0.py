@@ -97,7 +97,7 @@ def test_negative_weights_are_refused() -> None:
 
 
 def test_operations_on_synthetic_dialogues() -> None:
-    figures = operations.run(Mem0(), Letters(), seeds=(100, 101))
+    figures = operations.run(Mem0(), seeds=(100, 101, 102))
     assert figures["f1"]["macro"] >= 0.85
     assert figures["answers_right"] >= 0.7
 
