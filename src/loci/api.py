@@ -51,6 +51,7 @@ def plan(
         BudgetError: if it does not fit; the message has the gap and ways out.
     """
     from loci.plan import plan as solve
+    from loci.run.runtime import runtime_bytes
 
     settings = config.load()
     return solve(
@@ -66,6 +67,7 @@ def plan(
         new_tokens=new_tokens if new_tokens is not None else NEW_TOKENS,
         kv=kv,
         machine=machine,
+        runtime_bytes=runtime_bytes(settings.cache_dir) if machine is None else None,
         folder=settings.models_dir,
         cache=settings.cache_dir,
     )

@@ -202,7 +202,7 @@ def store(name: str, text: str | None, file: Path) -> None:
     """
     key = known(name)
     _read(file)  # a file that cannot be read is not written to either
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n") if file.exists() else []
     pattern = re.compile(rf"^\s*{re.escape(name)}\s*=")
     at = next((i for i, line in enumerate(lines) if pattern.match(line)), None)
     if text is None:
@@ -211,14 +211,15 @@ def store(name: str, text: str | None, file: Path) -> None:
         del lines[at]
     else:
         _value(key, text, name)
-        line = f"{name} = {json.dumps(text, ensure_ascii=False)}"
+        # JSON's quotes and escapes are TOML's, but for DEL, which TOML wants escaped.
+        line = f"{name} = {json.dumps(text, ensure_ascii=False)}".replace("\x7f", "\\u007f")
         if at is None:
             lines.append(line)
         else:
             lines[at] = line
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(file.name + ".new")
-    fresh.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    fresh.write_text("\n".join(lines).strip("\n") + "\n", encoding="utf-8")
     fresh.replace(file)
 
 
