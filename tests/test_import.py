@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_a_package_with_the_name_of_a_function_answers_the_call() -> None:
-    import loci.methods.catalogue
+    from loci.methods import catalogue
 
     entries = loci.methods()
-    assert loci.methods.catalogue.names() == tuple(sorted({m.about.name for m, _ in entries}))
+    assert isinstance(loci.methods, ModuleType)
+    assert catalogue.names() == tuple(sorted({m.about.name for m, _ in entries}))

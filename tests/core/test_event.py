@@ -24,7 +24,8 @@ def test_filters_by_the_start_of_the_name() -> None:
 
 
 def test_a_listener_hears_later_events_until_it_stops() -> None:
-    events, heard = Events(), []
+    events = Events()
+    heard: list[str] = []
     events.emit(Event(name="before"))
     stop = events.listen(lambda event: heard.append(event.name))
     events.emit(Event(name="during"))
@@ -35,7 +36,8 @@ def test_a_listener_hears_later_events_until_it_stops() -> None:
 
 
 def test_a_listener_may_emit_and_stop_itself() -> None:
-    events, heard = Events(), []
+    events = Events()
+    heard: list[str] = []
 
     def once(event: Event) -> None:
         stop()
