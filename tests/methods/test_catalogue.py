@@ -41,7 +41,7 @@ def test_every_file_defines_the_method_it_is_named_after(file: Path) -> None:
         assert set(cls.schema()["properties"]) == set(method.parameters()), "a field has no Param"
         assert len(cls.declared()) <= 10, "too many parameters for one method"
         assert hash(method) == hash(cls())
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 250
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
 
 
 def test_names_need_no_torch() -> None:

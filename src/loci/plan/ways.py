@@ -11,6 +11,7 @@ from loci.units import format_bytes
 
 MIB = 2**20
 OFFERED = 3  # ways out in a message
+NEARLY_ALL = 0.9  # of the KV budget that short prompt steps would leave
 STEP = 64  # tokens; contexts are offered in multiples of it
 
 
@@ -39,18 +40,19 @@ class Way:
 def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | None:
     """Return the candidate with the least loss, then time, then bytes; None when none fits."""
     forms = problem.forms()
-    return min(
-        (c for c in candidates if c.fits),
-        key=lambda c: (
-            forms.index(c.form),
-            # A chain that chooses tokens loses less the more of them it keeps.
-            -(c.kv_budget_bytes or 0),
-            c.total_s(problem.workload),
-            -c.chunk,
-            c.held(),
-        ),
-        default=None,
-    )
+    fitting = [c for c in candidates if c.fits]
+    most = max((c.kv_budget_bytes or 0 for c in fitting), default=0)
+
+    def key(c: Candidate) -> tuple[float, ...]:
+        # A chain that chooses tokens loses less the more of them it keeps; but a few more tokens
+        # are not worth reading the prompt in many short steps.
+        is_short = (c.kv_budget_bytes or 0) < NEARLY_ALL * most
+        order = (forms.index(c.form), is_short, c.weights == "streamed")
+        if most:
+            return (*order, -c.chunk, c.held())
+        return (*order[:2], c.total_s(problem.workload), -c.chunk, c.held())
+
+    return min(fitting, key=key, default=None)
 
 
 def best(problem: Problem) -> Candidate | None:

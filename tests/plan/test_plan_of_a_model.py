@@ -1,0 +1,72 @@
+"""`loci.plan.plan` with a real pack on disk and a machine whose speed is in the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loci.errors import BudgetError, ParameterError
+from loci.hw import probe
+from loci.plan import plan
+from loci.plan.solve import Plan
+from loci.testing.models import tiny_pack
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with one small model; measuring the machine takes no time."""
+    rates = probe.Rates(
+        dram_read=1e10,
+        disk_read=1e9,
+        disk_latency_s=1e-4,
+        direct=True,
+        float32=1e11,
+        launch_s=5e-6,
+        measured="2026-01-01T00:00:00+00:00",
+    )
+    monkeypatch.setattr(probe, "measure", lambda *args, **kwargs: rates)
+    (tmp_path / "tiny").mkdir()
+    tiny_pack(tmp_path / "tiny").close()
+    return tmp_path
+
+
+def _plan(home: Path, **more: object) -> Plan:
+    return plan("tiny", folder=home, cache=home / "cache", new_tokens=16, **more)  # type: ignore[arg-type]
+
+
+def test_the_weights_of_a_plan_are_the_packs(home: Path) -> None:
+    from loci.models.load import resolve
+
+    made = _plan(home, dram="64MiB", context=64)
+    with resolve("tiny", home) as pack:
+        assert made.held("weights") == pack.total_bytes
+        assert made.spec == pack.spec
+    assert made.model == "tiny" and made.loss == 0
+
+
+def test_what_was_not_named_is_said(home: Path) -> None:
+    made = _plan(home, dram="64MiB", gpu="1GiB")
+    assert any("nobody named a context" in note for note in made.notes)
+    assert any("--gpu is not used" in note for note in made.notes)
+    assert 17 <= made.workload.context <= made.spec.max_context
+
+
+def test_sizes_are_read_as_people_write_them(home: Path) -> None:
+    made = _plan(home, dram="1MiB", disk="2MiB", kv_bytes="512KiB", context="64", prompt_tokens="8")
+    assert (made.budget.dram, made.budget.disk, made.budget.kv) == (2**20, 2**21, 2**19)
+    assert (made.workload.context, made.workload.prompt_tokens) == (64, 8)
+    with pytest.raises(ParameterError, match="context"):
+        _plan(home, dram="1MiB", context="many")
+
+
+def test_too_little_is_refused_with_or_without_a_context(home: Path) -> None:
+    for context in (None, 64):
+        with pytest.raises(BudgetError, match="It fits with"):
+            _plan(home, dram="1KiB", context=context)
+
+
+def test_a_machine_without_known_memory_needs_a_size(home: Path) -> None:
+    with pytest.raises(ParameterError, match="name --dram"):
+        _plan(home, machine="h200", context=64)
+    assert _plan(home, machine="h200", dram="64MiB", context=64).seconds_per_token > 0
