@@ -296,6 +296,7 @@ class Session:
             budget_bytes=plan.kv_budget_bytes,
             chunk=plan.chunk,
             ledger=self.ledger,
+            generator=torch.Generator().manual_seed(0),  # for methods that draw: always the same
         )
         self._closers.append(self.store.release)
         self.runner = Runner(

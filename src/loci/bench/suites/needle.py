@@ -35,128 +35,6 @@ ABOUT = "facts found again in a long context, with the KV cache at a share of it
 DEFAULT = ("random", "streaming_llm", "snapkv", "kvzip")
 SHARES = (0.5, 0.25, 0.125)
 FULL = "full"
-WORDS = tuple(
-    [
-        "amber",
-        "anchor",
-        "apple",
-        "arrow",
-        "autumn",
-        "basket",
-        "beacon",
-        "berry",
-        "bishop",
-        "blanket",
-        "bottle",
-        "branch",
-        "bridge",
-        "bronze",
-        "butter",
-        "button",
-        "cabin",
-        "camel",
-        "candle",
-        "canyon",
-        "carbon",
-        "castle",
-        "cedar",
-        "cherry",
-        "circle",
-        "clover",
-        "cobalt",
-        "copper",
-        "coral",
-        "cotton",
-        "crystal",
-        "dagger",
-        "desert",
-        "diamond",
-        "dolphin",
-        "dragon",
-        "eagle",
-        "ember",
-        "engine",
-        "falcon",
-        "feather",
-        "fiddle",
-        "forest",
-        "fossil",
-        "garden",
-        "ginger",
-        "glacier",
-        "granite",
-        "hammer",
-        "harbor",
-        "hazel",
-        "helmet",
-        "hunter",
-        "iron",
-        "island",
-        "ivory",
-        "jacket",
-        "jasmine",
-        "jewel",
-        "jungle",
-        "kettle",
-        "kitten",
-        "ladder",
-        "lantern",
-        "lemon",
-        "linen",
-        "lizard",
-        "maple",
-        "marble",
-        "meadow",
-        "melon",
-        "mirror",
-        "mustard",
-        "nectar",
-        "nickel",
-        "noodle",
-        "olive",
-        "onion",
-        "orchid",
-        "otter",
-        "oyster",
-        "panther",
-        "paper",
-        "parrot",
-        "pearl",
-        "pepper",
-        "pigeon",
-        "pillow",
-        "planet",
-        "pocket",
-        "pumpkin",
-        "quartz",
-        "rabbit",
-        "ribbon",
-        "river",
-        "rocket",
-        "saddle",
-        "salmon",
-        "satin",
-        "shadow",
-        "silver",
-        "spider",
-        "spoon",
-        "summer",
-        "sunset",
-        "thunder",
-        "tiger",
-        "timber",
-        "tulip",
-        "turtle",
-        "valley",
-        "velvet",
-        "violet",
-        "walnut",
-        "whistle",
-        "willow",
-        "window",
-        "winter",
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +54,14 @@ class Item:
     candidates: tuple[tuple[int, ...], ...]  # candidate i answers question i
 
 
+def settings() -> dict[str, Any]:
+    """Return the words of needles and the frozen difficulties."""
+    return tomllib.loads((resources.files("loci.bench") / "needle.toml").read_text("utf-8"))
+
+
 def difficulty(name: str = "default") -> Difficulty:
     """Return a frozen, calibrated difficulty."""
-    text = (resources.files("loci.bench") / "needle.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)["difficulty"]
+    table = settings()["difficulty"]
     if name not in table:
         raise ParameterError("no such difficulty", value=name, allowed=", ".join(table))
     return Difficulty(tokens=table[name]["tokens"], needles=table[name]["needles"])
@@ -188,7 +70,7 @@ def difficulty(name: str = "default") -> Difficulty:
 def make_item(lab: Lab, hard: Difficulty, seed: int) -> Item:
     """Return one context from a seed; its length is checked to be what was asked for."""
     draw = random.Random(seed)
-    words = draw.sample(WORDS, hard.needles)
+    words = draw.sample(settings()["words"].split(), hard.needles)
     numbers = draw.sample(range(1000, 10000), hard.needles)
     encode = lab.tokenizer.encode
     needles = [

@@ -110,7 +110,7 @@ def run(context: Context) -> dict[str, Any]:
             full_TV, full_bytes = log_probs(lab, ids)
             full_nll.append(loss_of(full_TV, ids))
             for name in chains:
-                chain, dtype = _chain(name)
+                chain, dtype = chain_of(name)
                 other_TV, held = log_probs(
                     lab, ids, chain, dtype=dtype, budget_bytes=_budget(context), seed=seed
                 )
@@ -171,7 +171,8 @@ def _is_quant(name: str) -> bool:
     return name != HALF and "|" not in name and catalogue.find(name).about.kind is Kind.QUANT
 
 
-def _chain(name: str) -> tuple[tuple[Method, ...], torch.dtype]:
+def chain_of(name: str) -> tuple[tuple[Method, ...], torch.dtype]:
+    """Return the methods of a chain and the dtype of what it keeps as it is."""
     if name == HALF:
         return (), torch.float16
     return catalogue.parse_chain(name, "kv"), torch.float32
