@@ -47,7 +47,7 @@ _CLAUSE = re.compile(
     r"|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
     r"|,?\s+and\s+(?=(?:moved|started|quit|bought|got|adopted|joined|sold|became|switched|broke|left"
     r"|am|work|live|love|hate|changed|found|took|began)\s)"
-    r"|,?\s+because\s+|,?\s+(?:although|though|while)\s+)\s*",
+    r"|,?\s+because\s+|,?\s+(?:although|though|(?<!a )while)\s+)\s*",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+|\[shares a picture:[^\]]*\]", re.DOTALL)
@@ -82,7 +82,7 @@ _TAIL = re.compile(
     re.IGNORECASE,
 )
 _LEADING = re.compile(r"^(?:on|in|at|for|since|from|by|this|the|every|around|about)\s*$", re.I)
-_PLACE = r"(?:[A-Z][\w'’.-]*)(?:[ ,]+(?:[A-Z][\w'’.-]*|de|la|of|the|upon|New))*"
+_PLACE = r"(?:[A-Z][\w'’.-]*)(?:[ ,]+(?:[A-Z][\w'’.-]*|(?:de|la|of|the|upon)\b))*"
 _NAME = r"[A-Z][\w'’-]*(?:\s+[A-Z][\w'’-]*){0,2}"
 _COUNTED = re.compile(r"(?:two|three|four|five|six|seven|eight|several|many|\d+)\b", re.I)
 _CALLED = re.compile(rf"\b(?:named|called|whose name is|by the name of)\s+(?P<name>{_NAME})")
