@@ -1,10 +1,13 @@
-# `make test` is the command that matters; it sets up everything it needs.
+# `make demo` and `make test` are the two commands that matter; each sets up all it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test test-fast check docs pull clean
+.PHONY: demo test test-fast check docs pull clean
+
+demo: $(READY) pull
+	$(BIN)/loci demo
 
 test: $(READY) pull
 	$(BIN)/pytest

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from platformdirs import user_data_path
+
+if TYPE_CHECKING:
+    from loci.models.pack import Pack
+
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -33,3 +41,30 @@ def quiet_torch() -> Iterator[None]:
     yield
     if torch is not None and before is not None:
         assert torch.get_default_dtype() == before
+
+
+def _models_folder() -> Path:
+    named = os.environ.get("LOCI_MODELS")
+    return Path(named) if named else user_data_path("loci") / "models"
+
+
+@pytest.fixture(scope="session")
+def models_folder() -> Path:
+    """Return the folder with the pulled models; without them the tests fail, they do not skip."""
+    folder = _models_folder()
+    for name, file in (("smollm2", "*.gguf"), ("minilm", "model.safetensors")):
+        if not any((folder / name).glob(file)):
+            pytest.fail(f"{name} is not in {folder}: run `make pull`, or set LOCI_MODELS")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(models_folder: Path) -> Path:
+    return next((models_folder / "smollm2").glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_pack(models_folder: Path) -> Pack:
+    from loci.models.load import resolve
+
+    return resolve("smollm2", models_folder)

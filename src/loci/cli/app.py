@@ -30,6 +30,7 @@ COMMANDS = {
     "methods": "List the published methods that Loci has, or show one.",
     "bench": "Run benchmarks and compare their results.",
     "config": "Show and change settings.",
+    "demo": "Show the whole idea: a budget, a memory, a restart, the accounts.",
     "completion": "Print the completion script of a shell.",
 }
 

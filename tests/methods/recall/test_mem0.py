@@ -97,7 +97,7 @@ def test_negative_weights_are_refused() -> None:
 
 
 def test_operations_on_synthetic_dialogues() -> None:
-    figures = operations.run(Mem0(), seeds=(100, 101, 102))
+    figures = operations.measure(Mem0(), seeds=(100, 101, 102))
     assert figures["f1"]["macro"] >= 0.85
     assert figures["answers_right"] >= 0.7
 
@@ -128,7 +128,7 @@ def test_locomo_counts_the_turns_behind_hits(tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "talk.json"
     path.write_text(json.dumps([sample]), encoding="utf-8")
-    figures = locomo.run(tmp_path, Mem0(), limit=1)
+    figures = locomo.measure(tmp_path, Mem0(), limit=1)
     assert figures["all"]["questions"] == 1
     assert figures["all"]["any@1"] == 1.0 and figures["single-hop"]["all@1"] == 1.0
     assert figures["all"]["turns_shown"] <= 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loci.methods.sched.fcfs import Fcfs
-
 from loci.core.method import About, Kind
+from loci.methods.sched.fcfs import Fcfs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any  # the file is JSON
+from typing import Any, cast  # the file is JSON
 
 from loci.bench.metrics import all_at, any_at, mean_of, percentile, recall_at, wilson
+from loci.bench.suite import Context
 from loci.core.item import Hit, Turn
 from loci.core.ports import Embedder
-from loci.errors import FormatError
+from loci.errors import FormatError, ParameterError
+from loci.methods import catalogue
 from loci.methods.recall.base import Query, Recall
 from loci.testing.recall import DictView
 
+ABOUT = "evidence found again in long conversations; give LoCoMo with --data"
+DEFAULT = ("mem0",)
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 _DIA = re.compile(r"D:?(\d+):0*(\d+)")
 _DATE = "%I:%M %p on %d %B, %Y"
@@ -142,7 +146,7 @@ def asked(conversation: Conversation) -> Iterator[Question]:
             yield question
 
 
-def run(
+def measure(
     data: Path,
     method: Recall,
     embedder: Embedder | None = None,
@@ -150,7 +154,7 @@ def run(
     limit: int = 10,
     per_hit: int = 1,
     conversations: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Return recall of evidence by category, latency, and how much was shown.
 
@@ -162,7 +166,8 @@ def run(
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     seconds: list[float] = []
     turn_count = remember_s = 0.0
-    for conversation in load(data)[:conversations]:
+    chosen = load(data)[:conversations]
+    for done, conversation in enumerate(chosen, 1):
         view = DictView(embedder=embedder)
         began = time.perf_counter()
         for session in conversation.sessions:
@@ -187,9 +192,8 @@ def run(
             rows["all"].append(row)
             rows[CATEGORIES[question.category]].append(row)
         if progress is not None:
-            progress(f"{conversation.id}: {mean_of(rows['all'])['any']:.3f} so far")
+            progress(f"{method}: {conversation.id}", done, len(chosen))
     figures: dict[str, Any] = {
-        "suite": "locomo",
         "method": str(method),
         "limit": limit,
         "per_hit": per_hit,
@@ -210,3 +214,36 @@ def run(
         low, high = wilson(sum(row["any"] for row in entries), len(entries))
         figures[name]["interval"] = [low, high]
     return figures
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Return recall of evidence of every method, by words alone and, where it is, with MiniLM."""
+    if context.data is None:
+        raise ParameterError(
+            "LoCoMo is not shipped: its licence is non-commercial",
+            value="no --data",
+            way_out="loci bench run locomo --data PATH/TO/locomo10.json",
+        )
+    limit = int(context.options.get("limit", 10))
+    embedder = _embedder(context.folder)
+    methods = {}
+    for text in context.methods or DEFAULT:
+        (method,) = catalogue.parse_chain(text, "recall")
+        methods[text] = measure(
+            context.data,
+            cast(Recall, method),
+            embedder,
+            limit=limit,
+            conversations=1 if context.quick else None,
+            progress=context.progress,
+        )
+    absent = {} if embedder is not None else {"minilm": "loci pull minilm"}
+    return {"limit": limit, "methods": methods, "absent": absent}
+
+
+def _embedder(folder: Path) -> Embedder | None:
+    if not (folder / "minilm" / "model.safetensors").is_file():
+        return None
+    from loci.models.embed import MiniLM
+
+    return MiniLM(folder / "minilm")

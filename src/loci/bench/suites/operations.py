@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any  # figures are numbers and texts
+from typing import Any, cast  # figures are numbers and texts
 
 from loci.bench.metrics import any_at, macro_f1
+from loci.bench.suite import Context
 from loci.core.item import Add, Edit, Retire, Revise
 from loci.core.ports import Embedder
+from loci.methods import catalogue
 from loci.methods.recall.base import Query, Recall
 from loci.testing.dialogue import Expected, make_dialogue
 from loci.testing.recall import DictView
@@ -20,6 +22,9 @@ from loci.text.answer import answer
 from loci.text.extract import extract
 from loci.text.stem import fold
 
+ABOUT = "does the memory add, supersede, retire and keep quiet when it should? synthetic dialogues"
+DEFAULT = ("mem0",)
+SEEDS, QUICK_SEEDS = 20, 3
 LABELS = ("add", "supersede", "retire", "noop", "none")
 
 
@@ -57,7 +62,7 @@ def _mentions(edit: Edit, value: str, view: DictView) -> bool:
     return value in fold(text)
 
 
-def run(
+def measure(
     method: Recall,
     embedder: Embedder | None = None,
     *,
@@ -98,7 +103,6 @@ def run(
             if not right[-1]:
                 missed.append(f"answer {text!r} for {asked.answers}: {asked.text}")
     return {
-        "suite": "operations",
         "method": str(method),
         "facts": len(pairs),
         "f1": macro_f1(pairs, LABELS),
@@ -109,3 +113,15 @@ def run(
         "extract_us_per_turn": 1e6 * seconds / max(turns, 1),
         "missed": missed,
     }
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Return the figures of every method on the same dialogues."""
+    count = QUICK_SEEDS if context.quick else int(context.options.get("dialogues", SEEDS))
+    methods = {}
+    for done, text in enumerate(context.methods or DEFAULT):
+        context.progress(text, done, len(context.methods or DEFAULT))
+        (method,) = catalogue.parse_chain(text, "recall")
+        seeds = range(context.seed + 100, context.seed + 100 + count)
+        methods[text] = measure(cast(Recall, method), seeds=tuple(seeds))
+    return {"dialogues": count, "methods": methods}
