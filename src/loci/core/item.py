@@ -42,11 +42,28 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gloss:
+    """What a method wrote in the margin of a note; the note is found by these words too.
+
+    Attributes:
+        context: one sentence that tells what the note is about.
+        sources: ids of the turns the gloss was drawn from; when one is forgotten, so is the gloss.
+    """
+
+    keywords: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    context: str = ""
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """One remembered fact or note, with two times: when it held, and when we knew.
 
     Attributes:
-        kind: "fact" (made of turns) or "note" (stored as given).
+        kind: "fact" (made of turns), "note" (a text kept whole), or of a graph "relation" (subject,
+            predicate and object are two names and what is between them) and "entity" (a name, and
+            in `entities` what else it is called).
         subject, predicate, object: the slot a rule filled, lower case; None for free text.
         sources: ids of the turns it came from.
         valid_from, valid_to: when it held in the world; None is open.
@@ -69,18 +86,25 @@ class Item:
     made_by: str = "rules"
     version: int = 1
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    gloss: Gloss | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether the store still believes it."""
         return self.retired_at is None
 
+    @property
+    def indexed(self) -> str:
+        """The text by which it is found: its own and that of its gloss."""
+        return with_gloss(self.text, self.gloss)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A fact drawn from turns, before it is compared with what is already known.
 
-    `ends` marks a statement that something no longer holds ("I no longer eat meat").
+    `ends` marks a statement that something no longer holds ("I no longer eat meat"). `key` begins
+    with "+" and names the item to be, for a `Link` that stands behind it in the same edits.
     """
 
     text: str
@@ -93,6 +117,9 @@ class Candidate:
     valid_to: datetime | None = None
     ends: bool = False
     many: bool = True  # whether the slot holds several values at once (likes) or one (lives in)
+    kind: str = "fact"
+    gloss: Gloss | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +154,12 @@ class Retire:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Relate two items."""
+    """Relate two items, each by its id or by the key of a candidate before it."""
 
     source: str
     relation: str
     target: str
+    weight: float = 1.0
     made_by: str = "rules"
     reason: str = ""
 
@@ -169,3 +197,15 @@ class Hit:
     valid_from: datetime | None = None
     valid_to: datetime | None = None
     recorded_at: datetime | None = None
+
+
+def with_gloss(text: str, gloss: Gloss | None) -> str:
+    """Return a text followed by the words of its gloss.
+
+    >>> with_gloss("I moved.", Gloss(keywords=("graz",), tags=("home",)))
+    'I moved. graz, home'
+    """
+    if gloss is None:
+        return text
+    words = ", ".join((*gloss.keywords, *gloss.tags))
+    return " ".join(part for part in (text, gloss.context, words) if part)
