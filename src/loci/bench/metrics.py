@@ -96,6 +96,24 @@ def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
+    """Return Spearman's correlation of two equally long lists; ties share their mean rank.
+
+    >>> rank_correlation([1, 2, 3], [10, 20, 90]), rank_correlation([1, 2, 3], [3, 2, 1])
+    (1.0, -1.0)
+    """
+    a, b = _ranks(left), _ranks(right)
+    middle = (len(a) + 1) / 2
+    over = sum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
+    under = sum((x - middle) ** 2 for x in a) * sum((y - middle) ** 2 for y in b)
+    return over / math.sqrt(under) if under else 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered.index(v) + (ordered.count(v) + 1) / 2 for v in values]
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the value below which `share` of the values lie (nearest rank)."""
     ordered = sorted(values)

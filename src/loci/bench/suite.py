@@ -1,4 +1,8 @@
-"""What a suite is: a file in `bench/suites` with `ABOUT` and one function `run`."""
+"""What a suite is: a file in `bench/suites` with `ABOUT` and one function `run`.
+
+A suite that measures methods also says of which kinds (`KINDS`), and turns a result into what goes
+into their cards (`card_rows`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol  # results hold whatever JSON can hold
 
 from loci.bench import suites
+from loci.bench.cards import Row
 from loci.errors import ParameterError
+from loci.methods import catalogue
 from loci.units import nearest
 
 FORMAT, VERSION = "loci-bench", 1
@@ -44,12 +50,17 @@ class Context:
 
 
 class Suite(Protocol):
-    """The form of a module in `bench/suites`."""
+    """The form of a module in `bench/suites`; the last two parts are for suites of methods."""
 
     ABOUT: str
+    KINDS: tuple[str, ...]
 
     def run(self, context: Context) -> dict[str, Any]:
         """Measure, and return JSON values."""
+        ...
+
+    def card_rows(self, result: Mapping[str, Any]) -> list[Row]:
+        """Return what a result says about each method in it."""
         ...
 
 
@@ -70,6 +81,41 @@ def find(name: str) -> Suite:
         )
     module: Any = import_module(f"loci.bench.suites.{name}")
     return module  # type: ignore[no-any-return]
+
+
+def chosen(name: str) -> tuple[list[str], str]:
+    """Return the suites that `name` stands for, and the method where it names one, else "".
+
+    Raises:
+        ParameterError: if it is neither a suite nor a method; the nearest is suggested.
+    """
+    if name in names():
+        return [name], ""
+    known = {m for m in catalogue.names() if m}
+    method = name.partition("(")[0].strip()
+    if method in known:
+        about = catalogue.find(name).about
+        return of_kind(about.kind.value), about.name
+    near = nearest(name, [*names(), *known])
+    raise ParameterError(
+        "there is no such suite or method",
+        value=name,
+        allowed=f"{', '.join(names())}; a method of loci methods",
+        way_out=f"did you mean {near!r}?" if near else (),
+    )
+
+
+def contenders(name: str, method: str | None, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the methods a suite measures: those named, else its own choice and `method`."""
+    if method is None or named:
+        return named
+    own: tuple[str, ...] = getattr(find(name), "DEFAULT", ())
+    return own if method in own else (*own, method)
+
+
+def of_kind(kind: str) -> list[str]:
+    """Return the suites that measure methods of a kind."""
+    return [name for name in names() if kind in getattr(find(name), "KINDS", ())]
 
 
 def run(name: str, context: Context) -> dict[str, Any]:

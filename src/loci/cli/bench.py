@@ -32,6 +32,11 @@ def command() -> None:
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="For the suite.")
 @click.option("--seed", type=int, default=0, help="The seed of everything drawn; else 0.")
 @click.option("--quick", is_flag=True, help="A small run that only shows that the suite works.")
+@click.option(
+    "--cards",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Put the measurements into the cards in this folder (src/loci/cards).",
+)
 @as_json_option
 def run(
     name: str,
@@ -41,26 +46,42 @@ def run(
     options: tuple[str, ...],
     seed: int,
     quick: bool,
+    cards: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a suite and print what it measured."""
+    """Run a suite, or every suite for the kind of a method, and print what was measured."""
+    from loci.bench import cards as of_methods
     from loci.bench import suite
 
+    if cards is not None and quick:
+        raise click.UsageError("a quick run measures nothing that belongs on a card")
     settings = config.load()
-    with progress() as report:
-        context = suite.Context(
-            folder=settings.models_dir,
-            model=model if model is not None else settings.model,
-            data=data if data is not None else settings.data_dir,
-            methods=methods,
-            quick=quick,
-            seed=seed,
-            options=dict(_pair(text) for text in options),
-            progress=report,
-        )
-        result = plain(suite.run(name, context))
-    note(f"kept in {_keep(name, result, _folder(settings))}")
-    _print(result, as_json)
+    chosen, only = suite.chosen(name)
+    results = []
+    for one in chosen:
+        with progress() as report:
+            context = suite.Context(
+                folder=settings.models_dir,
+                model=model if model is not None else settings.model,
+                data=data if data is not None else settings.data_dir,
+                methods=suite.contenders(one, name if only else None, methods),
+                quick=quick,
+                seed=seed,
+                options=dict(_pair(text) for text in options),
+                progress=report,
+            )
+            result = plain(suite.run(one, context))
+        note(f"kept in {_keep(one, result, _folder(settings))}")
+        if cards is not None:
+            rows = suite.find(one).card_rows(result)
+            for path in of_methods.write(result, rows, cards, _typed(name, context), only):
+                note(f"wrote {path}")
+        results.append(result)
+    if as_json:
+        emit(results[0] if len(results) == 1 else results)
+        return
+    for result in results:
+        _print(result, as_json=False)
 
 
 @command.command()
@@ -136,6 +157,14 @@ def _runs(name: str, folder: Path) -> list[Path]:
 def _number(path: Path, name: str) -> int | None:
     text = path.stem.removeprefix(f"{name}-")
     return int(text) if text.isdigit() else None
+
+
+def _typed(name: str, context: Any) -> str:
+    """Return the command that makes this run again."""
+    options = [f" --option {key}={value}" for key, value in context.options.items()]
+    data = " --data FILE" if context.data is not None else ""
+    seed = f" --seed {context.seed}" if context.seed else ""
+    return f"loci bench run {name}{data}{''.join(options)}{seed}"
 
 
 def _keep(name: str, result: Mapping[str, Any], folder: Path) -> Path:

@@ -24,6 +24,7 @@ from loci.errors import ParameterError
 from loci.models.pack import Pack
 from loci.nn.packing import PackedWeight, dequantise
 from loci.tiers.pool import aligned_empty
+from loci.tiers.throttled import Link
 
 Weights = Mapping[str, PackedWeight | Tensor]
 Repack = Callable[[str, Tensor], PackedWeight | Tensor]
@@ -184,6 +185,7 @@ class StreamedWeights:
         pinned: names that stay in memory.
         window: number of ring buffers, at least 2.
         events: told about waits for the disk.
+        link: reads take at least as long as they would over it; None is the disk's own speed.
     """
 
     def __init__(
@@ -195,6 +197,7 @@ class StreamedWeights:
         window: int,
         tier: str = "dram",
         events: Events | None = None,
+        link: Link | None = None,
     ) -> None:
         if window < MIN_WINDOW:
             raise ParameterError(
@@ -202,7 +205,7 @@ class StreamedWeights:
                 value=window,
                 allowed=f">= {MIN_WINDOW}",
             )
-        self._pack, self._events = pack, events
+        self._pack, self._events, self._link = pack, events, link
         order = execution_order(pack)
         held = set(pinned)
         unknown = held - set(pack.names())
@@ -272,7 +275,13 @@ class StreamedWeights:
     # -- private ------------------------------------------------------------------------------
 
     def _read(self, name: str, into: Tensor) -> Weights:
-        return self._pack.from_read(name, self._pack.store.read(name, into))
+        store = self._pack.store
+        if self._link is None:
+            return self._pack.from_read(name, store.read(name, into))
+        arrival = self._link.book(store.stored_bytes(name))
+        raw = store.read(name, into)
+        self._link.wait_until(arrival)
+        return self._pack.from_read(name, raw)
 
     def _get(self, name: str) -> Weights:
         held = self._pinned.get(name)

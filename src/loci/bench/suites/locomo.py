@@ -14,12 +14,13 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast  # the file is JSON
 
+from loci.bench.cards import Row
 from loci.bench.metrics import all_at, any_at, mean_of, percentile, recall_at, wilson
 from loci.bench.suite import Context
 from loci.core.item import Hit, Turn
@@ -31,6 +32,7 @@ from loci.testing.recall import DictView
 
 ABOUT = "evidence found again in long conversations; give LoCoMo with --data"
 DEFAULT = ("mem0",)
+KINDS = ("recall",)
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 _DIA = re.compile(r"D:?(\d+):0*(\d+)")
 _DATE = "%I:%M %p on %d %B, %Y"
@@ -239,6 +241,27 @@ def run(context: Context) -> dict[str, Any]:
         )
     absent = {} if embedder is not None else {"minilm": "loci pull minilm"}
     return {"limit": limit, "methods": methods, "absent": absent}
+
+
+def card_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return evidence found by every method, beside the others of the same run."""
+    methods, limit = result["methods"], result["limit"]
+    whats = (f"any@{limit}", f"all@{limit}")
+    return [
+        Row(
+            method=name,
+            kind="recall",
+            metrics={
+                what: {
+                    "this": found["all"][what],
+                    "rivals": {n: f["all"][what] for n, f in methods.items() if n != name},
+                }
+                for what in whats
+            },
+            interval={whats[0]: tuple(found["all"]["interval"])},
+        )
+        for name, found in methods.items()
+    ]
 
 
 def _embedder(folder: Path) -> Embedder | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any  # results hold whatever JSON can hold
@@ -21,6 +21,7 @@ from typing import Any  # results hold whatever JSON can hold
 import torch
 
 from loci.bench import texts
+from loci.bench.cards import Row
 from loci.bench.stats import mcnemar, mean
 from loci.bench.suite import Context
 from loci.core.method import Method
@@ -35,6 +36,8 @@ ABOUT = "facts found again in a long context, with the KV cache at a share of it
 DEFAULT = ("random", "streaming_llm", "snapkv", "kvzip")
 SHARES = (0.5, 0.25, 0.125)
 FULL = "full"
+KINDS = ("kv",)
+HALF_BYTES = 2  # what is kept as it is, is kept in half precision: no ratio flatters itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +154,12 @@ def run(context: Context) -> dict[str, Any]:
     rights: dict[str, list[bool]] = {}
     losses: dict[str, list[float]] = {}
     held: dict[str, int] = {}
+    predicted: dict[str, int] = {}
     cells = [(FULL, 1.0), *((name, share) for name in names for share in shares)]
     offset = 1000 if context.options.get("part", "test") == "test" else 0
     done = 0
     try:
-        full_bytes = predict_store(lab.spec, (), max_tokens=lab.context, chunk=lab.chunk)
+        full_bytes = lab.spec.kv_bytes(hard.tokens)
         for index in range(count):
             item = make_item(lab, hard, context.seed + offset + index)
             for name, share in cells:
@@ -163,8 +167,18 @@ def run(context: Context) -> dict[str, Any]:
                 if name != FULL:
                     chain = catalogue.parse_chain(name, "kv")
                 limit = None if name == FULL else int(full_bytes * share)
-                store = lab.store(chain, budget_bytes=limit, seed=context.seed + index)
+                store = lab.store(
+                    chain, dtype=torch.float16, budget_bytes=limit, seed=context.seed + index
+                )
                 key = _key(name, share)
+                predicted[key] = predict_store(
+                    lab.spec,
+                    chain,
+                    max_tokens=lab.context,
+                    dtype_bytes=HALF_BYTES,
+                    budget_bytes=limit,
+                    chunk=lab.chunk,
+                )
                 try:
                     with lab.reading(store, chain) as prefiller:
                         prefiller.prefill(item.ids)
@@ -187,6 +201,7 @@ def run(context: Context) -> dict[str, Any]:
             "accuracy": mean([float(r) for r in rights[key]]).to_json(),
             "nll": mean(losses[key]).to_json(),
             "kv_bytes": held[key],
+            "predicted_bytes": predicted[key],
             "p_against_full": mcnemar(rights[key], rights[FULL]),
         }
         for key in rights
@@ -202,6 +217,38 @@ def run(context: Context) -> dict[str, Any]:
         "full_bytes": full_bytes,
         "results": rows,
     }
+
+
+def card_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return accuracy and likelihood of every method at every share, beside the others'."""
+    rows, cells = [], {tuple(key.split(" @ ")): v for key, v in result["results"].items()}
+    full = cells.pop((FULL,))
+    for (name, share), found in cells.items():
+        rivals = {n: v for (n, s), v in cells.items() if s == share and n != name}
+        if "|" in name:
+            continue
+        rows.append(
+            Row(
+                method=name,
+                kind="kv",
+                part=share,
+                metrics={
+                    what: {
+                        "full": full[what]["value"],
+                        "this": found[what]["value"],
+                        "rivals": {n: v[what]["value"] for n, v in rivals.items()},
+                    }
+                    for what in ("accuracy", "nll")
+                },
+                interval={"accuracy": (found["accuracy"]["low"], found["accuracy"]["high"])},
+                bytes={
+                    "full": full["kv_bytes"],
+                    "predicted": found["predicted_bytes"],
+                    "measured": found["kv_bytes"],
+                },
+            )
+        )
+    return rows
 
 
 def _key(name: str, share: float) -> str:

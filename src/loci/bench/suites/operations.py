@@ -7,9 +7,10 @@ reports F1 of each operation, answers of the extractive reader, and evidence fou
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast  # figures are numbers and texts
 
+from loci.bench.cards import Row
 from loci.bench.metrics import any_at, macro_f1
 from loci.bench.suite import Context
 from loci.core.item import Add, Edit, Retire, Revise
@@ -24,6 +25,7 @@ from loci.text.stem import fold
 
 ABOUT = "does the memory add, supersede, retire and keep quiet when it should? synthetic dialogues"
 DEFAULT = ("mem0",)
+KINDS = ("recall",)
 SEEDS, QUICK_SEEDS = 20, 3
 LABELS = ("add", "supersede", "retire", "noop", "none")
 
@@ -104,6 +106,8 @@ def measure(
                 missed.append(f"answer {text!r} for {asked.answers}: {asked.text}")
     return {
         "method": str(method),
+        "seeds": list(seeds),
+        "limit": limit,
         "facts": len(pairs),
         "f1": macro_f1(pairs, LABELS),
         "accuracy": sum(a == b for a, b in pairs) / max(len(pairs), 1),
@@ -125,3 +129,29 @@ def run(context: Context) -> dict[str, Any]:
         seeds = range(context.seed + 100, context.seed + 100 + count)
         methods[text] = measure(cast(Recall, method), seeds=tuple(seeds))
     return {"dialogues": count, "methods": methods}
+
+
+def card_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return F1 of operations, right answers and evidence found of every method."""
+    methods = result["methods"]
+    return [
+        Row(
+            method=name,
+            kind="recall",
+            seeds=tuple(found["seeds"]),
+            metrics={
+                what: {
+                    "this": _figure(found, what),
+                    "rivals": {n: _figure(f, what) for n, f in methods.items() if n != name},
+                }
+                for what in ("operation_f1", "answers_right", "evidence_any")
+            },
+        )
+        for name, found in methods.items()
+    ]
+
+
+def _figure(found: Mapping[str, Any], what: str) -> float:
+    if what == "operation_f1":
+        return float(found["f1"]["macro"])
+    return float(found[what if what == "answers_right" else f"any@{found['limit']}"])

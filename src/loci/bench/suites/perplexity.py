@@ -6,11 +6,13 @@ Sequences of 512 tokens, every token after the first scored, none of them used f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any  # results hold whatever JSON can hold
 
 import torch
 
 from loci.bench import texts
+from loci.bench.cards import Row
 from loci.bench.stats import mean
 from loci.bench.suite import Context
 from loci.methods import catalogue
@@ -18,6 +20,7 @@ from loci.models.load import resolve
 from loci.run.lab import Lab
 
 ABOUT = "perplexity of the model, and of quantised forms of it, on Python's help topics"
+KINDS = ("quant",)
 LENGTH, PIECES, QUICK_PIECES = 512, 8, 1
 CHARACTERS = 4000
 
@@ -28,10 +31,10 @@ def run(context: Context) -> dict[str, Any]:
     part = context.options.get("part", "test")
     results: dict[str, Any] = {}
     names = ("full", *context.methods)
-    fingerprint = ""
+    fingerprint, full_bytes = "", 0
     for index, name in enumerate(names):
         pack = resolve(context.model, context.folder)
-        fingerprint = pack.spec.fingerprint
+        fingerprint, full_bytes = pack.spec.fingerprint, pack.spec.full_bytes()
         method: Any = None if name == "full" else catalogue.find(name, "quant")
         repack = None if method is None else lambda _, weight, m=method: m.pack_one(weight)
         lab = Lab(pack, context=LENGTH, repack=repack)
@@ -55,9 +58,32 @@ def run(context: Context) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "text": texts.digest(texts.prose()),
         "part": part,
+        "full_bytes": full_bytes,
         "scored_tokens": count * (LENGTH - 1),
         "results": results,
     }
+
+
+def card_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return the perplexity of every quantised form beside the model as packed and the others."""
+    found = dict(result["results"])
+    full = found.pop("full")
+    return [
+        Row(
+            method=name,
+            kind="quant",
+            metrics={
+                "perplexity": {
+                    "full": full["perplexity"],
+                    "this": row["perplexity"],
+                    "rivals": {n: r["perplexity"] for n, r in found.items() if n != name},
+                }
+            },
+            interval={"perplexity": (row["low"], row["high"])},
+            bytes={"full": result["full_bytes"], "measured": row["weight_bytes"]},
+        )
+        for name, row in found.items()
+    ]
 
 
 def nll(lab: Lab, ids: list[int]) -> float:

@@ -8,7 +8,7 @@ interval over pieces. Perplexities of the same tokens stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # results hold whatever JSON can hold
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loci.bench import texts
+from loci.bench.cards import EXACT, Row
 from loci.bench.stats import mean
 from loci.bench.suite import Context
 from loci.core.method import Kind, Method
@@ -25,6 +26,7 @@ from loci.models.load import resolve
 from loci.run.lab import Lab
 
 ABOUT = "loss of KV and quantisation methods: mean KL to the full model, nats per token"
+KINDS = ("kv", "quant")
 PROMPT, REST, STEP = 768, 256, 16
 PIECES, QUICK_PIECES = 8, 1
 CHARACTERS = 6000  # of one piece; more than PROMPT + REST tokens of English
@@ -105,9 +107,8 @@ def run(context: Context) -> dict[str, Any]:
         full_nll: list[float] = []
         rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chains}
         done, total = 0, count * (len(chains) + 1) + count * 2 * (len(methods) - len(chains))
-        full_bytes = 0
         for ids in pieces:
-            full_TV, full_bytes = log_probs(lab, ids)
+            full_TV, _ = log_probs(lab, ids)
             full_nll.append(loss_of(full_TV, ids))
             for name in chains:
                 chain, dtype = chain_of(name)
@@ -117,7 +118,11 @@ def run(context: Context) -> dict[str, Any]:
                 rows[name].append((kl(full_TV, other_TV), loss_of(other_TV, ids), held))
                 done += 1
                 context.progress(name, done, total)
-        full = {"nll": mean(full_nll).to_json(), "kv_bytes": full_bytes}
+        full = {
+            "nll": mean(full_nll).to_json(),
+            "kv_bytes": pack.spec.kv_bytes(PROMPT + REST),
+            "weight_bytes": pack.spec.full_bytes(),
+        }
         for name in methods:
             if name in rows:
                 results[name] = _summary(rows[name], "kv_bytes")
@@ -138,6 +143,32 @@ def run(context: Context) -> dict[str, Any]:
         "full": full,
         "methods": results,
     }
+
+
+def card_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return the KL of every method, beside those of the others of its kind in the same run."""
+    rows, methods = [], result["methods"]
+    for name, found in methods.items():
+        if "|" in name:  # a chain has no card; its KL is measured when it is planned
+            continue
+        what = "kv_bytes" if "kv_bytes" in found else "weight_bytes"
+        others = {n: m["kl"]["value"] for n, m in methods.items() if n != name and what in m}
+        rows.append(
+            Row(
+                method=f"{EXACT}={name.partition('=')[2]}" if name == HALF else name,
+                kind="quant" if _is_quant(name) else "kv",
+                metrics={
+                    "kl": {"this": found["kl"]["value"], "rivals": others},
+                    "nll": {
+                        "full": result["full"]["nll"]["value"],
+                        "this": found["nll"]["value"],
+                    },
+                },
+                bytes={"full": result["full"][what], "measured": found[what]},
+                interval={"kl": (found["kl"]["low"], found["kl"]["high"])},
+            )
+        )
+    return rows
 
 
 def _quantised(
