@@ -143,11 +143,15 @@ class Revise:
 
 @dataclass(frozen=True, kw_only=True)
 class Retire:
-    """Stop believing an item from `at` on; it is kept, and can be brought back."""
+    """Stop believing an item from `at` on; it is kept, and can be brought back.
+
+    `sources` are the turns that say so, where nothing supersedes it.
+    """
 
     id: str
     at: datetime | None = None
     superseded_by: Candidate | None = None
+    sources: tuple[str, ...] = ()
     made_by: str = "rules"
     reason: str = ""
 

@@ -265,7 +265,8 @@ def _supersede(
     reason: str,
 ) -> list[Edit]:
     edits: list[Edit] = [
-        Retire(id=item.id, at=when, made_by=made_by, reason=reason) for item in old[:-1]
+        Retire(id=item.id, at=when, sources=candidate.sources, made_by=made_by, reason=reason)
+        for item in old[:-1]
     ]
     edits.append(
         Retire(id=old[-1].id, at=when, superseded_by=candidate, made_by=made_by, reason=reason)
@@ -300,7 +301,14 @@ def _end(candidate: Candidate, slot: Sequence[Item], made_by: str) -> list[Edit]
             or _contains(value, item.object)
         ]
     edits: list[Edit] = [
-        Retire(id=item.id, at=at, made_by=made_by, reason="said to be over") for item in hit
+        Retire(
+            id=item.id,
+            at=at,
+            sources=candidate.sources,
+            made_by=made_by,
+            reason="said to be over",
+        )
+        for item in hit
     ]
     told = candidate.text.partition(" ")[2]
     if not hit and value != ANY and candidate.valid_to is not None and " used to " not in told:
