@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol  # JSON values
 
 from loci.core.item import Edit, Item, Scope, Turn
@@ -60,8 +59,6 @@ class Erased:
 
 class Store(Protocol):
     """Turns, items, their history and their vectors, of many users, with search over them."""
-
-    path: Path
 
     def add(
         self, scope: Scope, drafts: Sequence[Draft], revise: Revise | None, now: datetime

@@ -85,7 +85,7 @@ class Ledgered:
     ) -> int:
         """Write an item over itself and remember how it was; returns the change's number."""
         after = replace(after, version=before.version + 1)
-        update_item(self.database.connection, self.owner, after)
+        update_item(self.database, self.owner, after)
         self.changed.append(after)
         return self.write(before.id, action, before, after, made_by, reason, batch)
 

@@ -11,17 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from pathlib import Path
-from sqlite3 import Connection
 
 from loci.core.item import Item, Turn
-from loci.errors import BusyError
 from loci.store import rows
 from loci.store.base import Erased
 from loci.store.changes import read_item
-from loci.store.database import Database, told
+from loci.store.database import Database, Writer
 from loci.store.rows import ITEM, TURN
-from loci.store.vectors import Vectors
+from loci.store.vectors import VectorIndex
 from loci.store.writes import bump, record
 from loci.text.stem import stems
 
@@ -31,7 +28,6 @@ OUT_OF_REACH = (
     "swap, and sectors that the file system or a flash drive has set aside",
 )
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+[\"')\]]*|\n|$)\s*|[.!?\n]+\s*")
-_CHUNK = 2**22
 
 
 class _Plan:
@@ -104,7 +100,7 @@ class _Plan:
                 continue  # "Yes." stands everywhere and tells nothing
             sql = (
                 f"SELECT {rows.TURN_COLUMNS} FROM turns "
-                "WHERE owner = ? AND seq != ? AND instr(content, ?)"
+                f"WHERE owner = ? AND seq != ? AND {self.database.holds('content')}"
             )
             for row in self.database.rows(sql, (self.owner, int(turn.id[1:]), text)):
                 other = rows.turn_of(row)
@@ -166,7 +162,7 @@ def sentences_of(content: str, item: Item) -> list[str]:
 
 
 def forget(
-    database: Database, vectors: Vectors, owner: int, id: str, now: datetime, *, dry_run: bool
+    database: Database, vectors: VectorIndex, owner: int, id: str, now: datetime, *, dry_run: bool
 ) -> Erased:
     """Erase an item or a turn of one owner; a dry run only tells what would go.
 
@@ -180,12 +176,11 @@ def forget(
             return plan.report(done=False)
         with database.write() as db:
             _fill(plan, id)
-            _delete(db, plan)
+            _delete(database, plan)
             record(db, owner, "forget", " ".join([*_ids(plan)]), now)
-        notes = _scrub(database, vectors)
+        notes = [*vectors.sweep(), *database.scrub()]
         report = plan.report(done=True)
-        patterns = _patterns(plan)
-        found = {path.name: _count(path, patterns) for path in database.files()}
+        found = database.find(_forms(plan))
         elsewhere = _elsewhere(database, plan)
     return Erased(
         done=True,
@@ -195,7 +190,7 @@ def forget(
         texts=report.texts,
         found=found,
         elsewhere=elsewhere,
-        out_of_reach=(*notes, *OUT_OF_REACH),
+        out_of_reach=(*notes, *database.out_of_reach, *OUT_OF_REACH),
     )
 
 
@@ -217,10 +212,11 @@ def _ids(plan: _Plan) -> list[str]:
     return [*(i.id for i in plan.items.values()), *(t.id for t in plan.turns.values())]
 
 
-def _delete(db: Connection, plan: _Plan) -> None:
+def _delete(database: Database, plan: _Plan) -> None:
+    db = database.connection
     for seq in plan.items:
         db.execute("DELETE FROM items WHERE seq = ?", (seq,))
-        db.execute("DELETE FROM item_words WHERE rowid = ?", (seq,))
+        database.words.remove("item", seq)
         db.execute("DELETE FROM item_sources WHERE item = ?", (seq,))
         db.execute("DELETE FROM item_entities WHERE owner = ? AND item = ?", (plan.owner, seq))
         db.execute("DELETE FROM links WHERE source = ? OR target = ?", (seq, seq))
@@ -228,7 +224,7 @@ def _delete(db: Connection, plan: _Plan) -> None:
         _unvector(db, ITEM, seq)
     for seq in plan.turns:
         db.execute("DELETE FROM turns WHERE seq = ?", (seq,))
-        db.execute("DELETE FROM turn_words WHERE rowid = ?", (seq,))
+        database.words.remove("turn", seq)
         db.execute("DELETE FROM item_sources WHERE turn = ?", (seq,))
         _unvector(db, TURN, seq)
     for seq, (turn, gone) in plan.cut.items():
@@ -239,20 +235,20 @@ def _delete(db: Connection, plan: _Plan) -> None:
         db.execute(
             "UPDATE turns SET content = ?, metadata = ? WHERE seq = ?", (left, metadata, seq)
         )
-        db.execute("UPDATE turn_words SET words = ? WHERE rowid = ?", (rows.turn_words(left), seq))
+        database.words.replace("turn", seq, rows.turn_words(left))
         _unvector(db, TURN, seq)
         db.execute(
             "INSERT INTO pending (kind, seq, owner) VALUES (?, ?, ?)", (TURN, seq, plan.owner)
         )
     db.execute(
-        "DELETE FROM speakers WHERE owner = ?1 AND name NOT IN "
-        "(SELECT name FROM turns WHERE owner = ?1 AND name IS NOT NULL)",
-        (plan.owner,),
+        "DELETE FROM speakers WHERE owner = ? AND name NOT IN "
+        "(SELECT name FROM turns WHERE owner = ? AND name IS NOT NULL)",
+        (plan.owner, plan.owner),
     )
     bump(db)
 
 
-def _unvector(db: Connection, kind: int, seq: int) -> None:
+def _unvector(db: Writer, kind: int, seq: int) -> None:
     db.execute("DELETE FROM vectors WHERE kind = ? AND seq = ?", (kind, seq))
     db.execute("DELETE FROM pending WHERE kind = ? AND seq = ?", (kind, seq))
 
@@ -261,51 +257,18 @@ def _inside(text: str, serialised: str) -> bool:
     return bool(text) and json.dumps(text, ensure_ascii=False)[1:-1] in serialised
 
 
-def _scrub(database: Database, vectors: Vectors) -> list[str]:
-    """Rewrite what deletion leaves behind; returns what another process kept from being done."""
-    with database.write() as db:  # deleted words stay in the index's segments until it is rebuilt
-        db.execute("INSERT INTO turn_words (turn_words) VALUES ('rebuild')")
-        db.execute("INSERT INTO item_words (item_words) VALUES ('rebuild')")
-    vectors.sweep()
-    try:
-        with told(database.path, database.busy_s):
-            database.connection.execute("VACUUM")
-            log = database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        busy = bool(log[0])
-    except BusyError:
-        busy = True
-    if not busy:
-        return []
-    return ["the write-ahead log, which another process is reading: run it again when it has ended"]
-
-
-def _patterns(plan: _Plan) -> list[bytes]:
-    """Return the byte forms in which an erased text could still stand somewhere."""
-    forms: dict[bytes, None] = {}
+def _forms(plan: _Plan) -> list[str]:
+    """Return the forms in which an erased text could still stand somewhere."""
+    forms: dict[str, None] = {}
     for text in plan.texts:
         if len(stems(text)) < 2 and len(text) < 12:
             continue  # a single short word proves nothing
         words = " ".join(stems(text))
         for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
-            forms[form.encode()] = None
+            forms[form] = None
         if words.count(" ") >= 3:
-            forms[words.encode()] = None
+            forms[words] = None
     return list(forms)
-
-
-def _count(path: Path, patterns: Sequence[bytes]) -> int:
-    overlap = max(map(len, patterns), default=1) - 1
-    found, tail = 0, b""
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            data = tail + chunk
-            for pattern in patterns:
-                at = data.find(pattern)
-                while at >= 0:
-                    found += at + len(pattern) > len(tail)  # counted before otherwise
-                    at = data.find(pattern, at + 1)
-            tail = data[-overlap:] if overlap else b""
-    return found
 
 
 def _elsewhere(database: Database, plan: _Plan) -> int:
@@ -313,7 +276,6 @@ def _elsewhere(database: Database, plan: _Plan) -> int:
     count = 0
     for text in plan.texts:
         if text:
-            sql = "SELECT EXISTS (SELECT 1 FROM turns WHERE owner != ? AND instr(content, ?))"
-            row = database.one(sql, (plan.owner, text))
-            count += int(row[0]) if row else 0
+            sql = f"SELECT 1 FROM turns WHERE owner != ? AND {database.holds('content')} LIMIT 1"
+            count += database.one(sql, (plan.owner, text)) is not None
     return count

@@ -18,28 +18,30 @@ from datetime import tzinfo
 from typing import Any  # values of SQL parameters
 
 from loci.errors import ParameterError
+from loci.store.database import Database, Field
 from loci.store.messages import plain_text
 from loci.store.times import read_time, to_micros
 from loci.units import nearest
 
-# field: (column of the turn, column of the item, whether it is an instant)
-_FIELDS: dict[str, tuple[str | None, str | None, bool]] = {
-    "time": ("t.said_at", None, True),
-    "role": ("t.role", None, False),
-    "name": ("t.name", None, False),
-    "content": ("t.content", None, False),
-    "position": ("t.position", None, False),
-    "session": ("t.session", "i.session", False),
-    "agent": ("t.agent", "i.agent", False),
-    "kind": ("'turn'", "i.kind", False),
-    "text": ("t.content", "i.text", False),
-    "subject": (None, "i.subject", False),
-    "predicate": (None, "i.predicate", False),
-    "object": (None, "i.object", False),
-    "made_by": (None, "i.made_by", False),
-    "valid_from": (None, "i.valid_from", True),
-    "valid_to": (None, "i.valid_to", True),
-    "recorded_at": ("t.recorded_at", "i.recorded_at", True),
+_INSTANT, _NUMBER, _TEXT = "instant", "number", "text"
+# field: (column of the turn, column of the item, what it holds)
+_FIELDS: dict[str, tuple[str | None, str | None, str]] = {
+    "time": ("t.said_at", None, _INSTANT),
+    "role": ("t.role", None, _TEXT),
+    "name": ("t.name", None, _TEXT),
+    "content": ("t.content", None, _TEXT),
+    "position": ("t.position", None, _NUMBER),
+    "session": ("t.session", "i.session", _TEXT),
+    "agent": ("t.agent", "i.agent", _TEXT),
+    "kind": ("'turn'", "i.kind", _TEXT),
+    "text": ("t.content", "i.text", _TEXT),
+    "subject": (None, "i.subject", _TEXT),
+    "predicate": (None, "i.predicate", _TEXT),
+    "object": (None, "i.object", _TEXT),
+    "made_by": (None, "i.made_by", _TEXT),
+    "valid_from": (None, "i.valid_from", _INSTANT),
+    "valid_to": (None, "i.valid_to", _INSTANT),
+    "recorded_at": ("t.recorded_at", "i.recorded_at", _INSTANT),
 }
 _ORDER = {"<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _OPERATORS = ("=", "!=", *_ORDER, "in", "not in", "contains", "exists")
@@ -58,25 +60,27 @@ _ALIASES = {
     "NOT": "not",
 }
 _DEEPEST = 32
+# What a turn or an item does not have: NULL, with a type.
+_NO_TEXT, _NO_NUMBER = "CAST(NULL AS TEXT)", "CAST(NULL AS INTEGER)"
 
 Condition = tuple[str, list[Any]]
 
 
-def for_turns(filters: Mapping[str, Any], assumed: tzinfo) -> Condition:
+def for_turns(filters: Mapping[str, Any], assumed: tzinfo, database: Database) -> Condition:
     """Return (SQL, values) over a turn `t`."""
-    return _Compiler(assumed, item=False).group(filters)
+    return _Compiler(assumed, database, item=False).group(filters)
 
 
-def for_items(filters: Mapping[str, Any], assumed: tzinfo) -> Condition:
+def for_items(filters: Mapping[str, Any], assumed: tzinfo, database: Database) -> Condition:
     """Return (SQL, values) over an item `i`."""
-    sql, values = _Compiler(assumed, item=True).group(filters)
-    joined = "(SELECT 1) LEFT JOIN item_sources s ON s.item = i.seq LEFT JOIN turns t"
+    sql, values = _Compiler(assumed, database, item=True).group(filters)
+    joined = "(SELECT 1) one LEFT JOIN item_sources s ON s.item = i.seq LEFT JOIN turns t"
     return f"EXISTS (SELECT 1 FROM {joined} ON t.seq = s.turn WHERE {sql})", values
 
 
 class _Compiler:
-    def __init__(self, assumed: tzinfo, *, item: bool) -> None:
-        self.assumed, self.item = assumed, item
+    def __init__(self, assumed: tzinfo, database: Database, *, item: bool) -> None:
+        self.assumed, self.database, self.item = assumed, database, item
 
     def group(self, filters: object, depth: int = 0) -> Condition:
         if not isinstance(filters, Mapping) or not filters:
@@ -97,39 +101,38 @@ class _Compiler:
     def _entry(self, key: object, wanted: Any, depth: int) -> Condition:
         if key == "not":
             sql, values = self.group(wanted, depth + 1)
-            return f"NOT coalesce({sql}, 0)", values
+            return f"NOT coalesce({sql}, FALSE)", values
         if key in ("and", "or"):
             if isinstance(wanted, (str, Mapping)) or not isinstance(wanted, Sequence) or not wanted:
                 raise ParameterError(f"{key!r} takes a list of filters", value=wanted)
             made = [self.group(one, depth + 1) for one in wanted]
-            joined = f" {str(key).upper()} ".join(f"coalesce({sql}, 0)" for sql, _ in made)
+            joined = f" {str(key).upper()} ".join(f"coalesce({sql}, FALSE)" for sql, _ in made)
             return f"({joined})", [value for _, values in made for value in values]
-        column, instant = self._field(key)
+        field, instant = self._field(key)
         tests = wanted if isinstance(wanted, Mapping) else {"=": wanted}
         if not tests:
             raise ParameterError("a field is compared with nothing", value=key)
         parts, values = [], []
         for name, value in tests.items():
-            sql, more = self._test(column, _ALIASES.get(name, name), value, instant)
+            sql, more = self._test(field, _ALIASES.get(name, name), value, instant)
             parts.append(sql)
             values += more
         return "(" + " AND ".join(parts) + ")", values
 
-    def _field(self, key: object) -> tuple[str, bool]:
-        """Return (column, whether it is an instant)."""
+    def _field(self, key: object) -> tuple[Field, bool]:
+        """Return (the field, whether it is an instant)."""
         name = str(key)
         if name.startswith("metadata.") and len(name) > len("metadata."):
-            path = "$" + "".join(f'."{part}"' for part in name.split(".")[1:])
             if any(sign in '"\\' or ord(sign) < ord(" ") for sign in name):
                 raise ParameterError(
                     "this key of metadata cannot be asked for",
                     value=name,
                     allowed="keys without quotes, backslashes and control characters",
                 )
-            path = plain_text(path, "a field").replace("'", "''")
+            path = plain_text(name, "a field").split(".")[1:]
             own = "i.metadata" if self.item else "t.metadata"
             data = f"coalesce(t.metadata, {own})" if self.item else own
-            return f"json_extract({data}, '{path}')", False
+            return self.database.field(data, path), False
         if name not in _FIELDS:
             names = [*_FIELDS, "metadata.KEY", *_JOINED]
             near = nearest(name, names)
@@ -139,11 +142,13 @@ class _Compiler:
                 allowed=", ".join(names),
                 way_out=f"did you mean {near!r}?" if near else (),
             )
-        of_turn, of_item, instant = _FIELDS[name]
+        of_turn, of_item, holds = _FIELDS[name]
         column = (of_item or of_turn) if self.item else of_turn
-        return column or "NULL", instant
+        text = column if column is not None and holds is _TEXT else _NO_TEXT
+        number = column if column is not None and holds is not _TEXT else _NO_NUMBER
+        return Field(any=column or _NO_TEXT, text=text, number=number), holds is _INSTANT
 
-    def _test(self, column: str, name: object, value: Any, instant: bool) -> Condition:
+    def _test(self, field: Field, name: object, value: Any, instant: bool) -> Condition:
         if name not in _OPERATORS:
             near = nearest(str(name), _OPERATORS)
             raise ParameterError(
@@ -155,24 +160,26 @@ class _Compiler:
         if name == "exists":
             if not isinstance(value, bool):
                 raise ParameterError("'exists' takes true or false", value=value)
-            return f"{column} IS {'NOT ' if value else ''}NULL", []
+            return f"{field.any} IS {'NOT ' if value else ''}NULL", []
         if name in ("in", "not in"):
             if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
                 raise ParameterError(f"{name!r} takes a list", value=value)
-            marks = ",".join("?" * len(value))
-            sql = f"{column} IN ({marks})"
-            values = [self._value(one, instant) for one in value]
-            return (sql if name == "in" else f"NOT coalesce({sql}, 0)"), values
+            found = [self._test(field, "=", one, instant) for one in value]
+            sql = " OR ".join(sql for sql, _ in found) or "FALSE"
+            values = [given for _, more in found for given in more]
+            return (f"({sql})" if name == "in" else f"NOT coalesce({sql}, FALSE)"), values
         if name == "contains":
             if not isinstance(value, str):
                 raise ParameterError("'contains' takes text", value=value)
-            return f"instr(lower({column}), lower(?)) > 0", [plain_text(value, "a filter")]
+            part = plain_text(value, "a filter")
+            return self.database.holds(f"lower({field.text})", "lower(?)"), [part]
         if value is None and name in ("=", "!="):
-            return f"{column} IS {'NOT ' if name == '!=' else ''}NULL", []
+            return f"{field.any} IS {'NOT ' if name == '!=' else ''}NULL", []
         wanted = self._value(value, instant)
-        if name in ("=", "!="):
-            return f"{column} IS {'NOT ' if name == '!=' else ''}?", [wanted]
-        return f"{column} {name} ? AND typeof({column}) {_same_type(wanted)}", [wanted]
+        column = field.text if isinstance(wanted, str) else field.number
+        if name == "!=":
+            return f"({column} IS NULL OR {column} <> ?)", [wanted]
+        return f"{column} {name} ?", [wanted]
 
     def _value(self, value: Any, instant: bool) -> Any:
         if instant:
@@ -184,7 +191,3 @@ class _Compiler:
         if isinstance(value, str):
             return plain_text(value, "a filter")
         raise ParameterError("a filter compares with text, numbers, true or false", value=value)
-
-
-def _same_type(value: object) -> str:
-    return "= 'text'" if isinstance(value, str) else "IN ('integer', 'real')"

@@ -1,7 +1,7 @@
 """Candidate lists over one scope: words, meaning, names, time. Recall methods fuse them.
 
-A `View` is what a method may read. Its full-text queries carry the owner (and agent, session) as a
-word that must match, so other people's rows cost nothing and cannot be seen.
+A `View` is what a method may read. Every query names the owner, and agent and session where asked
+for, so other people's rows cannot be seen.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import TYPE_CHECKING, Any, Literal  # values of SQL parameters
+from typing import TYPE_CHECKING, Any  # values of SQL parameters
 
 from loci.core.item import Item, Scope, Turn
 from loci.store import filters as language
 from loci.store import rows
 from loci.store.database import Database
-from loci.store.rows import ITEM, TURN
+from loci.store.fulltext import Condition, Layer, Whose
 from loci.store.times import to_micros
-from loci.store.vectors import Vectors
+from loci.store.vectors import Near, VectorIndex
 from loci.text.stem import stems as stems_of
 
 if TYPE_CHECKING:
-    from loci.store.vectors import Floats, Ints
+    from loci.store.vectors import Floats
 
-Layer = Literal["turn", "item"]
-_MANY = 500  # how many rows one query is asked for by number
 _PAIR = 2  # a turn's words count for the next turn too: look this much further
 
 
@@ -49,7 +47,7 @@ class View:
     def __init__(
         self,
         database: Database,
-        vectors: Vectors,
+        vectors: VectorIndex,
         scope: Scope,
         owner: int,
         now: datetime,
@@ -62,12 +60,9 @@ class View:
         self.scope, self._owner, self._now = scope, owner, now
         self._asked = asked or Asked()
         self._embed, self._zone = embed, zone
-        self._key = rows.key_words(owner, scope.agent, scope.session)
-        self._alone = self._key == rows.key_words(owner, None, None) and not database.rows(
-            "SELECT 1 FROM owners WHERE seq != ? LIMIT 1", (owner,)
-        )  # nobody else's rows to leave out
+        self._whose = Whose(owner, scope.agent, scope.session)
         self._limits = {layer: self._limit(layer) for layer in ("turn", "item")}
-        self._scored: dict[str, tuple[Ints, Floats]] = {}
+        self._near: dict[str, Near] = {}
 
     @property
     def has_dense(self) -> bool:
@@ -82,13 +77,13 @@ class View:
         self, stems: Sequence[str], limit: int, kind: Layer, *, context: float = 0.0
     ) -> list[tuple[str, float]]:
         """Return (id, BM25), best first; `context` adds that much of the turn before."""
-        words = [phrase for phrase in map(_phrase, dict.fromkeys(stems)) if phrase]
+        words = list(dict.fromkeys(stems))
         if not words or limit < 1:
             return []
         if kind == "item" or context <= 0:
-            found = self._match(" OR ".join(words), limit, kind)
+            found = self._match(words, limit, kind)
             return [(self._id(seq, kind), score) for seq, score in found]
-        found = self._match(" OR ".join(words), limit * _PAIR, kind)
+        found = self._match(words, limit * _PAIR, kind)
         own, total = dict(found), dict(found)
         for seq, after in self._followers(list(own)):
             total[after] = total.get(after, 0.0) + context * own[seq]
@@ -96,36 +91,12 @@ class View:
 
     def search_dense(self, text: str, limit: int, kind: Layer) -> list[tuple[str, float]]:
         """Return (id, cosine) of the nearest embeddings, best first."""
-        import numpy as np
-
         if self._embed is None or limit < 1:
             return []
-        if text not in self._scored:
-            self._scored[text] = self._vectors.scores(self._embed(text), self._owner)
-        entries, scores = self._scored[text]
-        places = np.flatnonzero(entries[:, 1] == (TURN if kind == "turn" else ITEM))
-        if len(places) < len(entries):
-            entries, scores = entries[places], scores[places]
-        order = self._top(entries[:, 2], scores, limit, kind)
-        return [(self._id(int(entries[at, 2]), kind), float(scores[at])) for at in order]
-
-    def _top(self, seqs: Ints, scores: Floats, limit: int, kind: Layer) -> list[int]:
-        """Return the places of the best that are allowed here; looks further while too few are."""
-        import numpy as np
-
-        asks = bool(self._condition(kind)[0])
-        count = limit * 2 if asks else limit
-        while True:
-            places = np.arange(len(scores))
-            if len(scores) > count:
-                places = np.argpartition(scores, -count)[-count:]
-            places = places[np.lexsort((seqs[places], -scores[places]))]
-            if asks:
-                allowed = self._allowed([int(seq) for seq in seqs[places]], kind)
-                places = places[[int(seq) in allowed for seq in seqs[places]]]
-            if len(places) >= limit or count >= len(scores):
-                return [int(place) for place in places[:limit]]
-            count *= 8
+        if text not in self._near:
+            self._near[text] = self._vectors.near(self._embed(text), self._owner)
+        found = self._near[text].best(kind, limit, self._condition(kind))
+        return [(self._id(seq, kind), score) for seq, score in found]
 
     def search_entities(
         self, names: Sequence[str], limit: int, kind: Layer
@@ -207,7 +178,8 @@ class View:
     def neighbours_of_turn(self, id: str, before: int, after: int) -> list[Turn]:
         """Return the turns around this one in its session, in order, without itself."""
         sql = (
-            f"SELECT {rows.TURN_COLUMNS} FROM turns WHERE owner = ? AND session IS ? "
+            f"SELECT {rows.TURN_COLUMNS} FROM turns "
+            f"WHERE owner = ? AND session {self._database.same} ? "
             "AND position BETWEEN ? AND ? AND seq != ? ORDER BY position, seq"
         )
         seq = rows.seq_of(id, "t")
@@ -245,34 +217,17 @@ class View:
         found = self._database.rows(sql, [self._owner, *values, limit, offset])
         return [f"{letter}{seq}" for (seq,) in found]
 
-    def _match(self, query: str, limit: int, kind: Layer) -> list[tuple[int, float]]:
-        table = "turn_words" if kind == "turn" else "item_words"
-        query = f"words : ({query})"
-        if not self._alone:
-            mine = " ".join(f'"{word}"' for word in self._key.split())
-            query = f"key : ({mine}) AND {query}"
-        allowed, values = "", list[Any]()
-        condition = self._limits[kind]
-        if condition is not None:
-            source = "turns t" if kind == "turn" else "items i"
-            allowed = (
-                f" AND EXISTS (SELECT 1 FROM {source} "
-                f"WHERE {source[-1]}.seq = {table}.rowid AND {condition[0]})"
-            )
-            values = condition[1]
-        sql = (
-            f"SELECT rowid, -bm25({table}, 0.0, 1.0) AS score FROM {table} WHERE {table} MATCH ?"
-            f"{allowed} ORDER BY score DESC, rowid LIMIT ?"
-        )
-        found = self._database.rows(sql, [query, *values, limit])
-        return [(int(seq), float(score)) for seq, score in found]
+    def _match(self, phrases: Sequence[str], limit: int, kind: Layer) -> list[tuple[int, float]]:
+        """Return (number, BM25) of rows with any of these phrases."""
+        words = self._database.words
+        return words.match(kind, phrases, limit, self._whose, self._limits[kind])
 
     def _followers(self, seqs: Sequence[int]) -> list[tuple[int, int]]:
         """Return (turn, the next turn of its session), where that one is allowed here."""
         condition, values = self._condition("turn")
         sql = (
             "SELECT p.seq, t.seq FROM turns p JOIN turns t ON t.owner = p.owner "
-            "AND t.session IS p.session AND t.position = p.position + 1 "
+            f"AND t.session {self._database.same} p.session AND t.position = p.position + 1 "
             f"WHERE +p.owner = ? AND p.seq IN (%s) {condition}"
         )
         return [(int(a), int(b)) for a, b in self._many(sql, seqs, values)]
@@ -286,10 +241,9 @@ class View:
             )
             given = [self._owner, name, *values, limit]
             return [int(seq) for (seq,) in self._database.rows(sql, given)]
-        phrase = _phrase(" ".join(stems_of(name)))
-        return [seq for seq, _ in self._match(phrase, limit, kind)] if phrase else []
+        return [seq for seq, _ in self._match([" ".join(stems_of(name))], limit, kind)]
 
-    def _limit(self, layer: str) -> tuple[str, list[Any]] | None:
+    def _limit(self, layer: str) -> Condition | None:
         """Return the condition beyond owner, agent and session; None where there is none."""
         asked, parts, values = self._asked, [], []
         at = None if asked.as_of is None else to_micros(asked.as_of)
@@ -315,12 +269,12 @@ class View:
                 values += [at, at]
         if asked.filters:
             compile_ = language.for_turns if layer == "turn" else language.for_items
-            sql, more = compile_(asked.filters, self._zone)
+            sql, more = compile_(asked.filters, self._zone, self._database)
             parts.append(sql)
             values += more
         return (" AND ".join(parts), values) if parts else None
 
-    def _condition(self, kind: Layer) -> tuple[str, list[Any]]:
+    def _condition(self, kind: Layer) -> Condition:
         """Return the whole condition after the owner, to be put behind a WHERE."""
         letter = "t" if kind == "turn" else "i"
         sql, values = "", []
@@ -334,15 +288,6 @@ class View:
             values = [*values, *limit[1]]
         return sql, values
 
-    def _allowed(self, seqs: Sequence[int], kind: Layer) -> set[int]:
-        condition, values = self._condition(kind)
-        table, letter = ("turns", "t") if kind == "turn" else ("items", "i")
-        sql = (
-            f"SELECT {letter}.seq FROM {table} {letter} "
-            f"WHERE +{letter}.owner = ? AND {letter}.seq IN (%s) {condition}"
-        )
-        return {int(seq) for (seq,) in self._many(sql, seqs, values)}
-
     def _many(
         self, sql: str, seqs: Sequence[int], values: Sequence[Any] = ()
     ) -> list[tuple[Any, ...]]:
@@ -350,21 +295,10 @@ class View:
 
         The queries write `+owner`, so that rows are looked up by number and not by their owner.
         """
-        found: list[tuple[Any, ...]] = []
-        for start in range(0, len(seqs), _MANY):
-            part = seqs[start : start + _MANY]
-            marks = ",".join("?" * len(part))
-            found += self._database.rows(sql % marks, [self._owner, *part, *values])
-        return found
+        return self._database.many(sql, seqs, [self._owner], values)
 
     def _id(self, seq: int, kind: Layer) -> str:
         return f"t{seq}" if kind == "turn" else f"i{seq}"
-
-
-def _phrase(word: str) -> str:
-    """Return a word or name as FTS5 wants it: in quotes; empty where nothing is left."""
-    cleaned = word.replace('"', " ").replace("\0", " ").strip()
-    return f'"{cleaned}"' if any(map(str.isalnum, cleaned)) else ""
 
 
 def _best(scores: Mapping[int, float], limit: int) -> list[tuple[int, float]]:

@@ -1,178 +1,367 @@
-"""The store in one SQLite file, with its vectors in a file beside it."""
+"""One SQLite file: opened safely, written in transactions, searched with FTS5, erased to the byte.
+
+Write-ahead log and synchronous=FULL: what was committed survives a killed process and a power cut.
+A new file is made complete under a temporary name and linked into place, so two processes that
+start at once never see half a schema.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any  # JSON values
+from typing import Any  # whatever a column holds
 
-from loci.core.item import Item, Scope
-from loci.store import changes, erasure, rows, transfer
-from loci.store.base import Added, Erased, Revise
-from loci.store.changes import Change, Ledgered
-from loci.store.database import Database
-from loci.store.messages import Draft
-from loci.store.rows import TURN
-from loci.store.search import Asked, View
-from loci.store.vectors import Vectors
-from loci.store.writes import insert_turns, owner_seq, record
+from loci.errors import BusyError, LociError, SchemaError, StorageError, StoreError
+from loci.store.database import VERSION, Database, Field
+from loci.store.fulltext import Condition, FullText, Layer, Whose
+from loci.store.relational import RelationalStore
+from loci.store.rows import key_words
+from loci.store.vectors import FileVectors
 
-if TYPE_CHECKING:
-    from loci.store.vectors import Floats
+APPLICATION = 0x4C6F6369
+"""SQLite's application id of a memory: "Loci"."""
+
+_CACHE_KIB = 16 * 1024  # of pages; SQLite's 2 MiB make searches in 100,000 turns twice as slow
+_FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE"}
+_FULL |= {"SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR"}
+_CHUNK = 2**22
 
 
-class SqliteStore:
-    """Turns, items, history, audit and vectors of many users in one file of mode 0600."""
+class SqliteStore(RelationalStore):
+    """A store in one file of mode 0600, with its vectors in a file beside it."""
+
+    database: SqliteDatabase
 
     def __init__(self, path: Path, *, busy_s: float = 10.0) -> None:
         self.path = path
-        self.database = Database(path, busy_s)
-        self.vectors = Vectors(self.database)
+        database = SqliteDatabase(path, busy_s)
+        super().__init__(database, FileVectors(database, path.with_name(path.name + ".vec")))
 
-    def add(
-        self, scope: Scope, drafts: Sequence[Draft], revise: Revise | None, now: datetime
-    ) -> Added:
-        """Store messages, and the edits they lead to, in one transaction."""
-        with self.database.write() as db:
-            owner = owner_seq(db, scope)
-            turns = insert_turns(self.database, owner, scope, drafts, now)
-            writer = Ledgered(self.database, owner, scope, now)
-            edits: Sequence[Any] = ()
-            if revise is not None:
-                whole = Scope(tenant=scope.tenant, user=scope.user, agent=scope.agent)
-                edits = revise(turns, View(self.database, self.vectors, whole, owner, now))
-                writer.apply(edits)
-            subject = f"{turns[0].id}-{turns[-1].id} items {len(writer.changed)}"
-            record(db, owner, "add", subject, now)
-        return Added(turns=tuple(turns), items=tuple(writer.changed), edits=tuple(edits))
 
-    def owner(self, scope: Scope) -> int | None:
-        """Return the number of the scope's user, None if nothing was ever stored for them."""
-        sql = "SELECT seq FROM owners WHERE tenant = ? AND user = ?"
-        row = self.database.one(sql, (scope.tenant, scope.user))
-        return None if row is None else int(row[0])
+class SqliteDatabase(Database):
+    """A connection to a file."""
 
-    def view(
-        self,
-        scope: Scope,
-        now: datetime,
-        *,
-        asked: Asked | None = None,
-        embed: Callable[[str], Floats] | None = None,
-        zone: tzinfo = UTC,
-    ) -> View:
-        """Return a view of one scope; of nothing, if the user is not known."""
-        owner = self.owner(scope) or 0  # numbers start at 1
-        return View(
-            self.database, self.vectors, scope, owner, now, asked=asked, embed=embed, zone=zone
+    same = "IS"
+
+    def __init__(self, path: Path, busy_s: float) -> None:
+        super().__init__(busy_s)
+        self.path = path
+        self.words: SqliteWords = SqliteWords(self)
+        self._depth = 0
+        with told(path, busy_s):
+            if not path.exists() or path.stat().st_size == 0:
+                _create(path)
+            self.connection: sqlite3.Connection = _connect(path, busy_s)
+        try:
+            with told(path, busy_s):
+                self._check_schema()
+                self.connection.execute("PRAGMA journal_mode=WAL")
+                self.connection.execute("PRAGMA synchronous=FULL")
+                self.connection.execute("PRAGMA secure_delete=ON")
+                self.connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        except BaseException:
+            self.connection.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Run a transaction; errors undo all of it."""
+        with self.lock, told(self.path, self.busy_s):
+            if self._depth:  # already inside one: it ends with the outer
+                yield self.connection
+                return
+            self.connection.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        with self.lock, told(self.path, self.busy_s):
+            return self.connection.execute(sql, values).fetchall()
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """Return the first row of a query, None where there is none."""
+        with self.lock, told(self.path, self.busy_s):
+            row: tuple[Any, ...] | None = self.connection.execute(sql, values).fetchone()
+            return row
+
+    def next_seq(self, table: str, count: int = 1) -> int:
+        """Return the next number of a table; SQLite itself counts what is inserted."""
+        row = self.connection.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)
+        ).fetchone()
+        return 1 if row is None else int(row[0]) + 1
+
+    def holds(self, column: str, part: str = "?") -> str:
+        """Return the condition that a column of text has a part in it."""
+        return f"instr({column}, {part}) > 0"
+
+    def field(self, data: str, path: Sequence[str]) -> Field:
+        """Return one field of JSON; SQLite gives it the type it has."""
+        steps = "$" + "".join(f'."{part}"' for part in path)
+        value = f"json_extract({data}, '{steps.replace(chr(39), chr(39) * 2)}')"
+        return Field(
+            any=value,
+            text=f"CASE typeof({value}) WHEN 'text' THEN {value} END",
+            number=f"CASE WHEN typeof({value}) IN ('integer', 'real') THEN {value} END",
         )
 
-    def users(self, tenant: str) -> list[str]:
-        """Return the users of a tenant, sorted."""
-        found = self.database.rows("SELECT user FROM owners WHERE tenant = ?", (tenant,))
-        return sorted(str(user) for (user,) in found)
+    def scrub(self) -> list[str]:
+        """Rewrite the index and the file, and empty the log."""
+        self.words.rebuild()
+        try:
+            with told(self.path, self.busy_s):
+                self.connection.execute("VACUUM")
+                log = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy = bool(log[0])
+        except BusyError:
+            busy = True
+        if not busy:
+            return []
+        return [
+            "the write-ahead log, which another process is reading: run it again when it has ended"
+        ]
 
-    def scope_of(self, tenant: str, id: str) -> Scope:
-        """Return whose item, turn or change this is; NotFoundError outside the tenant."""
-        if not isinstance(id, str):
-            raise rows.unknown(id)
-        for letter, table in (("i", "items"), ("t", "turns"), ("c", "changes")):
-            seq = rows.seq_of(id, letter)
-            if seq is not None:
-                sql = f"SELECT o.tenant, o.user FROM {table} r JOIN owners o ON o.seq = r.owner"
-                row = self.database.one(f"{sql} WHERE r.seq = ? AND o.tenant = ?", (seq, tenant))
-                if row is not None:
-                    return Scope(tenant=row[0], user=row[1])
-        raise rows.unknown(id)
+    def find(self, texts: Sequence[str]) -> dict[str, int]:
+        """Return {file: how often one of these texts was found in its bytes}."""
+        patterns = [text.encode() for text in texts]
+        return {path.name: _count(path, patterns) for path in self.files()}
 
-    def change(self, scope: Scope, item: Item, action: str, reason: str, now: datetime) -> Item:
-        """Write an item over itself by a person's hand, or add a new one (without an id)."""
-        with self.database.write() as db:
-            owner = owner_seq(db, scope)
-            writer = Ledgered(self.database, owner, scope, now)
-            if item.id:
-                writer.change(writer.item(item.id), item, action, item.made_by, reason)
-            else:
-                writer.add(item, action, reason)
-            record(db, owner, action, writer.changed[-1].id, now)
-        return writer.changed[-1]
+    @property
+    def out_of_reach(self) -> tuple[str, ...]:
+        """Return nothing: it is all in these files."""
+        return ()
 
-    def history(self, scope: Scope, id: str) -> list[Change]:
-        """Return the changes of an item, oldest first."""
-        item = changes.read_item(self.database, self.owner(scope), id)
-        return changes.history(self.database, int(item.id[1:]))
-
-    def undo(self, scope: Scope, id: str, now: datetime) -> list[Item]:
-        """Take back a change, or the last change of an item."""
-        with self.database.write() as db:
-            owner = owner_seq(db, scope)
-            undone = changes.undo(Ledgered(self.database, owner, scope, now), id)
-            record(db, owner, "undo", id, now)
-        return undone
-
-    def forget(self, scope: Scope, id: str, now: datetime, *, dry_run: bool) -> Erased:
-        """Erase an item or a turn with all that came of it, down to the bytes."""
-        owner = self.owner(scope) or 0
-        return erasure.forget(self.database, self.vectors, owner, id, now, dry_run=dry_run)
-
-    def records(self, scope: Scope) -> Iterator[dict[str, Any]]:
-        """Yield all of a user as JSON records, for export."""
-        return transfer.records(self.database, self.owner(scope) or 0)
-
-    def put_records(
-        self, scope: Scope, records: Sequence[Mapping[str, Any]], store: str, now: datetime
-    ) -> int:
-        """Store exported records that are not there yet; returns how many were new."""
-        return transfer.put_records(self.database, scope, records, store, now)
-
-    def origins(self, scope: Scope, origins: Sequence[str]) -> set[str]:
-        """Return which of these origins are among the imported turns."""
-        return set(transfer.origins(self.database, "turns", self.owner(scope) or 0, origins))
-
-    def pending(self, owner: int | None, limit: int) -> list[tuple[int, int, int, str]]:
-        """Return (layer, number, owner, text) of what waits for a vector, oldest first."""
-        sql = (
-            "SELECT p.kind, p.seq, p.owner, "
-            f"CASE p.kind WHEN {TURN} THEN (SELECT content FROM turns WHERE seq = p.seq) "
-            "ELSE (SELECT text FROM items WHERE seq = p.seq) END "
-            "FROM pending p WHERE ?1 IS NULL OR p.owner = ?1 ORDER BY p.kind DESC, p.seq LIMIT ?2"
-        )
-        return [(a, b, c, str(d)) for a, b, c, d in self.database.rows(sql, (owner, limit))]
-
-    def count_pending(self, owner: int | None) -> int:
-        """Return how many wait for a vector."""
-        row = self.database.one(
-            "SELECT count(*) FROM pending WHERE ?1 IS NULL OR owner = ?1", (owner,)
-        )
-        return 0 if row is None else int(row[0])
-
-    def put_vectors(self, entries: Sequence[tuple[int, int, int]], vectors: Floats, by: str) -> int:
-        """Store vectors of (layer, number, owner)."""
-        return self.vectors.put(entries, vectors, by)
-
-    def drop_vectors(self) -> None:
-        """Forget all vectors and queue every text anew."""
-        self.vectors.drop()
-
-    def meta(self, key: str) -> str | None:
-        """Return a fact kept about this store."""
-        return self.database.meta(key)
-
-    def set_meta(self, key: str, value: str) -> None:
-        """Keep a fact about this store."""
-        self.database.set_meta(key, value)
-
-    def counts(self, scope: Scope) -> dict[str, int]:
-        """Return how many turns, items and retired items a user has."""
-        row = self.database.one(
-            "SELECT (SELECT count(*) FROM turns WHERE owner = ?1), "
-            "(SELECT count(*) FROM items WHERE owner = ?1 AND retired_at IS NULL), "
-            "(SELECT count(*) FROM items WHERE owner = ?1 AND retired_at IS NOT NULL)",
-            (self.owner(scope) or 0,),
-        )
-        return dict(zip(("turns", "items", "retired"), row or (0, 0, 0), strict=True))
+    def files(self) -> list[Path]:
+        """Return the files that belong to this memory and exist."""
+        names = ("", "-wal", "-shm", "-journal", ".vec")
+        paths = [self.path.with_name(self.path.name + end) for end in names]
+        return [path for path in paths if path.exists()]
 
     def close(self) -> None:
-        """Close it; closing twice is fine."""
-        self.database.close()
+        """Close the file; closing twice is fine."""
+        with self.lock:
+            self.connection.close()
+
+    def _check_schema(self) -> None:
+        application = self.connection.execute("PRAGMA application_id").fetchone()[0]
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION:
+            raise StoreError(
+                "this file is a database, but no memory of Loci",
+                value=str(self.path),
+                way_out="name another file",
+            )
+        if version > VERSION:
+            raise SchemaError(
+                "this memory was written by a newer Loci",
+                value=version,
+                allowed=f"schema {VERSION} or older",
+                way_out="pip install --upgrade loci",
+            )
+        if version < VERSION:
+            from loci.store.migrations import migrate  # here: SQLAlchemy and Alembic
+
+            self.connection.close()
+            migrate(self.path, VERSION, self.busy_s)
+            self.connection = _connect(self.path, self.busy_s)
+
+
+class SqliteWords(FullText):
+    """FTS5 tables. A row has a second column that says whose it is, in words a query must match.
+
+    So other people's rows cost nothing and cannot be seen; the column weighs 0.
+    """
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self.database = database
+
+    def add(self, kind: Layer, whose: Whose, entries: Sequence[tuple[int, str]]) -> None:
+        """Index rows: (number, stems)."""
+        key = key_words(whose.owner, whose.agent, whose.session)
+        self.database.connection.executemany(
+            f"INSERT INTO {kind}_words (rowid, key, words) VALUES (?, ?, ?)",
+            [(seq, key, words) for seq, words in entries],
+        )
+
+    def replace(self, kind: Layer, seq: int, words: str) -> bool:
+        """Index a row anew; returns whether its words changed."""
+        db, table = self.database.connection, f"{kind}_words"
+        row = db.execute(f"SELECT words FROM {table} WHERE rowid = ?", (seq,)).fetchone()
+        if row is None or row[0] == words:
+            return False
+        db.execute(f"UPDATE {table} SET words = ? WHERE rowid = ?", (words, seq))
+        return True
+
+    def remove(self, kind: Layer, seq: int) -> None:
+        """Take a row out."""
+        self.database.connection.execute(f"DELETE FROM {kind}_words WHERE rowid = ?", (seq,))
+
+    def rebuild(self) -> None:
+        """Write the index anew: deleted words stay in its segments until then."""
+        with self.database.write() as db:
+            db.execute("INSERT INTO turn_words (turn_words) VALUES ('rebuild')")
+            db.execute("INSERT INTO item_words (item_words) VALUES ('rebuild')")
+
+    def match(
+        self,
+        kind: Layer,
+        phrases: Sequence[str],
+        limit: int,
+        whose: Whose,
+        condition: Condition | None,
+    ) -> list[tuple[int, float]]:
+        """Return (number, BM25) of rows with any of the phrases."""
+        asked = " OR ".join(quoted for quoted in map(_quoted, phrases) if quoted)
+        if not asked:
+            return []
+        table, source = f"{kind}_words", "turns t" if kind == "turn" else "items i"
+        query = f"words : ({asked})"
+        if not self._is_alone(whose):
+            key = key_words(whose.owner, whose.agent, whose.session)
+            mine = " ".join(f'"{word}"' for word in key.split())
+            query = f"key : ({mine}) AND {query}"
+        allowed, values = "", list[Any]()
+        if condition is not None:
+            allowed = (
+                f" AND EXISTS (SELECT 1 FROM {source} "
+                f"WHERE {source[-1]}.seq = {table}.rowid AND {condition[0]})"
+            )
+            values = list(condition[1])
+        sql = (
+            f"SELECT rowid, -bm25({table}, 0.0, 1.0) AS score FROM {table} WHERE {table} MATCH ?"
+            f"{allowed} ORDER BY score DESC, rowid LIMIT ?"
+        )
+        found = self.database.rows(sql, [query, *values, limit])
+        return [(int(seq), float(score)) for seq, score in found]
+
+    def _is_alone(self, whose: Whose) -> bool:
+        """Return whether there are no other rows to leave out."""
+        return whose.marks == 1 and not self.database.rows(
+            "SELECT 1 FROM owners WHERE seq != ? LIMIT 1", (whose.owner,)
+        )
+
+
+@contextmanager
+def told(path: Path, busy_s: float) -> Iterator[None]:
+    """Raise SQLite's errors and those of the file system as ours."""
+    try:
+        yield
+    except sqlite3.Error as problem:
+        raise _ours(problem, path, busy_s) from problem
+    except LociError:
+        raise
+    except OSError as problem:
+        raise StorageError(
+            f"cannot use the memory file: {problem.strerror or problem}", value=str(path)
+        ) from problem
+
+
+def _ours(problem: sqlite3.Error, path: Path, busy_s: float) -> LociError:
+    name = getattr(problem, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return BusyError(
+            f"another process has been writing to the memory for more than {busy_s:g} s",
+            value=str(path),
+            way_out="try again when it has finished; nothing was changed",
+        )
+    if name in _FULL:
+        return StorageError(
+            "the disk is full or a write failed; everything acknowledged before is still there",
+            value=str(path),
+            way_out="free some space and try again",
+        )
+    if name == "SQLITE_NOTADB":
+        return StoreError("this file is no memory of Loci", value=str(path))
+    if name == "SQLITE_CORRUPT":
+        return StoreError(
+            "the memory file is damaged", value=str(path), way_out="restore it from a backup"
+        )
+    if name.startswith("SQLITE_READONLY"):
+        return StoreError("the memory file is read-only", value=str(path))
+    if "closed database" in str(problem):
+        return StoreError("this memory is closed", value=str(path))
+    return StoreError(f"the memory file cannot be used: {problem}", value=str(path))
+
+
+def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=busy_s, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+
+
+def _create(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise StoreError(
+            "there is no such folder", value=str(path.parent), way_out="make the folder first"
+        )
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        connection = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous=OFF")  # flushed once, below
+            connection.execute("PRAGMA journal_mode=MEMORY")
+            script = resources.files("loci.store").joinpath("migrations/sqlite.sql")
+            connection.executescript(f"BEGIN;{script.read_text('utf-8')}COMMIT;")
+            connection.execute(f"PRAGMA application_id={APPLICATION}")
+            connection.execute(f"PRAGMA user_version={VERSION}")
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+        with open(fresh, "rb+") as file:
+            os.fsync(file.fileno())
+        if path.exists() and path.stat().st_size == 0:
+            os.replace(fresh, path)  # an empty file somebody touched
+        else:
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                return  # another process was first; its file is complete
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        for end in ("", "-wal", "-shm", "-journal"):
+            fresh.with_name(fresh.name + end).unlink(missing_ok=True)
+
+
+def _quoted(phrase: str) -> str:
+    """Return a word or name as FTS5 wants it: in quotes; empty where nothing is left."""
+    cleaned = phrase.replace('"', " ").replace("\0", " ").strip()
+    return f'"{cleaned}"' if any(map(str.isalnum, cleaned)) else ""
+
+
+def _count(path: Path, patterns: Sequence[bytes]) -> int:
+    overlap = max(map(len, patterns), default=1) - 1
+    found, tail = 0, b""
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            data = tail + chunk
+            for pattern in patterns:
+                at = data.find(pattern)
+                while at >= 0:
+                    found += at + len(pattern) > len(tail)  # counted before otherwise
+                    at = data.find(pattern, at + 1)
+            tail = data[-overlap:] if overlap else b""
+    return found

@@ -82,7 +82,7 @@ def origins(database: Database, table: str, owner: int, wanted: Sequence[str]) -
         part = wanted[start : start + _PAGE]
         marks = ",".join("?" * len(part))
         sql = f"SELECT origin, seq FROM {table} WHERE owner = ? AND origin IN ({marks})"
-        found.update(database.rows(sql, (owner, *part)))
+        found.update((str(name), int(seq)) for name, seq in database.rows(sql, (owner, *part)))
     return found
 
 
@@ -172,7 +172,10 @@ class _Putter:
             rows.item_json(None if one[side] is None else self._translated(one[side]))
             for side in ("before", "after")
         )
-        same = "SELECT 1 FROM changes WHERE item = ? AND at = ? AND action = ? AND after IS ?"
+        same = (
+            "SELECT 1 FROM changes WHERE item = ? AND at = ? AND action = ? "
+            f"AND after {self.database.same} ?"
+        )
         if item is None or db.execute(same, (item, at, action, after)).fetchone():
             return
         seq = self.database.next_seq("changes")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from sqlite3 import Connection
 
 from loci.core.item import Item, Scope, Turn
 from loci.store import rows
-from loci.store.database import Database
+from loci.store.database import Database, Writer
+from loci.store.fulltext import Whose
 from loci.store.messages import Draft
 from loci.store.rows import ITEM, TURN
 from loci.store.times import to_micros
@@ -33,14 +33,15 @@ _UPDATE_ITEM = (
 )
 
 
-def owner_seq(db: Connection, scope: Scope) -> int:
+def owner_seq(db: Writer, scope: Scope) -> int:
     """Return the number of the scope's tenant and user, made if new."""
     key = (scope.tenant, scope.user)
-    row = db.execute("SELECT seq FROM owners WHERE tenant = ? AND user = ?", key).fetchone()
-    if row is not None:
-        return int(row[0])
-    done = db.execute("INSERT INTO owners (tenant, user) VALUES (?, ?)", key)
-    return int(done.lastrowid or 0)
+    sql = 'SELECT seq FROM owners WHERE tenant = ? AND "user" = ?'
+    row = db.execute(sql, key).fetchone()
+    if row is None:
+        db.execute('INSERT INTO owners (tenant, "user") VALUES (?, ?)', key)
+        row = db.execute(sql, key).fetchone()
+    return int(row[0])
 
 
 def insert_turns(
@@ -48,12 +49,12 @@ def insert_turns(
 ) -> list[Turn]:
     """Store messages as turns; their positions go on where the session ended."""
     db = database.connection
-    seq = database.next_seq("turns")
+    seq = database.next_seq("turns", len(drafts))
     place = db.execute(
-        "SELECT max(position) FROM turns WHERE owner = ? AND session IS ?", (owner, scope.session)
+        f"SELECT max(position) FROM turns WHERE owner = ? AND session {database.same} ?",
+        (owner, scope.session),
     ).fetchone()[0]
     position = 0 if place is None else place + 1
-    key = rows.key_words(owner, scope.agent, scope.session)
     recorded = to_micros(now)
     turns, turn_rows, words = [], [], []
     for draft in drafts:
@@ -77,7 +78,7 @@ def insert_turns(
                 draft.origin,
             )
         )
-        words.append((seq, key, rows.turn_words(draft.content)))
+        words.append((seq, rows.turn_words(draft.content)))
         turns.append(
             Turn(
                 id=rows.turn_id(seq),
@@ -94,7 +95,7 @@ def insert_turns(
         seq += 1
         position += 1
     db.executemany(_INSERT_TURN, turn_rows)
-    db.executemany("INSERT INTO turn_words (rowid, key, words) VALUES (?, ?, ?)", words)
+    database.words.add("turn", Whose(owner, scope.agent, scope.session), words)
     db.executemany(
         f"INSERT INTO pending (kind, seq, owner) VALUES ({TURN}, ?, {owner})",
         [(row[0],) for row in words],
@@ -102,7 +103,7 @@ def insert_turns(
     names = {draft.name for draft in drafts if draft.name is not None}
     if names:
         db.executemany(
-            "INSERT OR IGNORE INTO speakers (owner, name) VALUES (?, ?)",
+            "INSERT INTO speakers (owner, name) VALUES (?, ?) ON CONFLICT DO NOTHING",
             [(owner, name) for name in names],
         )
     return turns
@@ -117,65 +118,62 @@ def insert_item(
     item = replace(item, id=rows.item_id(seq))
     values = rows.item_values(item)
     db.execute(_INSERT_ITEM, (seq, *values, owner, scope.agent, scope.session, origin))
-    _index_item(db, owner, seq, item, rows.key_words(owner, scope.agent, scope.session))
+    entry = (seq, rows.item_words(item))
+    database.words.add("item", Whose(owner, scope.agent, scope.session), [entry])
+    _index_item(db, owner, seq, item)
     return item
 
 
-def update_item(db: Connection, owner: int, item: Item) -> None:
+def update_item(database: Database, owner: int, item: Item) -> None:
     """Write an item over itself: row, full text, names, sources; its vector is made anew."""
-    seq = int(item.id[1:])
-    row = db.execute("SELECT key, words FROM item_words WHERE rowid = ?", (seq,)).fetchone()
+    seq, db = int(item.id[1:]), database.connection
     db.execute(_UPDATE_ITEM, (*rows.item_values(item), seq))
     db.execute("DELETE FROM item_sources WHERE item = ?", (seq,))
     db.execute("DELETE FROM item_entities WHERE owner = ? AND item = ?", (owner, seq))
-    db.execute("DELETE FROM item_words WHERE rowid = ?", (seq,))
-    if row[1] != rows.item_words(item):
+    if database.words.replace("item", seq, rows.item_words(item)):
         db.execute("DELETE FROM vectors WHERE kind = ? AND seq = ?", (ITEM, seq))
         bump(db)
-    _index_item(db, owner, seq, item, row[0])
+    _index_item(db, owner, seq, item)
 
 
-def _index_item(db: Connection, owner: int, seq: int, item: Item, key: str) -> None:
-    db.execute(
-        "INSERT INTO item_words (rowid, key, words) VALUES (?, ?, ?)",
-        (seq, key, rows.item_words(item)),
-    )
+def _index_item(db: Writer, owner: int, seq: int, item: Item) -> None:
     db.executemany(
-        "INSERT OR IGNORE INTO item_sources (item, turn) VALUES (?, ?)",
+        "INSERT INTO item_sources (item, turn) VALUES (?, ?) ON CONFLICT DO NOTHING",
         [(seq, int(id[1:])) for id in item.sources],
     )
     db.executemany(
-        "INSERT OR IGNORE INTO item_entities (owner, name, item) VALUES (?, ?, ?)",
+        "INSERT INTO item_entities (owner, name, item) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         [(owner, name, seq) for name in item.entities],
     )
-    db.execute(
-        "INSERT OR IGNORE INTO pending (kind, seq, owner) "
-        "SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE kind = ?1 AND seq = ?2)",
-        (ITEM, seq, owner),
-    )
+    have = "SELECT 1 FROM vectors WHERE kind = ? AND seq = ?"
+    if db.execute(have, (ITEM, seq)).fetchone() is None:
+        db.execute(
+            "INSERT INTO pending (kind, seq, owner) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (ITEM, seq, owner),
+        )
 
 
 def insert_link(
-    db: Connection, owner: int, source: int, relation: str, target: int, made_by: str, at: int
+    db: Writer, owner: int, source: int, relation: str, target: int, made_by: str, at: int
 ) -> bool:
     """Store a link; returns False if it was there."""
     done = db.execute(
-        "INSERT OR IGNORE INTO links (owner, source, relation, target, made_by, recorded_at) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO links (owner, source, relation, target, made_by, recorded_at) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (owner, source, relation, target, made_by, at),
     )
     return done.rowcount > 0
 
 
-def bump(db: Connection) -> None:
+def bump(db: Writer) -> None:
     """Tell every reader that vectors went away, so that what it holds in memory is read anew."""
     db.execute(
         "INSERT INTO meta (key, value) VALUES ('vectors.generation', '1') "
-        "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+        "ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(meta.value AS INTEGER) + 1 AS TEXT)"
     )
 
 
-def record(db: Connection, owner: int, action: str, subject: str, now: datetime) -> None:
+def record(db: Writer, owner: int, action: str, subject: str, now: datetime) -> None:
     """Append to the audit: what was done to which ids, never their text.
 
     Each row's digest covers the row before it, so a row cannot be changed or taken out unseen.

@@ -24,8 +24,8 @@ import numpy as np
 
 from loci.bench.suite import Context
 from loci.run.memory import Memory
-from loci.store.database import Database
 from loci.store.rows import key_words
+from loci.store.sqlite import SqliteDatabase
 from loci.text.stem import stems
 
 ABOUT = "adds and searches of a text memory, against bare SQLite and numpy"
@@ -81,7 +81,7 @@ def _texts(count: int, seed: int) -> list[str]:
 def _one_by_one(folder: Path, texts: Sequence[str], count: int) -> tuple[float, float]:
     """Return (our adds a second, plain inserts a second), in alternating rounds."""
     spent = {"ours": 0.0, "bare": 0.0}
-    bare = Database(folder / "bare.db", 10.0).connection
+    bare = SqliteDatabase(folder / "bare.db", 10.0).connection
     rounds, size = 8, count // 8
     with Memory(folder / "single.db") as memory:
         for part in range(rounds):
