@@ -92,9 +92,18 @@ def test_an_empty_file_becomes_a_memory(tmp_path: Path) -> None:
 def version_1(path: Path) -> None:
     """Make a file as the first schema had it: no origins, no table of speakers."""
     script = sqlite_script()
-    lines = [line for line in script.splitlines() if "_origin" not in line]
-    script = "\n".join(line for line in lines if "TABLE speakers" not in line)
-    script = script.replace(", origin TEXT", "")
+    younger = ("_origin", "TABLE speakers", "TABLE ladders")
+    lines = [line for line in script.splitlines() if not any(word in line for word in younger)]
+    script = "\n".join(lines)
+    for column in (
+        ", origin TEXT",
+        ", gloss TEXT",
+        ", sources TEXT",
+        ", ladder INTEGER",
+        ", weight FLOAT DEFAULT '1.0' NOT NULL",
+    ):
+        assert column in script
+        script = script.replace(column, "")
     db = sqlite3.connect(path)
     db.executescript(script)
     db.execute("INSERT INTO owners (tenant, user) VALUES ('local', 'ada')")

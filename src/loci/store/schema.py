@@ -12,6 +12,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    Float,
     Index,
     Integer,
     LargeBinary,
@@ -93,6 +94,7 @@ items = Table(
     Column("version", Integer, nullable=False),
     Column("metadata", Text),
     Column("origin", Text),
+    Column("gloss", Text),  # JSON, NULL for none
     sqlite_autoincrement=True,
 )
 Index("items_slot", items.c.owner, items.c.subject, items.c.predicate)
@@ -141,6 +143,7 @@ links = Table(
     Column("target", Integer, nullable=False),
     Column("made_by", Text, nullable=False),
     Column("recorded_at", BigInteger, nullable=False),
+    Column("weight", Float, nullable=False, server_default="1.0"),
     UniqueConstraint("source", "relation", "target"),
     sqlite_autoincrement=True,
 )
@@ -160,10 +163,22 @@ changes = Table(
     Column("reason", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
     Column("undone_by", Integer),
+    Column("sources", Text),  # JSON list of the turns that led to it, NULL for none
+    Column("ladder", Integer),  # what was asked of models for it, NULL for nothing
     sqlite_autoincrement=True,
 )
 Index("changes_item", changes.c.item)
 Index("changes_batch", changes.c.batch)
+
+ladders = Table(
+    "ladders",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("owner", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("steps", Text, nullable=False),  # JSON; reasons, never what was remembered
+    sqlite_autoincrement=True,
+)
 
 Table(
     "audit",

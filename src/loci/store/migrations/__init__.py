@@ -40,7 +40,24 @@ def _to_2(op: Operations) -> None:
     )
 
 
-STEPS: dict[int, Callable[[Operations], None]] = {2: _to_2}
+def _to_3(op: Operations) -> None:
+    """Keep glosses of notes, weights of links, sources of changes, and what was asked of models."""
+    op.add_column("items", sa.Column("gloss", sa.Text))
+    weight = sa.Column("weight", sa.Float, nullable=False, server_default="1.0")
+    op.add_column("links", weight)
+    op.add_column("changes", sa.Column("sources", sa.Text))
+    op.add_column("changes", sa.Column("ladder", sa.Integer))
+    op.create_table(
+        "ladders",
+        sa.Column("seq", sa.Integer, primary_key=True),
+        sa.Column("owner", sa.Integer, nullable=False),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("steps", sa.Text, nullable=False),
+        sqlite_autoincrement=True,
+    )
+
+
+STEPS: dict[int, Callable[[Operations], None]] = {2: _to_2, 3: _to_3}
 
 
 def migrate(path: Path, version: int, busy_s: float) -> None:

@@ -1,15 +1,16 @@
 -- Written by loci.store.schema.sqlite_script().
 CREATE TABLE audit ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, at BIGINT NOT NULL, owner INTEGER NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, digest BLOB NOT NULL );
-CREATE TABLE changes ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, item INTEGER NOT NULL, batch INTEGER NOT NULL, action TEXT NOT NULL, "before" TEXT, "after" TEXT, made_by TEXT NOT NULL, reason TEXT NOT NULL, at BIGINT NOT NULL, undone_by INTEGER );
+CREATE TABLE changes ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, item INTEGER NOT NULL, batch INTEGER NOT NULL, action TEXT NOT NULL, "before" TEXT, "after" TEXT, made_by TEXT NOT NULL, reason TEXT NOT NULL, at BIGINT NOT NULL, undone_by INTEGER, sources TEXT, ladder INTEGER );
 CREATE INDEX changes_batch ON changes (batch);
 CREATE INDEX changes_item ON changes (item);
 CREATE TABLE item_entities ( owner INTEGER NOT NULL, name TEXT NOT NULL, item INTEGER NOT NULL, PRIMARY KEY (owner, name, item) ) WITHOUT ROWID;
 CREATE TABLE item_sources ( item INTEGER NOT NULL, turn INTEGER NOT NULL, PRIMARY KEY (item, turn) ) WITHOUT ROWID;
 CREATE INDEX item_sources_turn ON item_sources (turn);
-CREATE TABLE items ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, agent TEXT, session TEXT, kind TEXT NOT NULL, text TEXT NOT NULL, subject TEXT, predicate TEXT, object TEXT, entities TEXT, valid_from BIGINT, valid_to BIGINT, recorded_at BIGINT NOT NULL, retired_at BIGINT, made_by TEXT NOT NULL, version INTEGER NOT NULL, metadata TEXT, origin TEXT );
+CREATE TABLE items ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, agent TEXT, session TEXT, kind TEXT NOT NULL, text TEXT NOT NULL, subject TEXT, predicate TEXT, object TEXT, entities TEXT, valid_from BIGINT, valid_to BIGINT, recorded_at BIGINT NOT NULL, retired_at BIGINT, made_by TEXT NOT NULL, version INTEGER NOT NULL, metadata TEXT, origin TEXT, gloss TEXT );
 CREATE UNIQUE INDEX items_origin ON items (owner, origin) WHERE origin IS NOT NULL;
 CREATE INDEX items_slot ON items (owner, subject, predicate);
-CREATE TABLE links ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, source INTEGER NOT NULL, relation TEXT NOT NULL, target INTEGER NOT NULL, made_by TEXT NOT NULL, recorded_at BIGINT NOT NULL, UNIQUE (source, relation, target) );
+CREATE TABLE ladders ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, at BIGINT NOT NULL, steps TEXT NOT NULL );
+CREATE TABLE links ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, source INTEGER NOT NULL, relation TEXT NOT NULL, target INTEGER NOT NULL, made_by TEXT NOT NULL, recorded_at BIGINT NOT NULL, weight FLOAT DEFAULT '1.0' NOT NULL, UNIQUE (source, relation, target) );
 CREATE INDEX links_target ON links (target);
 CREATE TABLE meta ( "key" TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY ("key") );
 CREATE TABLE owners ( seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, user TEXT NOT NULL, UNIQUE (tenant, user) );
