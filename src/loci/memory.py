@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loci import config
+from loci.models.late import default_embedder
 from loci.run import memory as run_memory
 
 if TYPE_CHECKING:
     from loci.core.ports import Clock, Embedder, Llm
     from loci.methods.recall.base import Recall
-
-EMBEDDER = "minilm"
 
 
 class Memory(run_memory.Memory):
@@ -63,33 +61,3 @@ class Memory(run_memory.Memory):
             extract=extract,
             busy_s=busy_s,
         )
-
-
-class LateEmbedder:
-    """The embedder in a folder, loaded (and torch with it) at the first text."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._loaded: Any = None  # a MiniLM, whose import is what is put off
-
-    @property
-    def fingerprint(self) -> str:
-        """Names what made the vectors."""
-        return str(self._embedder().fingerprint)
-
-    def encode(self, texts: Sequence[str]) -> Any:
-        """Return float32 [n, width], rows of length 1."""
-        return self._embedder().encode(texts)
-
-    def _embedder(self) -> Any:
-        if self._loaded is None:
-            from loci.models.embed import MiniLM
-
-            self._loaded = MiniLM(self._folder)
-        return self._loaded
-
-
-def default_embedder(models_dir: Path) -> LateEmbedder | None:
-    """Return the default embedder if it was pulled."""
-    folder = models_dir / EMBEDDER
-    return LateEmbedder(folder) if (folder / "model.safetensors").is_file() else None
