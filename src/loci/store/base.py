@@ -98,8 +98,18 @@ class Store(Protocol):
         """Return the changes of an item, oldest first."""
         ...
 
+    def recent(
+        self, scope: Scope, limit: int, offset: int = 0, made_by: str | None = None
+    ) -> list[Change]:
+        """Return the changes of a user's items, newest first; by one maker if named."""
+        ...
+
     def undo(self, scope: Scope, id: str, now: datetime) -> list[Item]:
-        """Take back a change, or the last change of an item."""
+        """Take back a change, the last change of an item, or all that a turn led to."""
+        ...
+
+    def redo(self, scope: Scope, id: str, now: datetime) -> list[Item]:
+        """Do again what was undone."""
         ...
 
     def forget(self, scope: Scope, id: str, now: datetime, *, dry_run: bool) -> Erased:

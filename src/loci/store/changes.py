@@ -1,14 +1,18 @@
-"""Edits applied, remembered, and taken back.
+"""Edits applied, remembered, taken back, and done again.
 
-Every change of an item keeps the item before and after. Undo writes the item before over the item,
-as a change of its own; what was done together (a fact and what it superseded) is undone together.
+Every change of an item keeps the item before and after, and the turns that led to it. Undo writes
+the item before over the item, redo the item after, each as a change of its own; what was done
+together (a fact and what it superseded) is undone and redone together.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any  # columns of a row
 
 from loci.core.item import Add, Candidate, Edit, Item, Link, Retire, Revise, Scope
 from loci.errors import ParameterError, StoreError
@@ -17,7 +21,10 @@ from loci.store.database import Database
 from loci.store.times import from_micros, to_micros
 from loci.store.writes import insert_item, insert_link, update_item
 
-_COLUMNS = "seq, item, batch, action, before, after, made_by, reason, at, undone_by"
+_COLUMNS = "seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources"
+_STEPS = "action NOT IN ('undo', 'redo')"  # what can be taken back and done again
+_NAMED = re.compile(r"(?:undo|redo) (c\d+)$")
+_LINKED = re.compile(r"(.+?) (i\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +32,10 @@ class Change:
     """One step in the life of an item.
 
     Attributes:
-        action: "add", "revise", "retire", "edit", "link", "undo" or "import".
+        action: "add", "revise", "retire", "edit", "link", "undo", "redo" or "import".
         before, after: the item at both sides; None before it was there.
-        undone: whether a later step took this one back.
+        undone: whether this step is taken back now.
+        sources: ids of the turns that led to it; none for what a person did by hand.
     """
 
     id: str
@@ -39,6 +47,7 @@ class Change:
     reason: str
     at: datetime
     undone: bool = False
+    sources: tuple[str, ...] = ()
 
 
 class Ledgered:
@@ -70,7 +79,7 @@ class Ledgered:
         """Store a new item."""
         item = replace(item, recorded_at=item.recorded_at or self.now)
         item = insert_item(self.database, self.owner, self.scope, item, origin=origin or None)
-        self.write(item.id, action, None, item, item.made_by, reason, batch)
+        self.write(item.id, action, None, item, item.made_by, reason, batch, item.sources)
         self.changed.append(item)
         return item
 
@@ -82,12 +91,13 @@ class Ledgered:
         made_by: str,
         reason: str,
         batch: int | None = None,
+        sources: Sequence[str] = (),
     ) -> int:
         """Write an item over itself and remember how it was; returns the change's number."""
         after = replace(after, version=before.version + 1)
         update_item(self.database, self.owner, after)
         self.changed.append(after)
-        return self.write(before.id, action, before, after, made_by, reason, batch)
+        return self.write(before.id, action, before, after, made_by, reason, batch, sources)
 
     def write(
         self,
@@ -98,12 +108,13 @@ class Ledgered:
         made_by: str,
         reason: str,
         batch: int | None = None,
+        sources: Sequence[str] = (),
     ) -> int:
         """Append to the history."""
         seq = self.database.next_seq("changes")
         self.database.connection.execute(
             "INSERT INTO changes (seq, owner, item, batch, action, before, after, made_by, reason, "
-            "at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "at, sources) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 seq,
                 self.owner,
@@ -115,6 +126,7 @@ class Ledgered:
                 made_by,
                 reason,
                 to_micros(self.now),
+                json.dumps(list(dict.fromkeys(sources))) if sources else None,
             ),
         )
         return seq
@@ -146,25 +158,28 @@ class Ledgered:
             after = replace(after, kind=before.kind, recorded_at=before.recorded_at)
             after = replace(after, metadata=before.metadata, retired_at=before.retired_at)
         if after != before:
-            self.change(before, after, "revise", edit.made_by, edit.reason)
+            self.change(before, after, "revise", edit.made_by, edit.reason, sources=told.sources)
 
     def _retire(self, edit: Retire) -> None:
         before, batch = self.item(edit.id), None
         if before.is_live:
             after = replace(before, retired_at=self.now, valid_to=edit.at or self.now)
-            batch = self.change(before, after, "retire", edit.made_by, edit.reason)
+            told = edit.superseded_by.sources if edit.superseded_by is not None else ()
+            sources = (*edit.sources, *told)
+            batch = self.change(before, after, "retire", edit.made_by, edit.reason, sources=sources)
         if edit.superseded_by is not None:
             item = self._item(edit.superseded_by, edit.made_by)
             item = self.add(item, "add", edit.reason, batch)
-            self._relate(item.id, "supersedes", before.id, edit.made_by)
+            self.relate(item.id, "supersedes", before.id, edit.made_by)
 
     def _link(self, edit: Link) -> None:
         source, target = self.item(edit.source), self.item(edit.target)
-        if self._relate(source.id, edit.relation, target.id, edit.made_by):
+        if self.relate(source.id, edit.relation, target.id, edit.made_by):
             reason = f"{edit.relation} {target.id}. {edit.reason}".strip()
             self.write(source.id, "link", source, source, edit.made_by, reason)
 
-    def _relate(self, source: str, relation: str, target: str, made_by: str) -> bool:
+    def relate(self, source: str, relation: str, target: str, made_by: str) -> bool:
+        """Link two items; returns False if they were."""
         db, at = self.database.connection, to_micros(self.now)
         return insert_link(db, self.owner, int(source[1:]), relation, int(target[1:]), made_by, at)
 
@@ -192,72 +207,200 @@ def history(database: Database, item: int) -> list[Change]:
     return [_change(row) for row in database.rows(sql, (item,))]
 
 
+def recent(
+    database: Database, owner: int, limit: int, offset: int = 0, made_by: str | None = None
+) -> list[Change]:
+    """Return what was changed in an owner's items, newest first; by one maker if named."""
+    by, given = ("", ()) if made_by is None else ("AND made_by = ? ", (made_by,))
+    sql = f"SELECT {_COLUMNS} FROM changes WHERE owner = ? {by}ORDER BY seq DESC LIMIT ? OFFSET ?"
+    return [_change(row) for row in database.rows(sql, (owner, *given, limit, offset))]
+
+
 def undo(writer: Ledgered, id: str) -> list[Item]:
-    """Take back a change, or the last change of an item, with all that was done together.
+    """Take back a change; the last change of an item; or all that a turn led to.
+
+    What was done together is taken back together. Given a change that was an undo, it is redone.
 
     Raises:
-        NotFoundError: if there is no such change or item.
+        NotFoundError: if there is no such change, item or turn.
         StoreError: if the item changed again since, or there is nothing to take back.
     """
-    database, db = writer.database, writer.database.connection
-    seq = rows.seq_of(id, "c")
-    if seq is None:
+    if rows.seq_of(id, "t") is not None:
+        steps = _led_to(writer, id, "undone_by IS NULL", "DESC")
+        if not steps:
+            raise StoreError("this message led to no change that stands", value=id)
+    elif rows.seq_of(id, "c") is not None:
+        step = _step(writer, id)
+        if step[3] == "undo":
+            return redo(writer, _original(step))
+        steps = [_step(writer, _original(step)) if step[3] == "redo" else step]
+        if steps[0][9] is not None:
+            raise StoreError("this change was undone before", value=rows.change_id(steps[0][0]))
+    else:
         item = int(writer.item(id).id[1:])
-        sql = "SELECT max(seq) FROM changes WHERE item = ? AND undone_by IS NULL AND action != ?"
-        row = database.one(sql, (item, "undo"))
-        if row is None or row[0] is None:
+        last = writer.database.one(
+            f"SELECT max(seq) FROM changes WHERE item = ? AND undone_by IS NULL AND {_STEPS}",
+            (item,),
+        )
+        if last is None or last[0] is None:
             raise StoreError("there is nothing to undo", value=id)
-        seq = int(row[0])
+        steps = [_step(writer, rows.change_id(int(last[0])))]
+    done: set[int] = set()
+    undone: list[Item] = []
+    for step in steps:
+        if step[0] not in done:
+            together = _together(writer, step, "undone_by IS NULL", "DESC")
+            done.update(part[0] for part in together)
+            undone += _take_back(writer, together)
+    return undone
+
+
+def redo(writer: Ledgered, id: str) -> list[Item]:
+    """Do again what was undone: a change, an item's next one, or all that a turn led to.
+
+    Raises:
+        NotFoundError: if there is no such change, item or turn.
+        StoreError: if the item changed again since, or there is nothing to do again.
+    """
+    if rows.seq_of(id, "t") is not None:
+        steps = _led_to(writer, id, "undone_by IS NOT NULL", "ASC")
+    elif rows.seq_of(id, "c") is not None:
+        step = _step(writer, id)
+        steps = [_step(writer, _original(step)) if step[3] in ("undo", "redo") else step]
+        if steps[0][9] is None:
+            raise StoreError("this change is not undone", value=rows.change_id(steps[0][0]))
+    else:
+        item = int(writer.item(id).id[1:])
+        first = writer.database.one(
+            f"SELECT min(seq) FROM changes WHERE item = ? AND undone_by IS NOT NULL AND {_STEPS} "
+            "AND seq > (SELECT coalesce(max(seq), 0) FROM changes WHERE item = ? "
+            f"AND undone_by IS NULL AND {_STEPS})",
+            (item, item),
+        )
+        found = first is not None and first[0] is not None
+        steps = [_step(writer, rows.change_id(int(first[0])))] if first and found else []
+    if not steps:
+        raise StoreError("there is nothing to redo", value=id)
+    done: set[int] = set()
+    redone: list[Item] = []
+    for step in steps:
+        if step[0] not in done:
+            together = _together(writer, step, "undone_by IS NOT NULL", "ASC")
+            done.update(part[0] for part in together)
+            redone += _do_again(writer, together)
+    return redone
+
+
+Row = tuple[Any, ...]
+
+
+def _step(writer: Ledgered, id: str) -> Row:
     sql = f"SELECT {_COLUMNS}, owner FROM changes WHERE seq = ?"
-    row = database.one(sql, (seq,))
+    row = writer.database.one(sql, (rows.seq_of(id, "c"),))
     if row is None or row[-1] != writer.owner:
         raise rows.unknown(id, "loci memory history ID shows the changes of an item")
-    if row[9] is not None:
-        raise StoreError("this change was undone before", value=rows.change_id(seq))
-    together = database.rows(
-        f"SELECT {_COLUMNS} FROM changes WHERE batch = ? AND undone_by IS NULL ORDER BY seq DESC",
-        (row[2],),
+    return row[:-1]
+
+
+def _original(step: Row) -> str:
+    """Return the id of the change that an undo or a redo was about."""
+    named = _NAMED.search(str(step[7]))
+    if named is None:
+        raise StoreError("nothing tells what this step was about", value=rows.change_id(step[0]))
+    return named[1]
+
+
+def _led_to(writer: Ledgered, turn: str, state: str, order: str) -> list[Row]:
+    sql = "SELECT 1 FROM turns WHERE owner = ? AND seq = ?"
+    if writer.database.one(sql, (writer.owner, rows.seq_of(turn, "t"))) is None:
+        raise rows.unknown(turn)
+    sql = (
+        f"SELECT {_COLUMNS} FROM changes WHERE owner = ? AND {state} AND {_STEPS} "
+        f"AND {writer.database.holds('sources')} ORDER BY seq {order}"
     )
+    return writer.database.rows(sql, (writer.owner, f'"{turn}"'))
+
+
+def _together(writer: Ledgered, step: Row, state: str, order: str) -> list[Row]:
+    """Return what was done together with a step, and check that nothing came after."""
+    sql = f"SELECT {_COLUMNS} FROM changes WHERE batch = ? AND {state} ORDER BY seq {order}"
+    together = writer.database.rows(sql, (step[2],))
     for part in together:
-        later = database.one(
+        if part[3] == "link":
+            continue
+        later = writer.database.one(
             "SELECT min(seq) FROM changes WHERE item = ? AND seq > ? AND undone_by IS NULL "
-            "AND action NOT IN ('undo', 'link') AND batch != ?",
-            (part[1], part[0], row[2]),
+            f"AND {_STEPS} AND action != 'link' AND batch != ?",
+            (part[1], part[0], step[2]),
         )
-        if later is not None and later[0] is not None and part[3] != "link":
+        if later is not None and later[0] is not None:
             raise StoreError(
                 "the item has changed again since",
-                value=rows.change_id(seq),
+                value=rows.change_id(step[0]),
                 way_out=f"undo {rows.change_id(later[0])} first",
             )
-    undone: list[Item] = []
+    return together
+
+
+def _take_back(writer: Ledgered, together: Sequence[Row]) -> list[Item]:
+    db, undone = writer.database.connection, list[Item]()
     batch: int | None = None
     for part in together:
         change = _change(part)
         now = writer.item(change.item)
+        after = now
         if change.action == "link":
-            words = change.reason.split(" ", 1)
-            target = words[1].split(".")[0] if len(words) > 1 else ""
-            db.execute(
-                "DELETE FROM links WHERE source = ? AND relation = ? AND target = ?",
-                (part[1], words[0], rows.seq_of(target, "i")),
-            )
-            after = now
+            link = _LINKED.match(change.reason)
+            if link is not None:
+                db.execute(
+                    "DELETE FROM links WHERE source = ? AND relation = ? AND target = ?",
+                    (part[1], link[1], int(link[2][1:])),
+                )
         elif change.before is None:
             after = replace(now, retired_at=writer.now)
             db.execute("DELETE FROM links WHERE source = ? AND relation = 'supersedes'", (part[1],))
         else:
-            after = change.before
-        batch_now = writer.change(now, after, "undo", "person", f"undo {change.id}", batch)
-        batch = batch if batch is not None else batch_now
-        db.execute("UPDATE changes SET undone_by = ? WHERE seq = ?", (batch_now, part[0]))
-        db.execute("UPDATE changes SET undone_by = NULL WHERE undone_by = ?", (part[0],))
+            after = _kept(writer, change.before)
+        seq = writer.change(now, after, "undo", "person", f"undo {change.id}", batch)
+        batch = seq if batch is None else batch
+        db.execute("UPDATE changes SET undone_by = ? WHERE seq = ?", (seq, part[0]))
         undone.append(writer.changed[-1])
     return undone
 
 
+def _do_again(writer: Ledgered, together: Sequence[Row]) -> list[Item]:
+    db, redone = writer.database.connection, list[Item]()
+    batch: int | None = None
+    retired: str | None = None
+    for part in together:
+        change = _change(part)
+        now = writer.item(change.item)
+        after = now if change.after is None else _kept(writer, change.after)
+        if change.action == "link":
+            after, link = now, _LINKED.match(change.reason)
+            if link is not None:
+                writer.relate(change.item, link[1], link[2], change.made_by)
+        elif change.action == "retire":
+            retired = change.item
+        elif change.before is None and retired is not None:
+            writer.relate(change.item, "supersedes", retired, change.made_by)
+        seq = writer.change(now, after, "redo", "person", f"redo {change.id}", batch)
+        batch = seq if batch is None else batch
+        db.execute("UPDATE changes SET undone_by = NULL WHERE seq = ?", (part[0],))
+        redone.append(writer.changed[-1])
+    return redone
+
+
+def _kept(writer: Ledgered, item: Item) -> Item:
+    """Return an item of the past without the turns that were forgotten since."""
+    seqs = [seq for seq in (rows.seq_of(id, "t") for id in item.sources) if seq is not None]
+    sql = "SELECT seq FROM turns WHERE owner = ? AND seq IN (%s)"
+    have = {int(row[0]) for row in writer.database.many(sql, seqs, before=(writer.owner,))}
+    return replace(item, sources=tuple(id for id in item.sources if int(id[1:]) in have))
+
+
 def _change(row: tuple[object, ...]) -> Change:
-    seq, item, _, action, before, after, made_by, reason, at, undone_by = row
+    seq, item, _, action, before, after, made_by, reason, at, undone_by, sources = row
     return Change(
         id=rows.change_id(int(str(seq))),
         item=rows.item_id(int(str(item))),
@@ -268,4 +411,5 @@ def _change(row: tuple[object, ...]) -> Change:
         reason=str(reason),
         at=from_micros(int(str(at))),
         undone=undone_by is not None,
+        sources=tuple(json.loads(str(sources))) if sources else (),
     )

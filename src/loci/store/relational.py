@@ -100,13 +100,27 @@ class RelationalStore:
         item = changes.read_item(self.database, self.owner(scope), id)
         return changes.history(self.database, int(item.id[1:]))
 
+    def recent(
+        self, scope: Scope, limit: int, offset: int = 0, made_by: str | None = None
+    ) -> list[Change]:
+        """Return the changes of a user's items, newest first; by one maker if named."""
+        return changes.recent(self.database, self.owner(scope) or 0, limit, offset, made_by)
+
     def undo(self, scope: Scope, id: str, now: datetime) -> list[Item]:
-        """Take back a change, or the last change of an item."""
+        """Take back a change, the last change of an item, or all that a turn led to."""
         with self.database.write() as db:
             owner = owner_seq(db, scope)
             undone = changes.undo(Ledgered(self.database, owner, scope, now), id)
             record(db, owner, "undo", id, now)
         return undone
+
+    def redo(self, scope: Scope, id: str, now: datetime) -> list[Item]:
+        """Do again what was undone."""
+        with self.database.write() as db:
+            owner = owner_seq(db, scope)
+            redone = changes.redo(Ledgered(self.database, owner, scope, now), id)
+            record(db, owner, "redo", id, now)
+        return redone
 
     def forget(self, scope: Scope, id: str, now: datetime, *, dry_run: bool) -> Erased:
         """Erase an item or a turn with all that came of it, down to the bytes."""
