@@ -20,11 +20,13 @@ from loci.store import rows
 from loci.store.database import Database
 from loci.store.times import from_micros, to_micros
 from loci.store.writes import insert_item, insert_link, update_item
+from loci.text.ladder import Step
 
 _COLUMNS = "seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources"
+_COLUMNS += ", ladder"
 _STEPS = "action NOT IN ('undo', 'redo')"  # what can be taken back and done again
 _NAMED = re.compile(r"(?:undo|redo) (c\d+)$")
-_LINKED = re.compile(r"(.+?) (i\d+)\.")
+_LINKED = re.compile(r"(\S+) (i\d+)(?: ([\d.e+-]+))?\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Change:
         before, after: the item at both sides; None before it was there.
         undone: whether this step is taken back now.
         sources: ids of the turns that led to it; none for what a person did by hand.
+        steps: what models were asked for it, and for all that was written with it.
     """
 
     id: str
@@ -48,20 +51,35 @@ class Change:
     at: datetime
     undone: bool = False
     sources: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 class Ledgered:
-    """Applies edits inside a transaction and writes each into the history."""
+    """Applies edits inside a transaction and writes each into the history.
 
-    def __init__(self, database: Database, owner: int, scope: Scope, now: datetime) -> None:
+    Args:
+        ladder: the number of what models were asked for these edits, None for nothing.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: int,
+        scope: Scope,
+        now: datetime,
+        ladder: int | None = None,
+    ) -> None:
         self.database, self.owner, self.scope, self.now = database, owner, scope, now
+        self.ladder = ladder
         self.changed: list[Item] = []
+        self._made: dict[str, str] = {}  # {key of a candidate: id of its item}
 
     def apply(self, edits: Sequence[Edit]) -> None:
         """Carry out edits in their order."""
         for edit in edits:
             if isinstance(edit, Add):
-                self.add(self._item(edit.candidate, edit.made_by), "add", edit.reason)
+                item = self.add(self._item(edit.candidate, edit.made_by), "add", edit.reason)
+                self._made[edit.candidate.key] = item.id
             elif isinstance(edit, Revise):
                 self._revise(edit)
             elif isinstance(edit, Retire):
@@ -114,7 +132,7 @@ class Ledgered:
         seq = self.database.next_seq("changes")
         self.database.connection.execute(
             "INSERT INTO changes (seq, owner, item, batch, action, before, after, made_by, reason, "
-            "at, sources) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "at, sources, ladder) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 seq,
                 self.owner,
@@ -127,18 +145,20 @@ class Ledgered:
                 reason,
                 to_micros(self.now),
                 json.dumps(list(dict.fromkeys(sources))) if sources else None,
+                self.ladder,
             ),
         )
         return seq
 
     def item(self, id: str) -> Item:
-        """Return an item of this owner, or raise NotFoundError."""
-        return read_item(self.database, self.owner, id)
+        """Return an item of this owner by its id, or by the key it was made with."""
+        return read_item(self.database, self.owner, self._made.get(id, id))
 
     def _item(self, candidate: Candidate, made_by: str) -> Item:
         return Item(
             id="",
             text=candidate.text,
+            kind=candidate.kind,
             subject=candidate.subject,
             predicate=candidate.predicate,
             object=candidate.object,
@@ -147,12 +167,13 @@ class Ledgered:
             valid_from=candidate.valid_from,
             valid_to=candidate.valid_to,
             made_by=made_by,
+            gloss=candidate.gloss,
         )
 
     def _revise(self, edit: Revise) -> None:
         before, told = self.item(edit.id), edit.candidate
         sources = tuple(dict.fromkeys((*before.sources, *told.sources)))
-        after = replace(before, sources=sources)
+        after = replace(before, sources=sources, gloss=told.gloss or before.gloss)
         if told.text != before.text:
             after = replace(self._item(told, edit.made_by), id=before.id, sources=sources)
             after = replace(after, kind=before.kind, recorded_at=before.recorded_at)
@@ -170,18 +191,30 @@ class Ledgered:
         if edit.superseded_by is not None:
             item = self._item(edit.superseded_by, edit.made_by)
             item = self.add(item, "add", edit.reason, batch)
+            self._made[edit.superseded_by.key] = item.id
             self.relate(item.id, "supersedes", before.id, edit.made_by)
 
     def _link(self, edit: Link) -> None:
         source, target = self.item(edit.source), self.item(edit.target)
-        if self.relate(source.id, edit.relation, target.id, edit.made_by):
-            reason = f"{edit.relation} {target.id}. {edit.reason}".strip()
-            self.write(source.id, "link", source, source, edit.made_by, reason)
+        if source.id == target.id or not re.fullmatch(r"\S+", edit.relation):
+            raise ParameterError(
+                "a link relates two items by one word",
+                value=(source.id, edit.relation, target.id),
+            )
+        if self.relate(source.id, edit.relation, target.id, edit.made_by, edit.weight):
+            reason = f"{edit.relation} {target.id} {edit.weight:.3g}. {edit.reason}".strip()
+            sources = dict.fromkeys((*source.sources, *target.sources))
+            self.write(
+                source.id, "link", source, source, edit.made_by, reason, sources=tuple(sources)
+            )
 
-    def relate(self, source: str, relation: str, target: str, made_by: str) -> bool:
+    def relate(
+        self, source: str, relation: str, target: str, made_by: str, weight: float = 1.0
+    ) -> bool:
         """Link two items; returns False if they were."""
         db, at = self.database.connection, to_micros(self.now)
-        return insert_link(db, self.owner, int(source[1:]), relation, int(target[1:]), made_by, at)
+        ends = (int(source[1:]), relation, int(target[1:]))
+        return insert_link(db, self.owner, *ends, made_by, at, weight)
 
 
 def read_item(database: Database, owner: int | None, id: str) -> Item:
@@ -204,7 +237,7 @@ def read_item(database: Database, owner: int | None, id: str) -> Item:
 def history(database: Database, item: int) -> list[Change]:
     """Return all changes of an item, oldest first."""
     sql = f"SELECT {_COLUMNS} FROM changes WHERE item = ? ORDER BY seq"
-    return [_change(row) for row in database.rows(sql, (item,))]
+    return _changes(database, database.rows(sql, (item,)))
 
 
 def recent(
@@ -213,7 +246,7 @@ def recent(
     """Return what was changed in an owner's items, newest first; by one maker if named."""
     by, given = ("", ()) if made_by is None else ("AND made_by = ? ", (made_by,))
     sql = f"SELECT {_COLUMNS} FROM changes WHERE owner = ? {by}ORDER BY seq DESC LIMIT ? OFFSET ?"
-    return [_change(row) for row in database.rows(sql, (owner, *given, limit, offset))]
+    return _changes(database, database.rows(sql, (owner, *given, limit, offset)))
 
 
 def undo(writer: Ledgered, id: str) -> list[Item]:
@@ -379,7 +412,8 @@ def _do_again(writer: Ledgered, together: Sequence[Row]) -> list[Item]:
         if change.action == "link":
             after, link = now, _LINKED.match(change.reason)
             if link is not None:
-                writer.relate(change.item, link[1], link[2], change.made_by)
+                weight = float(link[3] or 1.0)
+                writer.relate(change.item, link[1], link[2], change.made_by, weight)
         elif change.action == "retire":
             retired = change.item
         elif change.before is None and retired is not None:
@@ -399,8 +433,18 @@ def _kept(writer: Ledgered, item: Item) -> Item:
     return replace(item, sources=tuple(id for id in item.sources if int(id[1:]) in have))
 
 
+def _changes(database: Database, found: Sequence[Row]) -> list[Change]:
+    """Return the changes of rows, each with what models were asked for it."""
+    numbers = sorted({int(row[11]) for row in found if row[11] is not None})
+    steps = {
+        int(seq): tuple(Step.from_record(record) for record in json.loads(text))
+        for seq, text in database.many("SELECT seq, steps FROM ladders WHERE seq IN (%s)", numbers)
+    }
+    return [replace(_change(row), steps=steps.get(row[11], ())) for row in found]
+
+
 def _change(row: tuple[object, ...]) -> Change:
-    seq, item, _, action, before, after, made_by, reason, at, undone_by, sources = row
+    seq, item, _, action, before, after, made_by, reason, at, undone_by, sources, _ = row
     return Change(
         id=rows.change_id(int(str(seq))),
         item=rows.item_id(int(str(item))),

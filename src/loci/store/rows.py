@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any  # columns and JSON values
 
-from loci.core.item import Item, Source, Turn
+from loci.core.item import Gloss, Item, Source, Turn
 from loci.errors import NotFoundError
 from loci.store.times import from_micros, maybe_micros, maybe_time
 from loci.text.stem import stems
@@ -18,7 +19,7 @@ TURN_COLUMNS = (
 )
 ITEM_COLUMNS = (
     "seq, kind, text, subject, predicate, object, entities, valid_from, valid_to, recorded_at, "
-    "retired_at, made_by, version, metadata"
+    "retired_at, made_by, version, metadata, gloss"
 )
 TURN, ITEM = 0, 1
 """The two layers, as `pending` and `vectors` number them."""
@@ -85,6 +86,7 @@ def item_of(row: Sequence[Any], sources: Sequence[str]) -> Item:
         made_by=row[11],
         version=row[12],
         metadata=json.loads(row[13]) if row[13] else {},
+        gloss=gloss_of(row[14]),
         sources=tuple(sources),
     )
 
@@ -105,7 +107,18 @@ def item_values(item: Item) -> tuple[Any, ...]:
         item.made_by,
         item.version,
         json.dumps(dict(item.metadata), ensure_ascii=False) if item.metadata else None,
+        None if item.gloss is None else json.dumps(asdict(item.gloss), ensure_ascii=False),
     )
+
+
+def gloss_of(text: str | None) -> Gloss | None:
+    """Return the gloss that an item's row holds."""
+    return None if text is None else _gloss(json.loads(text))
+
+
+def _gloss(record: Mapping[str, Any]) -> Gloss:
+    lists = {name: tuple(record[name]) for name in ("keywords", "tags", "sources")}
+    return Gloss(**lists, context=record["context"])
 
 
 def item_json(item: Item | None) -> str | None:
@@ -123,6 +136,7 @@ def item_record(item: Item) -> dict[str, Any]:
         record[name] = None if moment is None else moment.isoformat()
     record["entities"], record["sources"] = list(item.entities), list(item.sources)
     record["metadata"] = dict(item.metadata)
+    record["gloss"] = None if item.gloss is None else asdict(item.gloss)
     return record
 
 
@@ -134,6 +148,8 @@ def item_from_record(record: Mapping[str, Any]) -> Item:
             values[name] = datetime.fromisoformat(values[name])
     for name in ("entities", "sources"):
         values[name] = tuple(values.get(name) or ())
+    if values.get("gloss") is not None:
+        values["gloss"] = _gloss(values["gloss"])
     return Item(**values)
 
 
@@ -182,8 +198,8 @@ def turn_words(content: str) -> str:
 
 
 def item_words(item: Item) -> str:
-    """Return what full text keeps of an item: its text, and names that are not in it."""
-    words = stems(item.text)
+    """Return what full text keeps of an item: its text and gloss, and names not in them."""
+    words = stems(item.indexed)
     have = set(words)
     extra = [word for name in item.entities for word in stems(name) if word not in have]
     return " ".join([*words, *dict.fromkeys(extra)])

@@ -18,6 +18,7 @@ from loci.store.fulltext import Whose
 from loci.store.messages import Draft
 from loci.store.rows import ITEM, TURN
 from loci.store.times import to_micros
+from loci.text.ladder import Step
 
 _ITEM_NAMES = rows.ITEM_COLUMNS.removeprefix("seq, ")
 _INSERT_TURN = (
@@ -26,7 +27,7 @@ _INSERT_TURN = (
 )
 _INSERT_ITEM = (
     f"INSERT INTO items (seq, {_ITEM_NAMES}, owner, agent, session, origin) "
-    f"VALUES ({','.join('?' * 18)})"
+    f"VALUES ({','.join('?' * 19)})"
 )
 _UPDATE_ITEM = (
     "UPDATE items SET " + ", ".join(f"{n} = ?" for n in _ITEM_NAMES.split(", ")) + " WHERE seq = ?"
@@ -154,15 +155,32 @@ def _index_item(db: Writer, owner: int, seq: int, item: Item) -> None:
 
 
 def insert_link(
-    db: Writer, owner: int, source: int, relation: str, target: int, made_by: str, at: int
+    db: Writer,
+    owner: int,
+    source: int,
+    relation: str,
+    target: int,
+    made_by: str,
+    at: int,
+    weight: float = 1.0,
 ) -> bool:
     """Store a link; returns False if it was there."""
     done = db.execute(
-        "INSERT INTO links (owner, source, relation, target, made_by, recorded_at) "
-        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (owner, source, relation, target, made_by, at),
+        "INSERT INTO links (owner, source, relation, target, made_by, recorded_at, weight) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (owner, source, relation, target, made_by, at, weight),
     )
     return done.rowcount > 0
+
+
+def insert_steps(db: Writer, owner: int, steps: Sequence[Step], now: datetime) -> int | None:
+    """Store what models were asked for a write; returns its number, None if nothing was asked."""
+    asked = [step.record() for step in steps if step.calls or step.refused]
+    if not asked:
+        return None
+    row = (owner, to_micros(now), json.dumps(asked, ensure_ascii=False))
+    db.execute("INSERT INTO ladders (owner, at, steps) VALUES (?, ?, ?)", row)
+    return int(db.execute("SELECT max(seq) FROM ladders WHERE owner = ?", (owner,)).fetchone()[0])
 
 
 def bump(db: Writer) -> None:

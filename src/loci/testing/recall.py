@@ -86,6 +86,7 @@ class DictView:
         self._waiting: dict[str, list[tuple[str, str]]] = {"turn": [], "item": []}
         self._asked: dict[str, Array] = {}
         self._ids = itertools.count(1)
+        self._links: dict[tuple[str, str, str], Link] = {}
         self.superseded: dict[str, str] = {}
 
     # -- writing -------------------------------------------------------------------------------
@@ -111,16 +112,18 @@ class DictView:
 
     def apply(self, edits: Iterable[Edit]) -> None:
         """Carry out edits in order."""
+        made: dict[str, str] = {}  # {key of a candidate: id}
         for edit in edits:
             if isinstance(edit, Add):
-                self._new(edit.candidate, edit.made_by)
+                made[edit.candidate.key] = self._new(edit.candidate, edit.made_by)
             elif isinstance(edit, Retire):
-                old = self._items[edit.id]
+                old = self._items[made.get(edit.id, edit.id)]
                 self._put(replace(old, retired_at=self.now(), valid_to=edit.at or self.now()))
                 if edit.superseded_by is not None:
-                    self.superseded[edit.id] = self._new(edit.superseded_by, edit.made_by)
+                    new_id = self._new(edit.superseded_by, edit.made_by)
+                    self.superseded[old.id] = made[edit.superseded_by.key] = new_id
             elif isinstance(edit, Revise):
-                old, new = self._items[edit.id], edit.candidate
+                old, new = self._items[made.get(edit.id, edit.id)], edit.candidate
                 changed = new.text != old.text
                 sources = tuple(dict.fromkeys((*old.sources, *new.sources)))
                 self._put(
@@ -132,12 +135,16 @@ class DictView:
                         sources=sources,
                         valid_from=old.valid_from if not changed else new.valid_from,
                         valid_to=new.valid_to,
-                        version=old.version + changed,
+                        gloss=new.gloss if changed else new.gloss or old.gloss,
+                        version=old.version + (changed or new.gloss not in (None, old.gloss)),
                     )
                 )
             else:
                 assert isinstance(edit, Link)
-                assert edit.source in self._items and edit.target in self._items
+                source, target = (made.get(id, id) for id in (edit.source, edit.target))
+                assert source in self._items and target in self._items and source != target
+                link = replace(edit, source=source, target=target)
+                self._links.setdefault((source, edit.relation, target), link)
 
     def _new(self, candidate: Candidate, made_by: str) -> str:
         id = f"item-{next(self._ids)}"
@@ -146,6 +153,7 @@ class DictView:
             Item(
                 id=id,
                 text=c.text,
+                kind=c.kind,
                 subject=c.subject,
                 predicate=c.predicate,
                 object=c.object,
@@ -155,6 +163,7 @@ class DictView:
                 valid_to=c.valid_to,
                 recorded_at=self.now(),
                 made_by=made_by,
+                gloss=c.gloss,
             )
         )
         return id
@@ -163,9 +172,9 @@ class DictView:
         if item.id in self._items:
             self._words["item"].remove(item.id)
         self._items[item.id] = item
-        self._words["item"].add(item.id, stems(item.text), ())
+        self._words["item"].add(item.id, stems(item.indexed), ())
         self._names["item"][item.id] = frozenset(item.entities)
-        self._waiting["item"].append((item.id, item.text))
+        self._waiting["item"].append((item.id, item.indexed))
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -280,6 +289,17 @@ class DictView:
     def speakers(self) -> list[str]:
         """Return the names of those who spoke."""
         return list(dict.fromkeys(t.name for t in self._turns.values() if t.name))
+
+    def links(self, ids: Sequence[str]) -> list[Link]:
+        """Return the links between live items that touch any of these."""
+        wanted = set(ids)
+        return [
+            link
+            for link in self._links.values()
+            if wanted & {link.source, link.target}
+            and self._items[link.source].is_live
+            and self._items[link.target].is_live
+        ]
 
 
 # -- conformance: every recall method must pass these ----------------------------------------------

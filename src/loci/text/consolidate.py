@@ -60,9 +60,9 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
     when = candidate.valid_from
     for item in same_slot:
         if same_value(candidate.object, item.object) or candidate.text == item.text:
-            return [_confirm(candidate, item, made_by)]
+            return [confirm(candidate, item, made_by)]
     for item in [i for i in neighbours if _holds(i) and i.text.lower() == candidate.text.lower()]:
-        return [_confirm(candidate, item, made_by)]
+        return [confirm(candidate, item, made_by)]
     if candidate.many:
         for item in same_slot:
             if _contains(candidate.object, item.object):
@@ -75,7 +75,7 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
                     )
                 ]
             if _contains(item.object, candidate.object):
-                return [_confirm(candidate, item, made_by)]
+                return [confirm(candidate, item, made_by)]
     opposite = [
         item
         for item in mine
@@ -242,7 +242,8 @@ def _dated(candidate: Candidate) -> bool:
     return re.search(r"\b(?:in|since|back in) (?:19|20)\d\d\b", candidate.text) is not None
 
 
-def _confirm(candidate: Candidate, item: Item, made_by: str) -> Revise:
+def confirm(candidate: Candidate, item: Item, made_by: str = "rules") -> Revise:
+    """Return the edit that only joins the candidate's sources to an item that says it already."""
     told = Candidate(
         text=item.text,
         sources=candidate.sources,

@@ -1,234 +1,186 @@
-"""Back ends that draw facts: rules, a small local model, or an endpoint; one validator for all.
+"""Back ends for every operation of a memory: rules, a small local model, or an endpoint.
 
-A rung is asked only when it is named. If its reply does not validate, or it fails, the next rung
-below is used when `fall_back` says so; which rung answered, what it cost and why another did not
-are in the result. Rules never fail.
+A `Task` is one operation: what a model is asked, the form of its answer, the one validator, and the
+rules that do the same without a model. A `Ladder` carries tasks out with the back end it was told
+to use. A model that fails gives way to the rules only if `fall_back` says so; which rung answered,
+what it cost and why another did not are in `steps`. Rules never fail and cost nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal  # a model's reply is whatever JSON can hold
+from typing import Any, Generic, Literal, NamedTuple, TypeVar  # a reply is whatever JSON can hold
 
-from loci.core.item import Candidate, Turn
 from loci.core.ports import Llm
-from loci.errors import EndpointError, ModelError, ParameterError
-from loci.text.entities import entities
-from loci.text.extract import extract
-from loci.text.slots import SLOTS, slot_of
-from loci.text.stem import fold, stems
+from loci.errors import LociError, ModelError, ParameterError
+from loci.text.form import misfit
 
 Rung = Literal["rules", "slm", "endpoint"]
 RUNGS: tuple[Rung, ...] = ("rules", "slm", "endpoint")
+Value = TypeVar("Value")
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "facts": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "text": {"type": "string"},
-                    "sources": {"type": "array", "items": {"type": "integer"}},
-                    "subject": {"type": "string"},
-                    "predicate": {"type": "string"},
-                    "object": {"type": "string"},
-                    "ends": {"type": "boolean"},
-                },
-                "required": ["text", "sources"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["facts"],
-    "additionalProperties": False,
-}
-_INSTRUCTION = (
-    "Extract lasting facts about the people who speak from the numbered messages. Write each as a "
-    "short sentence in the third person that stands alone, name the messages it comes from by "
-    "their numbers, and use only words the messages support. Set ends to true when something is "
-    'said to be over. Answer with JSON: {"facts": [{"text": "...", "sources": [1]}]}. When there '
-    'is nothing to remember, answer {"facts": []}.'
-)
-_KEYS = frozenset(SCHEMA["properties"]["facts"]["items"]["properties"])
+
+class Refused(NamedTuple):
+    """Something a model said that was not taken: why, and what it was.
+
+    Only the reason is stored with the edits: what was said may have to be forgotten.
+    """
+
+    why: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.text}" if self.text else self.why
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one extraction cost: calls of a model and tokens in and out."""
+class Step:
+    """One task carried out: by which rung, at what cost, and what was turned down on the way."""
 
+    task: str
+    rung: Rung = "rules"
+    model: str = ""
     calls: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    refused: tuple[Refused, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the step as JSON values, without what was remembered."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "refused": [refused.why for refused in self.refused]}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Step:
+        """Return the step that `record` wrote."""
+        return cls(**{**record, "refused": tuple(Refused(str(why)) for why in record["refused"])})
+
+    def __str__(self) -> str:
+        """Return the step in a few words for people."""
+        text = f"{self.task} by {self.rung}"
+        if self.calls:
+            tokens = f"{self.prompt_tokens:,} + {self.reply_tokens:,} tokens"
+            times = "once" if self.calls == 1 else f"{self.calls} times"
+            text += f", asked {self.model or 'a model'} {times}, {tokens}"
+        whys = dict.fromkeys(refused.why for refused in self.refused)
+        return text + (f"; refused: {'; '.join(whys)}" if whys else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extraction:
-    """The facts, which rung gave them, what it cost, and what was turned down on the way."""
+class Task(Generic[Value]):
+    """One operation, whoever carries it out.
 
-    facts: tuple[Candidate, ...]
-    rung: Rung
-    cost: Cost = Cost()
-    refused: tuple[str, ...] = ()
+    Attributes:
+        name: as steps and errors call it.
+        messages: ask a model; what people said stands in them as data.
+        schema: the form of the reply.
+        read: makes the value of a reply that has the form, and says what of it was refused.
+        rules: makes the value without a model.
+        max_tokens: of the reply.
+    """
+
+    name: str
+    messages: tuple[Mapping[str, str], ...]
+    schema: Mapping[str, Any]
+    read: Callable[[Any], tuple[Value, Sequence[Refused]]]
+    rules: Callable[[], Value]
+    max_tokens: int = 512
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """Draw facts with one rung.
+    """Carries out the tasks of one write.
 
     Args:
         rung: "rules", or a model as "slm" (local) or "endpoint".
-        fall_back: whether a failing model gives way to rules; otherwise it is an error.
-        grounded: share of a fact's content words that its turns must contain.
+        llm: the model of that rung.
+        fall_back: whether a model that fails gives way to rules; otherwise it is an error.
+
+    Attributes:
+        steps: what was done so far.
     """
 
-    rung: Rung = "rules"
-    fall_back: bool = False
-    grounded: float = 0.6
-    max_tokens: int = 512
+    def __init__(
+        self, rung: Rung = "rules", llm: Llm | None = None, *, fall_back: bool = False
+    ) -> None:
+        if rung not in RUNGS:
+            raise ParameterError("unknown back end", value=rung, allowed=", ".join(RUNGS))
+        self.rung, self.llm, self.fall_back = rung, llm, fall_back
+        self.steps: list[Step] = []
 
-    def __post_init__(self) -> None:
-        if self.rung not in RUNGS:
-            raise ParameterError("unknown rung", value=self.rung, allowed=", ".join(RUNGS))
-
-    def extract(
-        self, turns: Sequence[Turn], context: Sequence[Turn] = (), llm: Llm | None = None
-    ) -> Extraction:
-        """Return facts of `turns`; `context` came before and yields no facts itself.
+    def run(self, task: Task[Value]) -> tuple[Value, Rung]:
+        """Return what the task asked for, and which rung gave it.
 
         Raises:
-            ModelError: a model is asked for and there is none, or its reply is not valid and
-                `fall_back` is off.
+            ModelError: a model is asked for and there is none, or it fails, or its reply is not
+                valid, and `fall_back` is off.
         """
         if self.rung == "rules":
-            return Extraction(facts=tuple(extract(turns, context)), rung="rules")
-        if llm is None:
+            self.steps.append(Step(task=task.name))
+            return task.rules(), "rules"
+        if self.llm is None:
             raise ModelError(
-                f"the rung {self.rung} needs a language model and none was given",
-                way_out="pass one, or use the rung rules",
+                f"the back end {self.rung} needs a language model and none was given",
+                way_out="give one, or use the back end rules",
             )
-        messages = prompt(turns, context)
-        asked = sum(llm.count_tokens(message["content"]) for message in messages)
+        llm = self.llm
+        asked = sum(llm.count_tokens(message["content"]) for message in task.messages)
+        answered = 0
         try:
-            reply = llm.generate(messages, max_tokens=self.max_tokens, seed=0, schema=SCHEMA)
-        except (EndpointError, ModelError) as problem:
-            return self._below(turns, context, Cost(calls=1, prompt_tokens=asked), problem.what)
-        cost = Cost(calls=1, prompt_tokens=asked, reply_tokens=llm.count_tokens(reply))
-        try:
-            facts, refused = validate(reply, turns, self.grounded)
-        except ParameterError as problem:
-            return self._below(turns, context, cost, problem.what)
-        return Extraction(facts=tuple(facts), rung=self.rung, cost=cost, refused=tuple(refused))
+            reply = llm.generate(
+                task.messages, max_tokens=task.max_tokens, seed=0, schema=task.schema
+            )
+            answered = llm.count_tokens(reply)
+            value, refused = task.read(parse(reply, task.schema))
+        except LociError as problem:
+            return self._below(task, asked, answered, problem.what), "rules"
+        self._step(task, self.rung, asked, answered, refused)
+        return value, self.rung
 
-    def _below(
-        self, turns: Sequence[Turn], context: Sequence[Turn], cost: Cost, why: str
-    ) -> Extraction:
+    def _below(self, task: Task[Value], asked: int, answered: int, why: str) -> Value:
         if not self.fall_back:
             raise ModelError(
-                f"the rung {self.rung} gave no valid facts: {why}",
-                way_out="allow falling back to rules, or use another model",
+                f"the back end {self.rung} could not {task.name}: {why}",
+                way_out=[
+                    "nothing was stored; add it with infer=False to keep what was said",
+                    "or allow falling back to rules (fall_back=True), or use another model",
+                ],
             )
-        return Extraction(
-            facts=tuple(extract(turns, context)),
-            rung="rules",
-            cost=cost,
-            refused=(f"{self.rung}: {why}",),
+        self._step(task, "rules", asked, answered, [Refused(f"{self.rung}: {why}")])
+        return task.rules()
+
+    def _step(
+        self, task: Task[Any], rung: Rung, asked: int, answered: int, refused: Sequence[Refused]
+    ) -> None:
+        assert self.llm is not None
+        self.steps.append(
+            Step(
+                task=task.name,
+                rung=rung,
+                model=self.llm.name,
+                calls=1,
+                prompt_tokens=asked,
+                reply_tokens=answered,
+                refused=tuple(refused),
+            )
         )
 
 
-def prompt(turns: Sequence[Turn], context: Sequence[Turn] = ()) -> list[dict[str, str]]:
-    """Return the messages that ask a model for facts; turns are numbered, ids stay here."""
-    lines = [f"(before) {t.name or t.role}: {t.content}" for t in context[-10:]]
-    lines += [
-        f"[{number}] {t.time:%Y-%m-%d} {t.name or t.role}: {t.content}"
-        for number, t in enumerate(turns, 1)
-    ]
-    return [
-        {"role": "system", "content": _INSTRUCTION},
-        {"role": "user", "content": "\n".join(lines)},
-    ]
-
-
-def validate(
-    reply: str, turns: Sequence[Turn], grounded: float = 0.6
-) -> tuple[list[Candidate], list[str]]:
-    """Return the valid facts of a reply and, in words, why others were refused.
-
-    A fact's sources must exist and its content words must stand in them; numbers and names must
-    all stand there.
+def parse(reply: str, schema: Mapping[str, Any]) -> Any:
+    """Return the JSON of a reply that has the form of `schema`; a code fence around it is fine.
 
     Raises:
-        ParameterError: if the reply is not the agreed JSON.
+        ParameterError: if it is no JSON, or of another form.
     """
-    try:
-        data = json.loads(_json_of(reply))
-    except ValueError:
-        raise ParameterError("the reply is no JSON", value=reply[:80]) from None
-    if not isinstance(data, dict) or not isinstance(data.get("facts"), list):
-        raise ParameterError("the reply has no list of facts", value=reply[:80])
-    good: list[Candidate] = []
-    refused: list[str] = []
-    for entry in data["facts"]:
-        made = _one(entry, turns, grounded)
-        if isinstance(made, str):
-            refused.append(made)
-        else:
-            good.append(made)
-    return good, refused
-
-
-def _json_of(reply: str) -> str:
     fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
-    return (fenced[1] if fenced else reply).strip()
-
-
-def _one(entry: object, turns: Sequence[Turn], grounded: float) -> Candidate | str:
-    if not isinstance(entry, dict) or set(entry) - _KEYS:
-        return f"not of the agreed form: {str(entry)[:60]}"
-    text, numbers = entry.get("text"), entry.get("sources")
-    if not isinstance(text, str) or not 3 <= len(text.strip()) <= 400:
-        return f"no usable text: {str(text)[:60]}"
-    if not isinstance(numbers, list) or not numbers:
-        return f"no sources: {text}"
-    if any(
-        not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= len(turns) for n in numbers
-    ):
-        return f"a source that does not exist: {text}"
-    sources = [turns[n - 1] for n in dict.fromkeys(numbers)]
-    said = " ".join(f"{t.name or ''} {t.content} {t.time:%d %B %Y}" for t in sources)
-    have, words = set(stems(said)), stems(text)
-    missing = [word for word in words if word not in have]
-    if any(
-        word.isdigit() and word.lstrip("0") not in {h.lstrip("0") for h in have} for word in missing
-    ):
-        return f"a number nobody said: {text}"
-    names = [n for n in entities(f"x {text}") if not set(stems(n)) <= have]
-    if names:
-        return f"a name nobody said ({names[0]}): {text}"
-    if words and 1 - len(missing) / len(words) < grounded:
-        return f"not grounded in its messages: {text}"
-    for key in ("subject", "predicate", "object"):
-        if not isinstance(entry.get(key, ""), str):
-            return f"{key} is not text: {text}"
-    predicate = str(entry.get("predicate") or "").lower() or None
-    known = predicate is not None and predicate.partition(":")[0] in SLOTS
-    who = str(entry.get("subject") or sources[0].name or "the user")
-    ends = entry.get("ends", False)
-    if not isinstance(ends, bool):
-        return f"ends is not true or false: {text}"
-    return Candidate(
-        text=text.strip(),
-        sources=tuple(t.id for t in sources),
-        subject=fold(who),
-        predicate=predicate if known else "did",
-        object=fold(str(entry.get("object") or text.strip())),
-        entities=tuple(dict.fromkeys((fold(who), *entities(f"x {text}")))),
-        valid_from=sources[-1].time,
-        valid_to=sources[-1].time if ends else None,
-        ends=ends,
-        many=slot_of(predicate or "did").many,
-    )
+    try:
+        data = json.loads((fenced[1] if fenced else reply).strip())
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
+    except (ValueError, RecursionError):
+        raise ParameterError("the reply is no JSON", value=reply[:80]) from None
+    problem = misfit(data, schema)
+    if problem is not None:
+        raise ParameterError(f"the reply has another form: {problem}", value=reply[:80])
+    return data

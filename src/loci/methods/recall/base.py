@@ -11,23 +11,27 @@ What the edits mean to the store:
     Retire(id, at, superseded_by=c)       the same, and `c` becomes a new item that supersedes it
     Revise(id, candidate)                 the same fact, told again or better: text, slot and times
                                           are the candidate's, sources are joined, the old version
-                                          stays in the history. An equal text only joins sources.
-    Link(source, relation, target)        both exist
+                                          stays in the history. An equal text only joins sources,
+                                          and takes the candidate's gloss if it has one.
+    Link(source, relation, target)        both exist; one that exists keeps its weight
+
+A candidate's key ("+1") may stand in place of an id in any edit after it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from loci.core.cost import Cost
-from loci.core.item import Edit, Hit, Item, Turn
+from loci.core.item import Edit, Hit, Item, Link, Turn
 from loci.core.method import Method
 from loci.core.ports import Embedder, Llm
 from loci.core.spec import ModelSpec, Workload
+from loci.text.ladder import Ladder
 
 Layer = Literal["turn", "item"]
 
@@ -104,13 +108,26 @@ class StoreView(Protocol):
         """Return the names of those who spoke."""
         ...
 
+    def links(self, ids: Sequence[str]) -> Sequence[Link]:
+        """Return the links from or to any of these items, oldest first.
+
+        Those that end at an item this view does not allow are left out.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecallPorts:
-    """What a recall method may use from outside; None where nobody supplied it."""
+    """What a recall method may use from outside; None where nobody supplied it.
+
+    Attributes:
+        ladder: carries out the operations of a write with the back end that was chosen, and keeps
+            account of it. A method asks a model through it, so that all are checked alike.
+    """
 
     llm: Llm | None = None
     embedder: Embedder | None = None
+    ladder: Ladder = field(default_factory=Ladder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +136,7 @@ class Query:
 
     Attributes:
         limit: most hits to return.
-        kinds: "fact", "note", "turn"; None is all.
+        kinds: "fact", "note", "relation", "turn"; None is all.
         lexical: leave meaning out, whatever the view could do.
     """
 
@@ -134,7 +151,14 @@ class Query:
 
 
 class Recall(Method):
-    """Decides what to keep of new turns, and what to show for a question."""
+    """Decides what to keep of new turns, and what to show for a question.
+
+    Attributes:
+        writes_by_meaning: whether `revise` searches by meaning: then texts that wait are embedded
+            before it is called, where there is an embedder.
+    """
+
+    writes_by_meaning: ClassVar[bool] = False
 
     @abstractmethod
     def revise(self, turns: Sequence[Turn], view: StoreView, ports: RecallPorts) -> list[Edit]:

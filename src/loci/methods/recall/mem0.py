@@ -29,11 +29,11 @@ from typing import Annotated
 from loci.core.item import Candidate, Edit, Hit, Item, Source, Turn
 from loci.core.method import About, Frees, Kind, Need, Param
 from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
-from loci.text.consolidate import reconcile, related
+from loci.text.consolidate import related
 from loci.text.entities import entities
-from loci.text.ladder import Ladder
 from loci.text.slots import asked_for
 from loci.text.stem import fold, stems, tokens
+from loci.text.tasks import BEFORE, SHOWN, draw, made_by, settle
 from loci.text.times import resolve
 
 _FAVOURITE = re.compile(r"favou?rite (\w+)", re.IGNORECASE)
@@ -65,19 +65,30 @@ class Mem0(Recall):
     pool: Annotated[int, Param(help="candidates of each signal", ge=1)] = 200
 
     def revise(self, turns: Sequence[Turn], view: StoreView, ports: RecallPorts) -> list[Edit]:
-        """Return the edits that the facts of these turns ask for; no model is loaded."""
-        before = view.neighbours_of_turn(turns[0].id, 10, 0) if turns else ()
-        drawn = Ladder().extract(turns, before)
+        """Return the edits that the facts of these turns ask for; rules load no model."""
+        if not turns:
+            return []
+        before = view.neighbours_of_turn(turns[0].id, BEFORE, 0)
+        facts, rung = draw(ports.ladder, turns, before)
 
         def neighbours(fact: Candidate) -> list[Item]:
             found = {
                 item.id: item
                 for predicate in related(fact)
                 for item in view.by_slot(fact.subject or "", predicate)
+                if item.kind == "fact"
             }
             return list(found.values())
 
-        return reconcile(drawn.facts, neighbours, drawn.rung)
+        def nearest(fact: Candidate) -> list[Item]:
+            ids = [item.id for item in neighbours(fact)]
+            if view.has_dense:
+                ids += [id for id, _ in view.search_dense(fact.text, SHOWN, "item")]
+            ids += [id for id, _ in view.search_words(stems(fact.text), SHOWN, "item")]
+            found = view.items(list(dict.fromkeys(ids)))
+            return [item for item in found.values() if item.kind == "fact"]
+
+        return made_by(settle(ports.ladder, facts, neighbours, nearest), rung)
 
     def find(self, query: Query, view: StoreView) -> list[Hit]:
         """Return facts and turns that fit the query, best first, no turn twice."""
@@ -148,9 +159,10 @@ class Mem0(Recall):
         word_hits = dict(view.search_words(asked.stems, self.pool, "item"))
         mean_hits = dict(view.search_dense(asked.text, self.pool, "item")) if dense else {}
         slots = asked.slots(view)
-        items = {**view.items(list({**word_hits, **mean_hits})), **{i.id: i for i in slots}}
+        found = {**view.items(list({**word_hits, **mean_hits})), **{i.id: i for i in slots}}
+        items = {id: item for id, item in found.items() if item.kind in ("fact", "note")}
         return items, {
-            "slot": {item.id: self.slot for item in slots},
+            "slot": {item.id: self.slot for item in slots if item.id in items},
             "words": _scaled(word_hits, items, self.words),
             "meaning": _scaled(mean_hits, items, self.meaning),
             "speaker": {i: self.speaker for i, m in items.items() if asked.is_about(m)},
