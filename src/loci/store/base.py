@@ -14,6 +14,7 @@ from loci.store.search import Asked, View
 
 if TYPE_CHECKING:
     from loci.store.vectors import Floats
+    from loci.text.ladder import Step
 
 Revise = Callable[[Sequence[Turn], View], Sequence[Edit]]
 """What new turns mean to what is known; called inside the transaction that stores them."""
@@ -61,9 +62,21 @@ class Store(Protocol):
     """Turns, items, their history and their vectors, of many users, with search over them."""
 
     def add(
-        self, scope: Scope, drafts: Sequence[Draft], revise: Revise | None, now: datetime
+        self,
+        scope: Scope,
+        drafts: Sequence[Draft],
+        revise: Revise | None,
+        now: datetime,
+        *,
+        steps: Sequence[Step] = (),
+        embed: Callable[[str], Floats] | None = None,
     ) -> Added:
-        """Store messages, and the edits they lead to, in one transaction."""
+        """Store messages, and the edits they lead to, in one transaction.
+
+        Args:
+            steps: what models were asked for these edits; kept with them.
+            embed: lets `revise` search by meaning.
+        """
         ...
 
     def owner(self, scope: Scope) -> int | None:

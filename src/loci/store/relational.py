@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any  # JSON values
 
-from loci.core.item import Item, Scope
+from loci.core.item import Item, Scope, with_gloss
 from loci.store import changes, erasure, rows, transfer
 from loci.store.base import Added, Erased, Revise
 from loci.store.changes import Change, Ledgered
@@ -15,10 +15,11 @@ from loci.store.messages import Draft
 from loci.store.rows import TURN
 from loci.store.search import Asked, View
 from loci.store.vectors import VectorIndex
-from loci.store.writes import insert_turns, owner_seq, record
+from loci.store.writes import insert_steps, insert_turns, owner_seq, record
 
 if TYPE_CHECKING:
     from loci.store.vectors import Floats
+    from loci.text.ladder import Step
 
 
 class RelationalStore:
@@ -28,19 +29,30 @@ class RelationalStore:
         self.database, self.vectors = database, vectors
 
     def add(
-        self, scope: Scope, drafts: Sequence[Draft], revise: Revise | None, now: datetime
+        self,
+        scope: Scope,
+        drafts: Sequence[Draft],
+        revise: Revise | None,
+        now: datetime,
+        *,
+        steps: Sequence[Step] = (),
+        embed: Callable[[str], Floats] | None = None,
     ) -> Added:
         """Store messages, and the edits they lead to, in one transaction."""
         with self.database.write() as db:
             owner = owner_seq(db, scope)
             turns = insert_turns(self.database, owner, scope, drafts, now)
-            writer = Ledgered(self.database, owner, scope, now)
+            ladder = insert_steps(db, owner, steps, now)
+            writer = Ledgered(self.database, owner, scope, now, ladder)
             edits: Sequence[Any] = ()
             if revise is not None:
                 whole = Scope(tenant=scope.tenant, user=scope.user, agent=scope.agent)
-                edits = revise(turns, View(self.database, self.vectors, whole, owner, now))
+                view = View(self.database, self.vectors, whole, owner, now, embed=embed)
+                edits = revise(turns, view)
                 writer.apply(edits)
             subject = f"{turns[0].id}-{turns[-1].id} items {len(writer.changed)}"
+            if ladder is not None:
+                subject += f" ladder {ladder}"
             record(db, owner, "add", subject, now)
         return Added(turns=tuple(turns), items=tuple(writer.changed), edits=tuple(edits))
 
@@ -146,11 +158,14 @@ class RelationalStore:
         sql = (
             "SELECT p.kind, p.seq, p.owner, "
             f"CASE p.kind WHEN {TURN} THEN (SELECT content FROM turns WHERE seq = p.seq) "
-            "ELSE (SELECT text FROM items WHERE seq = p.seq) END "
+            "ELSE (SELECT text FROM items WHERE seq = p.seq) END, "
+            f"CASE p.kind WHEN {TURN} THEN NULL "
+            "ELSE (SELECT gloss FROM items WHERE seq = p.seq) END "
             f"FROM pending p {_of(owner)} ORDER BY p.kind DESC, p.seq LIMIT ?"
         )
         given = (limit,) if owner is None else (owner, limit)
-        return [(a, b, c, str(d)) for a, b, c, d in self.database.rows(sql, given)]
+        found = self.database.rows(sql, given)
+        return [(a, b, c, with_gloss(str(d), rows.gloss_of(e))) for a, b, c, d, e in found]
 
     def count_pending(self, owner: int | None) -> int:
         """Return how many wait for a vector."""

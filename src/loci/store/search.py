@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any  # values of SQL parameters
 
-from loci.core.item import Item, Scope, Turn
+from loci.core.item import Item, Link, Scope, Turn
 from loci.store import filters as language
 from loci.store import rows
 from loci.store.database import Database
@@ -200,6 +200,28 @@ class View:
         )
         given = [self._owner, subject, predicate, *values]
         return list(self.items([f"i{seq}" for (seq,) in self._database.rows(sql, given)]).values())
+
+    def links(self, ids: Sequence[str]) -> list[Link]:
+        """Return the links between allowed items that touch any of these, oldest first."""
+        seqs = [seq for seq in (rows.seq_of(id, "i") for id in ids) if seq is not None]
+        known = "" if self._asked.known_at is None else " AND l.recorded_at <= ?"
+        values = [] if self._asked.known_at is None else [to_micros(self._asked.known_at)]
+        found: dict[int, tuple[Any, ...]] = {}
+        for end in ("source", "target"):
+            sql = (
+                "SELECT l.seq, l.source, l.relation, l.target, l.made_by, l.weight FROM links l "
+                f"WHERE +l.owner = ? AND l.{end} IN (%s){known}"
+            )
+            found.update((row[0], row[1:]) for row in self._many(sql, seqs, values))
+        condition, values = self._condition("item")
+        sql = f"SELECT i.seq FROM items i WHERE +i.owner = ? AND i.seq IN (%s) {condition}"
+        ends = sorted({row[place] for row in found.values() for place in (0, 2)})
+        allowed = {row[0] for row in self._many(sql, ends, values)}
+        return [
+            Link(source=f"i{a}", relation=word, target=f"i{b}", made_by=by, weight=weight)
+            for _, (a, word, b, by, weight) in sorted(found.items())
+            if a in allowed and b in allowed
+        ]
 
     def speakers(self) -> list[str]:
         """Return the names of those who spoke to this user's memory."""
