@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
+from math import log
 from typing import TYPE_CHECKING, Any  # values of SQL parameters
 
 from loci.core.item import Item, Link, Scope, Turn
@@ -82,6 +83,8 @@ class View:
             return []
         if kind == "item" or context <= 0:
             found = self._match(words, limit, kind)
+            if kind == "item" and self._asked.known_at is not None:
+                found = self._as_worded_then(words, found, limit)
             return [(self._id(seq, kind), score) for seq, score in found]
         found = self._match(words, limit * _PAIR, kind)
         own, total = dict(found), dict(found)
@@ -137,8 +140,10 @@ class View:
     def turns(self, ids: Sequence[str]) -> dict[str, Turn]:
         """Return many turns; unknown ids are left out."""
         seqs = [seq for seq in (rows.seq_of(id, "t") for id in ids) if seq is not None]
-        sql = f"SELECT {rows.TURN_COLUMNS} FROM turns WHERE +owner = ? AND seq IN (%s)"
-        found = {f"t{row[0]}": rows.turn_of(row) for row in self._many(sql, seqs)}
+        mine, values = self._mine("t")
+        names = ", ".join(f"t.{name}" for name in rows.TURN_COLUMNS.split(", "))
+        sql = f"SELECT {names} FROM turns t WHERE +t.owner = ? AND t.seq IN (%s){mine}"
+        found = {f"t{row[0]}": rows.turn_of(row) for row in self._many(sql, seqs, values)}
         return {id: found[id] for id in ids if id in found}
 
     def item(self, id: str) -> Item:
@@ -149,7 +154,11 @@ class View:
         return found[id]
 
     def items(self, ids: Sequence[str]) -> dict[str, Item]:
-        """Return many items, live or retired; unknown ids are left out."""
+        """Return many items, live or retired; unknown ids are left out.
+
+        Asked for what was known at a time, they are as they were then, and those that did not hold
+        are left out.
+        """
         seqs = [seq for seq in (rows.seq_of(id, "i") for id in ids) if seq is not None]
         sources: dict[int, list[str]] = {}
         for item, turn in self._many(
@@ -158,12 +167,69 @@ class View:
             seqs,
         ):
             sources.setdefault(item, []).append(rows.turn_id(turn))
-        sql = f"SELECT {rows.ITEM_COLUMNS} FROM items WHERE +owner = ? AND seq IN (%s)"
+        mine, values = self._mine("i")
+        names = ", ".join(f"i.{name}" for name in rows.ITEM_COLUMNS.split(", "))
+        sql = f"SELECT {names} FROM items i WHERE +i.owner = ? AND i.seq IN (%s){mine}"
         found = {
             f"i{row[0]}": rows.item_of(row, sources.get(row[0], ()))
-            for row in self._many(sql, seqs)
+            for row in self._many(sql, seqs, values)
         }
+        if self._asked.known_at is not None:
+            found = self._as_known(found, to_micros(self._asked.known_at))
         return {id: found[id] for id in ids if id in found}
+
+    def _as_known(self, found: Mapping[str, Item], known: int) -> dict[str, Item]:
+        """Return these items in the version of a time; one without a history is as it is."""
+        sql = (
+            "SELECT h.after FROM changes h WHERE h.owner = ? AND h.seq IN "
+            "(SELECT max(c.seq) FROM changes c WHERE c.item IN (%s) AND c.at <= ? GROUP BY c.item)"
+        )
+        seqs = [int(id[1:]) for id in found]
+        versions = [rows.item_from_json(row[0]) for row in self._many(sql, seqs, [known])]
+        then = {**found, **{item.id: item for item in versions if item is not None}}
+        at = self._asked.as_of
+        if at is None:
+            return then
+        return {
+            id: item
+            for id, item in then.items()
+            if (item.is_live or item.valid_to is not None)
+            and (item.valid_from is None or item.valid_from <= at)
+            and (item.valid_to is None or item.valid_to > at)
+        }
+
+    def _as_worded_then(
+        self, stems: Sequence[str], found: Sequence[tuple[int, float]], limit: int
+    ) -> list[tuple[int, float]]:
+        """Return matches with the items that were worded otherwise at the time asked about.
+
+        The index has the words of today. Items that changed since are few; they are scored here,
+        by BM25 without a length.
+        """
+        sql = "SELECT DISTINCT item FROM changes WHERE owner = ? AND at > ? AND before IS NOT NULL"
+        known = to_micros(_aware(self._asked.known_at or self._now))
+        changed = [int(row[0]) for row in self._database.rows(sql, (self._owner, known))]
+        condition, values = self._condition("item")
+        sql = f"SELECT i.seq FROM items i WHERE +i.owner = ? AND i.seq IN (%s) {condition}"
+        allowed = [f"i{row[0]}" for row in self._many(sql, changed, values)]
+        score = dict(found)
+        for gone in set(changed) & set(score):
+            del score[gone]
+        total = self._database.one("SELECT count(*) FROM items WHERE owner = ?", (self._owner,))
+        count = int(total[0]) if total else 0
+        rare: dict[str, float] = {}
+        for item in self.items(allowed).values():
+            words = rows.item_words(item).split()
+            for stem in stems:
+                often = words.count(stem)
+                if not often:
+                    continue
+                if stem not in rare:
+                    have = len(self._match([stem], count, "item"))
+                    rare[stem] = max(log((count - have + 0.5) / (have + 0.5)), 1e-6)
+                seq = int(item.id[1:])
+                score[seq] = score.get(seq, 0.0) + rare[stem] * often * 2.2 / (often + 1.2)
+        return _best(score, limit)
 
     def items_of_turn(self, id: str) -> list[Item]:
         """Return what was made of a turn and is allowed in this view, oldest first."""
@@ -177,18 +243,20 @@ class View:
 
     def neighbours_of_turn(self, id: str, before: int, after: int) -> list[Turn]:
         """Return the turns around this one in its session, in order, without itself."""
+        mine, values = self._mine()
         sql = (
             f"SELECT {rows.TURN_COLUMNS} FROM turns "
             f"WHERE owner = ? AND session {self._database.same} ? "
-            "AND position BETWEEN ? AND ? AND seq != ? ORDER BY position, seq"
+            f"AND position BETWEEN ? AND ? AND seq != ?{mine} ORDER BY position, seq"
         )
         seq = rows.seq_of(id, "t")
         place = self._database.one(
-            "SELECT session, position FROM turns WHERE owner = ? AND seq = ?", (self._owner, seq)
+            f"SELECT session, position FROM turns WHERE owner = ? AND seq = ?{mine}",
+            (self._owner, seq, *values),
         )
         if place is None:
             raise rows.unknown(id)
-        given = (self._owner, place[0], place[1] - before, place[1] + after, seq)
+        given = (self._owner, place[0], place[1] - before, place[1] + after, seq, *values)
         return [rows.turn_of(row) for row in self._database.rows(sql, given)]
 
     def by_slot(self, subject: str, predicate: str) -> list[Item]:
@@ -279,13 +347,13 @@ class View:
                 values.append(known)
         else:
             if known is not None:
-                parts.append("i.recorded_at <= ? AND (i.retired_at IS NULL OR i.retired_at > ?)")
-                values += [known, known]
+                parts.append(self._believed())
+                values += [known, known, known]
             elif at is None:
                 parts.append("i.retired_at IS NULL")
             else:  # what was given up since still held until its end
                 parts.append("(i.retired_at IS NULL OR i.valid_to IS NOT NULL)")
-            if at is not None:
+            if at is not None and known is None:  # else `_as_known` looks at the version of then
                 parts.append("(i.valid_from IS NULL OR i.valid_from <= ?)")
                 parts.append("(i.valid_to IS NULL OR i.valid_to > ?)")
                 values += [at, at]
@@ -296,14 +364,36 @@ class View:
             values += more
         return (" AND ".join(parts), values) if parts else None
 
-    def _condition(self, kind: Layer) -> Condition:
-        """Return the whole condition after the owner, to be put behind a WHERE."""
-        letter = "t" if kind == "turn" else "i"
-        sql, values = "", []
+    def _believed(self) -> str:
+        """Return the condition that an item was live at a time: so its history says, if any.
+
+        With `as_of`, what was given up by then still held until its end.
+        """
+        retired = self._database.field("h.after", ["retired_at"]).any
+        ended = self._database.field("h.after", ["valid_to"]).any
+        then = f"{retired} IS NULL"
+        now = "i.retired_at IS NULL OR i.retired_at > ?"
+        if self._asked.as_of is not None:
+            then, now = f"{then} OR {ended} IS NOT NULL", f"{now} OR i.valid_to IS NOT NULL"
+        history = (
+            f"SELECT CASE WHEN {then} THEN 1 ELSE 0 END FROM changes h WHERE h.seq = "
+            "(SELECT max(c.seq) FROM changes c WHERE c.item = i.seq AND c.at <= ?)"
+        )
+        now = f"CASE WHEN {now} THEN 1 ELSE 0 END"
+        return f"i.recorded_at <= ? AND coalesce(({history}), {now}) = 1"
+
+    def _mine(self, letter: str = "") -> Condition:
+        """Return the condition that a row is of this agent and session."""
+        sql, values = "", list[Any]()
         for name, value in (("agent", self.scope.agent), ("session", self.scope.session)):
             if value is not None:
-                sql += f" AND {letter}.{name} = ?"
+                sql += f" AND {letter}.{name} = ?" if letter else f" AND {name} = ?"
                 values.append(value)
+        return sql, values
+
+    def _condition(self, kind: Layer) -> Condition:
+        """Return the whole condition after the owner, to be put behind a WHERE."""
+        sql, values = self._mine("t" if kind == "turn" else "i")
         limit = self._limits[kind]
         if limit is not None:
             sql += f" AND {limit[0]}"

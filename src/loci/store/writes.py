@@ -118,9 +118,10 @@ def insert_item(
     seq = database.next_seq("items")
     item = replace(item, id=rows.item_id(seq))
     values = rows.item_values(item)
-    db.execute(_INSERT_ITEM, (seq, *values, owner, scope.agent, scope.session, origin))
+    agent, session = _place(database, owner, item, (scope.agent, scope.session))
+    db.execute(_INSERT_ITEM, (seq, *values, owner, agent, session, origin))
     entry = (seq, rows.item_words(item))
-    database.words.add("item", Whose(owner, scope.agent, scope.session), [entry])
+    database.words.add("item", Whose(owner, agent, session), [entry])
     _index_item(db, owner, seq, item)
     return item
 
@@ -128,13 +129,40 @@ def insert_item(
 def update_item(database: Database, owner: int, item: Item) -> None:
     """Write an item over itself: row, full text, names, sources; its vector is made anew."""
     seq, db = int(item.id[1:]), database.connection
+    words = rows.item_words(item)
     db.execute(_UPDATE_ITEM, (*rows.item_values(item), seq))
     db.execute("DELETE FROM item_sources WHERE item = ?", (seq,))
     db.execute("DELETE FROM item_entities WHERE owner = ? AND item = ?", (owner, seq))
-    if database.words.replace("item", seq, rows.item_words(item)):
+    if database.words.replace("item", seq, words):
         db.execute("DELETE FROM vectors WHERE kind = ? AND seq = ?", (ITEM, seq))
         bump(db)
+    before = db.execute("SELECT agent, session FROM items WHERE seq = ?", (seq,)).fetchone()
+    place = _place(database, owner, item, (before[0], before[1]))
+    if place != (before[0], before[1]):
+        db.execute("UPDATE items SET agent = ?, session = ? WHERE seq = ?", (*place, seq))
+        database.words.remove("item", seq)
+        database.words.add("item", Whose(owner, *place), [(seq, words)])
     _index_item(db, owner, seq, item)
+
+
+def _place(
+    database: Database, owner: int, item: Item, given: tuple[str | None, str | None]
+) -> tuple[str | None, str | None]:
+    """Return the agent and the session an item belongs to: those of all turns it rests on.
+
+    What was told to several belongs to none of them alone, so that none reads what another was
+    told. An item that rests on no turn keeps the place it was given.
+    """
+    seqs = [int(id[1:]) for id in item.sources]
+    sql = "SELECT DISTINCT agent, session FROM turns WHERE owner = ? AND seq IN (%s)"
+    found = database.many(sql, seqs, before=(owner,))
+    agents, sessions = {agent for agent, _ in found}, {session for _, session in found}
+    if not found:
+        return given
+    return (
+        agents.pop() if len(agents) == 1 else None,
+        sessions.pop() if len(sessions) == 1 else None,
+    )
 
 
 def _index_item(db: Writer, owner: int, seq: int, item: Item) -> None:
