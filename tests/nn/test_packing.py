@@ -155,4 +155,4 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ParameterError, match="contiguous float32 of the rows"):
         dequantise(weight, torch.empty(3, 32))
     with pytest.raises(ParameterError, match="bits out of range"):
-        pack_codes(torch.zeros(1, 8, dtype=torch.uint8), 1)
+        pack_codes(torch.zeros(1, 8, dtype=torch.uint8), 9)

@@ -5,8 +5,8 @@
     norm            the final norm
     head.0 ..       tiles of the output head, where it is not the embedding
 
-A packed weight `q_proj` lies in its block as `q_proj.codes`, `q_proj.scales`, `q_proj.mins`, and
-the block's meta says how to put them together; dense tensors lie there under their own names. The
+A packed weight `q_proj` lies in its block as `q_proj.codes`, `q_proj.scales` and so on, and the
+block's meta says how to put them together; dense tensors lie there under their own names. The
 header carries the model's spec, its fingerprint (BLAKE2b over layout and every byte of weight),
 where it came from, and what a tokenizer needs beside tokenizer.json.
 
@@ -27,15 +27,16 @@ from torch import Tensor
 
 from loci.core.spec import ModelSpec
 from loci.errors import FormatError, ModelError, ParameterError
-from loci.nn.packing import PackedWeight, dequantise
+from loci.nn.form import Form
+from loci.nn.form import from_tensors as form_of
+from loci.nn.packing import PackedWeight
 from loci.nn.packing import rows as rows_of
 from loci.tiers.blocks import BlockStore, BlockWriter
 
 FORMAT, VERSION = "loci-pack", 1
 PACK_FILE = "pack.loci"
-_PACKED_PARTS = ("codes", "scales", "mins")
 
-Weight = PackedWeight | Tensor
+Weight = Form | Tensor
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, how much there is)."""
 
@@ -67,7 +68,7 @@ class WeightSource(Protocol):
 class Packer(Protocol):
     """Turns a dense weight into a packed one; every quant method is one."""
 
-    def pack_one(self, weight: Tensor) -> PackedWeight:
+    def pack_one(self, weight: Tensor) -> Form:
         """Return the packed form of a float32 weight [out, in]."""
         ...
 
@@ -200,12 +201,12 @@ class _Packing:
         """Return a tensor as it will be stored."""
         found = self.source.tensor(name, rows)
         if name == "norm" or name.endswith(("_norm", ".bias")):
-            dense = dequantise(found) if isinstance(found, PackedWeight) else found
+            dense = found if isinstance(found, Tensor) else found.dense()
             return dense.to(torch.float32)
         packer = self._embed_quant if name in ("embed", "head") else self._quant
         if packer is None:
             return found
-        dense = dequantise(found) if isinstance(found, PackedWeight) else found
+        dense = found if isinstance(found, Tensor) else found.dense()
         return packer.pack_one(dense.to(torch.float32))
 
     def count(self, block: str, name: str, tensor: Tensor) -> None:
@@ -422,7 +423,7 @@ class Pack:
             shape = [rows_n.numel(), self.spec.hidden]
             weight = _assembled(raw, {"weight": meta["weight"] | {"shape": shape}})["weight"]
             assert isinstance(weight, PackedWeight)
-            return dequantise(weight)
+            return weight.dense()
         return raw["weight"].to(torch.float32)
 
 
@@ -444,13 +445,18 @@ def open_pack(path: Path, *, mapped: bool = True, direct: bool = True) -> Pack:
 
 
 def _assembled(raw: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Weight]:
-    """Return {name: PackedWeight or Tensor} from stored tensors."""
+    """Return {name: form or tensor} from stored tensors."""
     found: dict[str, Weight] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for stored, tensor in raw.items():
-        name, _, part = stored.rpartition(".")
-        if name not in meta or part not in _PACKED_PARTS:
+        name, _, part = stored.partition(".")
+        if name not in meta or part == "bias":
             found[stored] = tensor
-        elif part == "codes":
-            parts = {key: raw[f"{name}.{key}"] for key in _PACKED_PARTS if f"{name}.{key}" in raw}
-            found[name] = PackedWeight.from_tensors(parts, meta[name])
+            continue
+        if name not in parts:
+            parts[name] = {}
+            found[name] = tensor  # keeps its place; the form follows when all its parts are seen
+        parts[name][part] = tensor
+    for name, tensors in parts.items():
+        found[name] = form_of(tensors, meta[name])
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,18 @@ LEVELS = ("plain", "avx2", "avx512")
 def available() -> bool:
     """Return whether the kernels were built."""
     return _native is not None
+
+
+@cache
+def handles(bits: int) -> bool:
+    """Return whether the kernels were built and read codes of this width."""
+    if _native is None:
+        return False
+    try:
+        _native.Weight(0, 0, 0, 0, 8, bits, 8, True)
+    except ValueError:
+        return False
+    return True
 
 
 def why_not() -> str | None:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from loci.core.work import TILE_ELEMENTS
 from loci.errors import ParameterError
 from loci.nn import native
-from loci.nn.packing import PackedWeight, dequantise, dequantise_reference
+from loci.nn.form import Form, tiled
+from loci.nn.packing import PackedWeight, dequantise_reference
 
-Weight = PackedWeight | Tensor
+Weight = Form | Tensor
 BACKENDS = ("reference", "tiled", "native")
 
 # Shapes: M rows of x, K inputs, N outputs.
@@ -57,8 +57,7 @@ def matmul(
             allowed=f"float32 {(x.shape[0], weight.shape[0])}, columns side by side",
         )
     if backend == "reference":
-        dense = weight if isinstance(weight, Tensor) else dequantise_reference(weight)
-        return torch.mm(x, dense.to(torch.float32).t(), out=out)
+        return torch.mm(x, _reference(weight).t(), out=out)
     if backend is None and isinstance(weight, PackedWeight) and _is_native(x, weight):
         native.gemv(x, weight, out)
         return out
@@ -72,7 +71,9 @@ def matmul(
             )
         native.gemv(x, weight, out)
         return out
-    return _tiled(x, weight, out, tile)
+    if isinstance(weight, Form):
+        return weight.product(x, out, tile)
+    return tiled(x, weight, out, tile)
 
 
 def matmul_many(
@@ -104,7 +105,7 @@ def matmul_many(
 
 def _is_native(x_MK: Tensor, weight: PackedWeight) -> bool:
     return (
-        native.available()
+        native.handles(weight.bits)
         and 0 < x_MK.shape[0] <= native.MAX_ROWS
         and x_MK.dtype == torch.float32
         and x_MK.is_contiguous()
@@ -116,25 +117,16 @@ def _is_writable(out_MN: Tensor) -> bool:
     return out_MN.dtype == torch.float32 and (out_MN.shape[1] == 1 or out_MN.stride(1) == 1)
 
 
-def _tiled(x_MK: Tensor, weight: Weight, out_MN: Tensor, tile: Tensor | None) -> Tensor:
-    if isinstance(weight, Tensor) and weight.dtype == torch.float32:
-        return torch.mm(x_MK, weight.t(), out=out_MN)
-    outputs, inner = weight.shape
-    if tile is None:
-        tile = torch.empty(max(inner, min(TILE_ELEMENTS, outputs * inner)))
-    step = tile.numel() // inner
-    if step == 0:
+def _reference(weight: Weight) -> Tensor:
+    """Return the weight in float32, by plain torch where a kernel would do it otherwise."""
+    if isinstance(weight, PackedWeight):
+        return dequantise_reference(weight)
+    if isinstance(weight, Tensor):
+        return weight.to(torch.float32)
+    if not weight.is_linear:
         raise ParameterError(
-            "the tile holds no whole row", value=tile.numel(), allowed=f">= {inner} elements"
+            "this form rounds its input, so no dense weight says what it multiplies",
+            value=type(weight).__name__,
+            way_out="leave the back end out",
         )
-    for first in range(0, outputs, step):
-        last = min(first + step, outputs)
-        dense_nK = tile[: (last - first) * inner].view(last - first, inner)
-        if isinstance(weight, Tensor):
-            dense_nK.copy_(weight[first:last])
-        else:
-            dequantise(weight, dense_nK, slice(first, last))
-        if step >= outputs:
-            return torch.mm(x_MK, dense_nK.t(), out=out_MN)
-        torch.mm(x_MK, dense_nK.t(), out=out_MN[:, first:last])
-    return out_MN
+    return weight.dense()

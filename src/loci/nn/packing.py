@@ -26,8 +26,9 @@ from torch import Tensor
 
 from loci.errors import FormatError, ParameterError
 from loci.nn import native
+from loci.nn.form import Form
 
-MIN_BITS, MAX_BITS = 2, 8
+MIN_BITS, MAX_BITS = 1, 8
 SCALE_DTYPES = (torch.float16, torch.float32)
 DENSE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TILE = 2**18  # codes unpacked at once: the 64-bit words of one tile take 2 MiB
@@ -36,14 +37,14 @@ _TILE = 2**18  # codes unpacked at once: the 64-bit words of one tile take 2 MiB
 
 
 @dataclass(frozen=True, eq=False)
-class PackedWeight:
+class PackedWeight(Form):
     """A weight [out, in] as integer codes; immutable, its tensors may be read-only memory maps.
 
     Attributes:
         codes: uint8 [out, row_bytes], the bit stream of every row.
         scales: float16 or float32 [out, in / group].
         mins: like `scales`, or None for a symmetric grid.
-        bits: 2 to 8.
+        bits: 1 to 8.
         group: inputs that share a scale; divides `in`.
         shape: (out, in).
     """
@@ -73,11 +74,6 @@ class PackedWeight:
                 )
             if not tensor.is_contiguous():
                 raise FormatError(f"{name} of a packed weight must be contiguous")
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and minima."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the stored tensors by name; `mins` only where there are any."""
@@ -114,6 +110,25 @@ class PackedWeight:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"this is no packed weight: {error}") from error
+
+    def write(self, out: Tensor, first: int, last: int) -> None:
+        """Write rows first..last in float32 into out, by the native kernel where it was built."""
+        if native.handles(self.bits) and self.codes.device.type == out.device.type == "cpu":
+            native.dequantise(self, first, last, out)
+            return
+        whole = (first, last) == (0, self.shape[0])
+        part = self if whole else _rows_of(self, slice(first, last))
+        _decode(part.codes, part.scales, part.mins, self.bits, self.shape[1], out)
+
+    def take(self, ids: Tensor) -> Tensor:
+        """Return rows in float32 [n, in], by the native kernel where it was built."""
+        found_MK = torch.empty(ids.numel(), self.shape[1])
+        if native.handles(self.bits) and self.codes.device.type == "cpu":
+            native.rows(self, ids.contiguous(), found_MK)
+            return found_MK
+        mins_MG = None if self.mins is None else self.mins[ids]
+        codes_MR, scales_MG = self.codes[ids], self.scales[ids]
+        return _decode(codes_MR, scales_MG, mins_MG, self.bits, self.shape[1], found_MK)
 
 
 def row_bytes(inner: int, bits: int) -> int:
@@ -186,33 +201,14 @@ def unpack_codes(packed: Tensor, bits: int, inner: int) -> Tensor:
     return codes_NK
 
 
-def dequantise(
-    weight: PackedWeight, out: Tensor | None = None, rows: slice | None = None
-) -> Tensor:
+def dequantise(weight: Form, out: Tensor | None = None, rows: slice | None = None) -> Tensor:
     """Return the weight, or a range of its rows, in float32 [rows, in].
 
     Args:
         out: where to write it, contiguous float32 of that very shape.
         rows: output rows, a slice of step 1.
     """
-    first, last = row_range(weight.shape[0], rows)
-    if out is None:
-        out = torch.empty(last - first, weight.shape[1])
-    elif (
-        tuple(out.shape) != (last - first, weight.shape[1])
-        or out.dtype != torch.float32
-        or not out.is_contiguous()
-    ):
-        raise ParameterError(
-            "dequantise writes contiguous float32 of the rows asked for",
-            value=(tuple(out.shape), str(out.dtype)),
-            allowed=str((last - first, weight.shape[1])),
-        )
-    if native.available() and weight.codes.device.type == out.device.type == "cpu":
-        native.dequantise(weight, first, last, out)
-        return out
-    part = weight if (first, last) == (0, weight.shape[0]) else _rows_of(weight, slice(first, last))
-    return _decode(part.codes, part.scales, part.mins, weight.bits, weight.shape[1], out)
+    return weight.dense(out, rows)
 
 
 def dequantise_reference(weight: PackedWeight) -> Tensor:
@@ -221,7 +217,7 @@ def dequantise_reference(weight: PackedWeight) -> Tensor:
     return _decode(weight.codes, weight.scales, weight.mins, weight.bits, weight.shape[1], out)
 
 
-def rows(weight: PackedWeight | Tensor, ids: Tensor) -> Tensor:
+def rows(weight: Form | Tensor, ids: Tensor) -> Tensor:
     """Return the rows `ids` [n] of a packed or dense weight in float32 [n, in]."""
     ids = ids.reshape(-1).to(torch.int64)
     out = weight.shape[0]
@@ -231,22 +227,7 @@ def rows(weight: PackedWeight | Tensor, ids: Tensor) -> Tensor:
         )
     if isinstance(weight, Tensor):
         return weight[ids].to(torch.float32)
-    found_MK = torch.empty(ids.numel(), weight.shape[1])
-    if native.available() and weight.codes.device.type == "cpu":
-        native.rows(weight, ids.contiguous(), found_MK)
-        return found_MK
-    mins_MG = None if weight.mins is None else weight.mins[ids]
-    return _decode(
-        weight.codes[ids], weight.scales[ids], mins_MG, weight.bits, weight.shape[1], found_MK
-    )
-
-
-def row_range(out: int, rows: slice | None) -> tuple[int, int]:
-    """Return (first, last) of a slice of step 1 over `out` rows."""
-    first, last, step = (rows or slice(None)).indices(out)
-    if step != 1:
-        raise ParameterError("rows are taken in order", value=rows, allowed="a slice of step 1")
-    return first, max(first, last)
+    return weight.take(ids)
 
 
 def _decode(

@@ -37,9 +37,9 @@ from loci.models.hf_folder import spec_of_config
 from loci.models.load import resolve
 from loci.models.pack import Pack
 from loci.nn.attend import attend
+from loci.nn.form import Form
 from loci.nn.kv import KVView, Seen
 from loci.nn.packed_linear import matmul
-from loci.nn.packing import PackedWeight, dequantise
 from loci.run.kvstore import KVStore
 from loci.units import parse_bytes
 
@@ -625,7 +625,7 @@ def forward_with(model: PreTrainedModel, ids_BT: Tensor, held: Cache, **argument
 class PackedModule(nn.Module):
     """A linear layer over a packed weight; stands where an `nn.Linear` stood."""
 
-    def __init__(self, weight: PackedWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: Form, bias: Tensor | None) -> None:
         super().__init__()
         self.packed, self.bias = weight, bias
         self.out_features, self.in_features = weight.shape
@@ -706,8 +706,8 @@ def _their_name(key: str) -> str:
     return f"{room}.{base}.{suffix or 'weight'}"
 
 
-def _dense(weight: PackedWeight | Tensor) -> Tensor:
-    return dequantise(weight) if isinstance(weight, PackedWeight) else weight.float().clone()
+def _dense(weight: Form | Tensor) -> Tensor:
+    return weight.float().clone() if isinstance(weight, Tensor) else weight.dense()
 
 
 def _stacked(pack: Pack, names: Sequence[str]) -> Tensor:

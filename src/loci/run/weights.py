@@ -22,12 +22,13 @@ from loci.core.event import Event, Events
 from loci.core.ledger import Ledger
 from loci.errors import ParameterError
 from loci.models.pack import Pack
-from loci.nn.packing import PackedWeight, dequantise
+from loci.nn.form import Form
+from loci.nn.packing import dequantise
 from loci.tiers.pool import aligned_empty
 from loci.tiers.throttled import Link
 
-Weights = Mapping[str, PackedWeight | Tensor]
-Repack = Callable[[str, Tensor], PackedWeight | Tensor]
+Weights = Mapping[str, Form | Tensor]
+Repack = Callable[[str, Tensor], Form | Tensor]
 MIN_WINDOW = 2  # one block computes while the next one is read
 
 
@@ -42,7 +43,7 @@ class WeightSource(Protocol):
         """Return the final norm weight, float32 [hidden]."""
         ...
 
-    def head(self) -> Iterator[tuple[int, PackedWeight | Tensor]]:
+    def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile of the head."""
         ...
 
@@ -95,7 +96,7 @@ class ResidentWeights:
         """Return the final norm weight, float32 [hidden]."""
         return self._norm
 
-    def head(self) -> Iterator[tuple[int, PackedWeight | Tensor]]:
+    def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile of the head."""
         return iter(self._head)
 
@@ -151,7 +152,7 @@ class RepackedWeights:
         """Return the final norm weight, float32 [hidden]."""
         return self._norm
 
-    def head(self) -> Iterator[tuple[int, PackedWeight | Tensor]]:
+    def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile of the head."""
         return iter(self._head)
 
@@ -199,12 +200,6 @@ class StreamedWeights:
         events: Events | None = None,
         link: Link | None = None,
     ) -> None:
-        if window < MIN_WINDOW:
-            raise ParameterError(
-                "a streaming window needs room for at least two blocks",
-                value=window,
-                allowed=f">= {MIN_WINDOW}",
-            )
         self._pack, self._events, self._link = pack, events, link
         order = execution_order(pack)
         held = set(pinned)
@@ -213,6 +208,12 @@ class StreamedWeights:
             raise ParameterError("the plan pins blocks the pack does not have", value=unknown)
         store = pack.store
         self._streamed = [name for name in order if name not in held]
+        if window < min(MIN_WINDOW, len(self._streamed)):
+            raise ParameterError(
+                "a streaming window needs room for at least two blocks",
+                value=window,
+                allowed=f">= {MIN_WINDOW}",
+            )
         kept = list(dict.fromkeys([*pinned, "norm"]))
         slot = max((store.stored_bytes(n) for n in self._streamed), default=0)
         window = min(window, len(self._streamed))
@@ -243,7 +244,7 @@ class StreamedWeights:
         """Return the final norm weight, float32 [hidden]."""
         return _norm_of(self._pinned["norm"])
 
-    def head(self) -> Iterator[tuple[int, PackedWeight | Tensor]]:
+    def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile; one tile is valid at a time."""
         return _tiles((name, self._get(name)) for name in self._head_names)
 
@@ -355,7 +356,7 @@ def _norm_of(block: Weights) -> Tensor:
 
 def _tiles(
     blocks: Iterator[tuple[str, Weights]],
-) -> Iterator[tuple[int, PackedWeight | Tensor]]:
+) -> Iterator[tuple[int, Form | Tensor]]:
     start = 0
     for _, block in blocks:
         weight = next(iter(block.values()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loci.core.spec import ModelSpec
 from loci.models.pack import PACK_FILE, Pack, Weight, expected_tensors, open_pack, write_pack
-from loci.nn.packing import PackedWeight, dequantise, pack_codes
+from loci.nn.packing import PackedWeight, pack_codes
 
 TINY_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -198,9 +198,9 @@ def hf_state(pack: Pack) -> dict[str, Tensor]:
 
 def dense(weight: Weight) -> Tensor:
     """Return a weight in float32, in memory of its own."""
-    if isinstance(weight, PackedWeight):
-        return dequantise(weight)
-    return weight.to(torch.float32, copy=True)
+    if isinstance(weight, Tensor):
+        return weight.to(torch.float32, copy=True)
+    return weight.dense()
 
 
 def tiny_pair(folder: Path, seed: int = 0, bits: int | None = 4, **sizes: Any) -> tuple[Pack, Any]:

@@ -26,7 +26,7 @@ from loci.methods import catalogue
 from loci.methods.offload.base import Offload, Placement
 from loci.models.load import resolve
 from loci.models.pack import Pack
-from loci.nn.packing import PackedWeight
+from loci.nn.form import Form
 from loci.plan.streaming import uses_of
 from loci.run.kvstore import KVStore
 from loci.run.lab import NO_LIMIT
@@ -73,7 +73,7 @@ class WhenNeeded:
         assert isinstance(weight, Tensor)
         return weight.float()
 
-    def head(self) -> Iterator[tuple[int, PackedWeight | Tensor]]:
+    def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile of the head."""
         start = 0
         for name in self._head_names:
@@ -121,10 +121,12 @@ class _Contender:
         """Return the mean seconds of a pass, after one that is not counted."""
         self._store.crop(PROMPT)
         began, before = 0.0, 0
+        logits = self.logits
         for index, start in enumerate(range(PROMPT, len(self._ids), TOKENS)):
             part = torch.tensor([self._ids[start : start + TOKENS]])
-            logits = self._runner.forward(part, self._store)
-            assert logits is not None
+            found = self._runner.forward(part, self._store)
+            assert found is not None
+            logits = found
             if index == 0:
                 began, before = time.perf_counter(), self._moved()
         self.logits = logits.clone()

@@ -1,34 +1,45 @@
-"""The role of quantisation methods: a float32 weight in, a packed weight out, bytes said before."""
+"""The roles of quantisation methods: a float32 weight in, a packed weight out, bytes said before.
+
+`Quant` packs one weight at a time. `Nested` packs a weight as levels, of which any first few are a
+coarser weight: what a live run loads and lets go of, one level of one weight at a time.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
 
 from loci.core.cost import Cost
-from loci.core.holder import ShrinkOption, Undo
-from loci.core.method import Method
+from loci.core.method import Method, Need
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import ParameterError
-from loci.nn.packing import DENSE_DTYPES, PackedWeight
+from loci.methods.quant._mixing import Stats, allocate, within
+from loci.methods.quant._packed import PackedModel
+from loci.methods.quant._pile import ORDERS
+from loci.nn.form import Form
+from loci.nn.taps import ActStats
 
 
 class Quant(Method):
     """Role: pack weights one at a time, in bytes that are known in advance."""
 
     @abstractmethod
-    def pack_one(self, weight: Tensor, *, generator: Generator | None = None) -> PackedWeight:
+    def pack_one(
+        self, weight: Tensor, *, stats: ActStats | None = None, generator: Generator | None = None
+    ) -> Form:
         """Return the packed form of a weight [out, in], which is not changed.
 
         Args:
+            stats: of the layer's inputs; needed where `about.needs` says CALIBRATION.
             generator: the only source of chance; the same seed packs the same bytes.
 
         Raises:
-            ParameterError: if the weight is no finite matrix, or its shape does not fit the method.
+            ParameterError: if the weight is no finite matrix, its shape does not fit the method, or
+                statistics are missing or of another layer.
         """
 
     @abstractmethod
@@ -39,21 +50,64 @@ class Quant(Method):
             ParameterError: if the shape does not fit the method, in the same words as `pack_one`.
         """
 
+    def table(self) -> Quant:
+        """Return what packs embedding and head, which have no input statistics."""
+        return self
+
+    def variants(self) -> Sequence[Quant]:
+        """Return settings to mix within one model; by default every width of `bits` it has."""
+        declared = self.declared().get("bits")
+        if declared is None:
+            return (self,)
+        low, high = declared[1].ge or 1, declared[1].le or 8
+        found = []
+        for bits in range(int(low), int(high) + 1):
+            try:
+                found.append(replace(self, bits=bits))  # type: ignore[call-arg]
+            except ParameterError:  # a method need not have every width
+                continue
+        return tuple(found)
+
+    def stand_in(self) -> Quant:
+        """Return a quick method of the same bytes, by which `allocate` judges this one."""
+        return self
+
     def pack(
-        self, weights: Iterable[tuple[str, Tensor]], *, generator: Generator | None = None
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        stats: Stats | None = None,
+        budget_bytes: int | None = None,
+        generator: Generator | None = None,
     ) -> PackedModel:
         """Return a model whose matrices are packed; vectors (norms, biases) stay in float32.
 
-        Weights are taken one after the other, so that an iterator that loads them holds one.
+        Without a budget weights are taken one after the other, so that an iterator that loads them
+        holds one; with one they are looked at together first.
+
+        Args:
+            stats: of each layer's inputs by name, where the method needs them.
+            budget_bytes: for all matrices together; None takes the method's own settings for each.
+
+        Raises:
+            BudgetError: if the smallest settings together are too large.
         """
-        packed: dict[str, PackedWeight | Tensor] = {}
+        chosen: Mapping[str, Quant] = {}
+        if budget_bytes is not None:
+            weights = list(weights)
+            matrices = [(name, weight) for name, weight in weights if weight.ndim != 1]
+            chosen = allocate(self, matrices, budget_bytes, stats=stats)
+        packed: dict[str, Form | Tensor] = {}
         for name, weight in weights:
             if name in packed:
                 raise ParameterError("two weights have one name", value=name)
             if weight.ndim == 1:
                 packed[name] = weight.to(torch.float32, copy=True)
-            else:
-                packed[name] = self.pack_one(weight, generator=generator)
+                continue
+            method, known = chosen.get(name, self), (stats or {}).get(name)
+            if known is None and Need.CALIBRATION in method.about.needs:
+                method = method.table()
+            packed[name] = method.pack_one(weight, stats=known, generator=generator)
         return PackedModel(weights=packed)
 
     def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
@@ -62,7 +116,7 @@ class Quant(Method):
         The loss is unknown until it was measured for the model.
         """
         layer = sum(self.packed_bytes(*shape) for shape in spec.layer_linears().values())
-        table = self.packed_bytes(spec.vocab, spec.hidden) * (1 if spec.tied else 2)
+        table = self.table().packed_bytes(spec.vocab, spec.hidden) * (1 if spec.tied else 2)
         vectors = 4 * (spec.layers * spec.layer_norm_elements() + spec.hidden)
         held = spec.layers * layer + table + vectors
         return Cost(
@@ -73,46 +127,66 @@ class Quant(Method):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class PackedModel:
-    """Named weights in packed form; a Holder."""
+class Nested(Quant):
+    """Role: pack a weight as levels, of which any first few are a coarser weight."""
 
-    weights: Mapping[str, PackedWeight | Tensor]
+    @property
+    @abstractmethod
+    def least_levels(self) -> int:
+        """Return how many levels a weight has at least."""
 
-    def nbytes(self) -> dict[str, int]:
-        """Return {"dram": bytes} of the stored tensors, each storage once."""
-        stored: dict[int, int] = {}
-        for weight in self.weights.values():
-            for tensor in [weight] if isinstance(weight, Tensor) else weight.tensors().values():
-                stored[tensor.data_ptr()] = tensor.nbytes
-        return {"dram": sum(stored.values())}
+    @abstractmethod
+    def levels(
+        self, weight: Tensor, *, stats: ActStats | None = None, generator: Generator | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return the tensors of each level, the most important first; see `pack_one`."""
 
-    def shrink_options(self) -> Sequence[ShrinkOption]:
-        """Return nothing: codes cannot be made smaller without the weights they came from."""
-        return ()
+    @abstractmethod
+    def level_bytes(self, out: int, inner: int) -> tuple[int, ...]:
+        """Return exactly the bytes of each level of a weight [out, inner]."""
 
-    def apply(self, option: ShrinkOption) -> Undo:
-        """Refuse, as nothing was offered."""
-        raise ParameterError("packed weights offer no way to shrink", value=option.name)
+    @abstractmethod
+    def first(self, levels: Sequence[Mapping[str, Tensor]], shape: tuple[int, int]) -> Form:
+        """Return the weight of the first `least_levels` levels."""
 
+    @abstractmethod
+    def grow(self, form: Form, level: Mapping[str, Tensor]) -> Form:
+        """Return the weight with its next level; `form` may share memory with it."""
 
-def check_matrix(weight: Tensor, name: str) -> None:
-    """Raise ParameterError unless `weight` is a matrix of finite floating point numbers.
+    @abstractmethod
+    def shrink(self, form: Form) -> Form:
+        """Return the weight without its last level, holding none of that level's bytes."""
 
-    Args:
-        name: of the method that asks, for the message.
-    """
-    if weight.ndim != 2 or 0 in weight.shape or weight.dtype not in DENSE_DTYPES:
-        raise ParameterError(
-            f"{name} packs matrices [out, in]",
-            value=(tuple(weight.shape), str(weight.dtype)),
-            allowed="two sizes >= 1 of " + ", ".join(map(str, DENSE_DTYPES)),
-        )
-    low, high = torch.aminmax(weight)  # NaN passes through both
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        broken = ~torch.isfinite(weight)
-        row, column = (int(index) for index in broken.nonzero()[0])
-        raise ParameterError(
-            f"{name} packs finite numbers only; {int(broken.sum())} are not",
-            value=f"{weight[row, column].item()} at [{row}, {column}]",
+    def pack_one(
+        self, weight: Tensor, *, stats: ActStats | None = None, generator: Generator | None = None
+    ) -> Form:
+        """Return the weight of all levels."""
+        levels = self.levels(weight, stats=stats, generator=generator)
+        form = self.first(levels[: self.least_levels], (weight.shape[0], weight.shape[1]))
+        for level in levels[self.least_levels :]:
+            form = self.grow(form, level)
+        return form
+
+    def packed_bytes(self, out: int, inner: int) -> int:
+        """Return the bytes of all levels."""
+        return sum(self.level_bytes(out, inner))
+
+    @property
+    def order(self) -> str:
+        """Return how levels of all weights are sorted: one of `pile.ORDERS`."""
+        return ORDERS[0]
+
+    def pack(
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        stats: Stats | None = None,
+        budget_bytes: int | None = None,
+        generator: Generator | None = None,
+    ) -> PackedModel:
+        """Return a model of all levels, or of those that fit the budget; see `Quant.pack`."""
+        if budget_bytes is None:
+            return super().pack(weights, stats=stats, generator=generator)
+        return PackedModel(
+            weights=within(self, weights, budget_bytes, stats=stats, generator=generator)
         )

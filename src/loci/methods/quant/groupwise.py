@@ -28,8 +28,10 @@ from torch import Generator, Tensor
 
 from loci.core.method import About, Frees, Kind, Param, Phase
 from loci.errors import ParameterError
-from loci.methods.quant.base import Quant, check_matrix
+from loci.methods.quant._packed import check_matrix
+from loci.methods.quant.base import Quant
 from loci.nn.packing import PackedWeight, pack_codes, packed_bytes, row_bytes
+from loci.nn.taps import ActStats
 
 _STEP = 8  # groups are multiples: eight codes of any width end on a byte
 _TILE = 2**20  # weights quantised at once
@@ -77,7 +79,9 @@ class Groupwise(Quant):
             scale_bytes=self.scale_bits // 8,
         )
 
-    def pack_one(self, weight: Tensor, *, generator: Generator | None = None) -> PackedWeight:
+    def pack_one(
+        self, weight: Tensor, *, stats: ActStats | None = None, generator: Generator | None = None
+    ) -> PackedWeight:
         check_matrix(weight, self.about.name)
         out, inner = weight.shape
         group = self._group_of(inner)

@@ -1,0 +1,91 @@
+"""The decoder's forward as plain torch operations, so that gradients flow: for training and taps.
+
+The runner computes the same thing over preallocated buffers and a KV store, without gradients.
+Here a text is read at once, nothing is kept, and the caller decides how each linear layer
+multiplies: by a dense weight, by a packed one with an adapter, or while looking at its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+
+from loci.core.spec import ModelSpec
+from loci.nn.rope import Rope
+
+Linear = Callable[[str, Tensor], Tensor]
+"""Called with ("layer.3.q_proj", x [N, in]); returns [N, out], its bias not added."""
+
+Vector = Callable[[str], Tensor | None]
+"""Called with "layer.3.input_norm", "layer.3.q_proj.bias" or "norm"; None where there is none."""
+
+# Shapes: B batch, T tokens, N = B * T rows, d hidden, H query heads, K key/value heads, D head.
+
+
+def decode(spec: ModelSpec, embedded_BTd: Tensor, linear: Linear, vector: Vector) -> Tensor:
+    """Return the hidden states [B, T, d] after the final norm; the head is the caller's.
+
+    Args:
+        embedded_BTd: embedding rows of the tokens, float32, not yet scaled.
+        linear, vector: see `Linear` and `Vector`.
+    """
+    rows, tokens, _ = embedded_BTd.shape
+    D, H, K = spec.head_dim, spec.heads, spec.kv_heads
+    positions_BT = torch.arange(tokens).expand(1, tokens)
+    cos_T, sin_T = (table[0] for table in Rope(spec).table(positions_BT))
+    mask_TT = visible(tokens, spec.window)
+    hidden = embedded_BTd.reshape(rows * tokens, -1) * spec.embed_scale
+    for index in range(spec.layers):
+        at = f"layer.{index}."
+
+        def project(name: str, x_N: Tensor, at: str = at) -> Tensor:
+            bias = vector(f"{at}{name}.bias")
+            out_N = linear(at + name, x_N)
+            return out_N if bias is None else out_N + bias
+
+        normed = rms_norm(hidden, vector(at + "input_norm"), spec)
+        q, k, v = (project(name, normed) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (part.view(rows, tokens, -1, D) for part in (q, k, v))
+        if spec.qk_norm:
+            q = rms_norm(q, vector(at + "q_norm"), spec)
+            k = rms_norm(k, vector(at + "k_norm"), spec)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        mixed = scaled_dot_product_attention(
+            turned(q, cos_T, sin_T),
+            turned(k, cos_T, sin_T),
+            v,
+            attn_mask=mask_TT,
+            is_causal=mask_TT is None,
+            scale=D**-0.5,
+            enable_gqa=H != K,
+        )
+        mixed = mixed.transpose(1, 2).reshape(rows * tokens, H * D)
+        hidden = hidden + project("o_proj", mixed)
+        normed = rms_norm(hidden, vector(at + "post_norm"), spec)
+        gate, up = project("gate_proj", normed), project("up_proj", normed)
+        active = silu(gate) if spec.activation == "silu" else gelu(gate, approximate="tanh")
+        hidden = hidden + project("down_proj", active * up)
+    return rms_norm(hidden, vector("norm"), spec).view(rows, tokens, -1)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, spec: ModelSpec) -> Tensor:
+    """Return x [..., size] over its root mean square, times the weight."""
+    scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + spec.norm_eps)
+    return scaled if weight is None else scaled * (weight + spec.norm_offset)
+
+
+def turned(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Return x turned by the angles, as a new tensor that gradients pass through."""
+    low, high = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos_TD + torch.cat((-high, low), dim=-1) * sin_TD
+
+
+def visible(tokens: int, window: int | None) -> Tensor | None:
+    """Return which tokens see which, bool [T, T]; None where plain causality says it all."""
+    if window is None or tokens <= window:
+        return None
+    ahead_TT = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
+    return (ahead_TT <= 0) & (ahead_TT > -window)
