@@ -189,12 +189,14 @@ def _memory(hit: Hit, used: Sequence[str]) -> dict[str, Any]:
 
 def _model_answer(session: Session, question: str, hits: Sequence[Hit]) -> str:
     from loci.run.engine import NOTES
+    from loci.text.quote import listed
 
     notes = []
     for hit in hits[:GIVEN]:
         day = f" ({hit.sources[0].time.date().isoformat()})" if hit.sources else ""
-        notes.append(f"- {hit.text}{day}")
-    content = NOTES.format(notes="\n".join(notes)) + f"Answer in one short sentence. {question}"
+        notes.append(f"{hit.text}{day}")
+    content = NOTES.format(notes=listed("notes", notes))
+    content += f"Answer in one short sentence. {question}"
     messages = [{"role": "user", "content": content}]
     return "".join(session.generate(messages, max_tokens=NEW_TOKENS)).strip()
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any  # JSON values
 
+from loci.core.utf8 import plain_text
 from loci.errors import FormatError, ModelError
 from loci.tiers.blocks import read_table
 
@@ -141,6 +142,10 @@ class Tokenizer:
         """Return how many tokens a text takes."""
         return len(self.encode(text))
 
+    def token_bytes(self) -> list[bytes]:
+        """Return what each id adds to a text; nothing for control tokens."""
+        return [self._bytes_of(id, special=False) for id in range(self.vocab)]
+
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Return the text of ids; control tokens are left out unless `special`."""
         stream = self.stream(special=special)
@@ -178,6 +183,7 @@ class Tokenizer:
     def _plain(self, text: str, *, first: bool) -> list[int]:
         if not text:
             return []
+        plain_text(text, "the text")  # the library's own error names neither place nor value
         with self._standing(first):
             ids: list[int] = self._tables.encode(text, add_special_tokens=False).ids
             forbidden = self._control_ids - {self._unknown}

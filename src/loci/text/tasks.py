@@ -177,7 +177,7 @@ def settle(
 
         def known(fact: Candidate) -> list[Item]:
             found = [*neighbours(fact), *fresh.values()]
-            return [item for item in found if item.id not in gone]  # noqa: B023  # used at once
+            return [item for item in found if item.id not in gone]
 
         for edit in ladder.run(deciding(part, memories, known))[0]:
             keyed = _keyed(edit, f"+{len(edits)}")
