@@ -36,6 +36,7 @@ ABOUT = "facts found again in a long context, with the KV cache at a share of it
 DEFAULT = ("random", "streaming_llm", "snapkv", "kvzip")
 SHARES = (0.5, 0.25, 0.125)
 FULL = "full"
+CHUNK = 64  # tokens read at once stand beside what is kept, and count
 KINDS = ("kv",)
 HALF_BYTES = 2  # what is kept as it is, is kept in half precision: no ratio flatters itself
 
@@ -150,7 +151,7 @@ def run(context: Context) -> dict[str, Any]:
     shares = [float(s) for s in context.options.get("shares", "").split(",") if s] or list(SHARES)
     names = context.methods or DEFAULT
     pack = resolve(context.model, context.folder)
-    lab = Lab(pack, context=hard.tokens + 64, chunk=256)
+    lab = Lab(pack, context=hard.tokens + 64, chunk=CHUNK)
     rights: dict[str, list[bool]] = {}
     losses: dict[str, list[float]] = {}
     held: dict[str, int] = {}

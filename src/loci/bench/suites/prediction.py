@@ -21,9 +21,11 @@ from loci.bench.cards import Row
 from loci.bench.metrics import rank_correlation
 from loci.bench.suite import Context
 from loci.core.ledger import Ledger
+from loci.core.spec import ModelSpec
 from loci.hw import probe, profiles
 from loci.methods import catalogue
 from loci.methods.cost.base import CostModel, graph_of
+from loci.methods.kv.base import predict_store
 from loci.models.load import resolve
 from loci.models.pack import Pack
 from loci.run.kvstore import KVStore
@@ -60,7 +62,7 @@ def run(context: Context) -> dict[str, Any]:
             context.progress(f"{phase} {size} x {rows}", done, len(configurations))
             measured.append(_measured(pack, phase, size, rows))
         held = {
-            "weights": pack.total_bytes(),
+            "weights": pack.total_bytes,
             "kv": sum(KVStore(pack.spec, max_tokens=256, dtype=torch.float16).nbytes().values()),
         }
     finally:
@@ -79,10 +81,13 @@ def run(context: Context) -> dict[str, Any]:
         "rates": {"dram_bytes_per_s": profile.tiers["dram"].read_bytes_per_s, **profile.rates},
         "bytes": {
             "weights": {
-                "predicted": sum(pack.stored_bytes(name) for name in pack.names()),
+                "predicted": _weight_bytes(pack.spec),
                 "measured": held["weights"],
             },
-            "kv_256_tokens": {"predicted": pack.spec.kv_bytes(256), "measured": held["kv"]},
+            "kv_256_tokens": {
+                "predicted": predict_store(pack.spec, max_tokens=256, dtype_bytes=2),
+                "measured": held["kv"],
+            },
         },
         "results": results,
     }
@@ -142,6 +147,13 @@ def _measured(pack: Pack, phase: Phase, size: int, rows: int) -> float:
         runner.release()
         store.release()
         weights.release()
+
+
+def _weight_bytes(spec: ModelSpec) -> int:
+    """Return the bytes of all weights as arithmetic; norms are float32."""
+    norms = spec.layers * spec.layer_norm_elements() + spec.hidden
+    bits = spec.linear_elements() * spec.weight_bits + spec.embed_elements() * spec.embed_bits
+    return round(bits / 8) + 4 * norms
 
 
 def _predicted(
