@@ -9,7 +9,7 @@ from memories import Hashing, Plain
 
 from loci.errors import NotFoundError
 from loci.run.memory import Memory
-from loci.store.erasure import split
+from loci.store.lineage import split
 
 SECRET = "I'm allergic to walnuts"
 

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal  # JSON values
 from loci.core.clock import SystemClock
 from loci.core.item import Edit, Hit, Item, Scope, Turn
 from loci.core.ports import Clock, Embedder, Llm
-from loci.errors import FingerprintError, MethodError, ParameterError
+from loci.core.utf8 import plain_text
+from loci.errors import FingerprintError, MethodError, ParameterError, StoreError
 from loci.methods.recall.base import Query, Recall, RecallPorts
 from loci.run import memory_files
 from loci.store import open_store
 from loci.store.base import Erased
 from loci.store.changes import Change
-from loci.store.messages import drafts, json_text, key_text, plain_text
+from loci.store.messages import drafts, json_text, key_text
 from loci.store.rows import source_of
 from loci.store.search import Asked, View
 from loci.store.times import read_time, zone
@@ -236,12 +237,18 @@ class Memory:
         kinds: str | Sequence[str] | None = None,
         filters: Mapping[str, Any] | None = None,
         as_of: datetime | str | None = None,
+        known_at: datetime | str | None = None,
         limit: int = 100,
         offset: int = 0,
     ) -> Listed:
-        """Return what is known, newest first: facts and notes, or turns with kinds="turn"."""
+        """Return what is known, newest first: facts and notes, or turns with kinds="turn".
+
+        Args:
+            as_of: what held in the world at that time.
+            known_at: what the memory believed at that time, worded as it was then.
+        """
         wanted = _kinds(kinds) or ("fact", "note")
-        asked = self._asked(as_of, None, filters)
+        asked = self._asked(as_of, known_at, filters)
         view = self._view(self._scope(user, agent, session), asked)
         found: Listed = []
         if set(wanted) & {"fact", "note"}:
@@ -301,23 +308,75 @@ class Memory:
         """Return all changes of an item, oldest first."""
         return self.store.history(self._scope_of(id, user), id)
 
+    def changes(
+        self, *, user: str, limit: int = 100, offset: int = 0, made_by: str | None = None
+    ) -> Changes:
+        """Return what was changed in a user's items, newest first.
+
+        Args:
+            made_by: "rules" shows what was done without asking; each of it can be undone.
+        """
+        by = None if made_by is None else key_text(made_by, "made_by")
+        return self.store.recent(self._scope(user), _limit(limit), offset, by)
+
     def undo(self, id: str, *, user: str | None = None) -> Items:
-        """Take back a change by its id, or the last change of an item; returns the items now."""
+        """Take back a change by its id, the last change of an item, or all a message led to.
+
+        Returns the items as they are now.
+        """
         return self.store.undo(self._scope_of(id, user), id, self.clock.now())
 
-    def forget(self, id: str, *, user: str | None = None, dry_run: bool = False) -> Erased:
+    def redo(self, id: str, *, user: str | None = None) -> Items:
+        """Do again what `undo` took back: a change, the next one of an item, or a message's."""
+        return self.store.redo(self._scope_of(id, user), id, self.clock.now())
+
+    def forget(
+        self,
+        id: str | Sequence[str],
+        *,
+        user: str | None = None,
+        dry_run: bool = False,
+        mentions: bool = False,
+    ) -> Erased:
         """Erase an item or a turn, what was derived from it, and the sentences it came from.
+
+        Args:
+            id: or several, of one user.
+            mentions: also what only speaks of the same; the report names it otherwise.
 
         Returns:
             What went (or would go, with `dry_run`), how often its bytes were still found in the
             files of the store, and what erasing cannot reach.
         """
-        scope = self._scope_of(id, user)
-        return self.store.forget(scope, id, self.clock.now(), dry_run=dry_run)
+        ids = [id] if isinstance(id, str) else _ids(id)
+        scopes = {self._scope_of(one, user) for one in ids}
+        if len(scopes) != 1:
+            raise ParameterError("these are of several users", value=ids, allowed="ids of one user")
+        return self.store.forget(
+            scopes.pop(), ids, self.clock.now(), dry_run=dry_run, mentions=mentions
+        )
+
+    def forget_all(
+        self,
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        dry_run: bool = False,
+    ) -> Erased:
+        """Erase all that is remembered of a user, or was told to one agent or in one session."""
+        scope = self._scope(user, agent, session)
+        if self.store.owner(scope) is None:
+            raise StoreError("nothing is remembered of this user", value=user)
+        return self.store.forget_all(scope, self.clock.now(), dry_run=dry_run)
 
     def export(self, path: str | Path, *, user: str | None = None) -> int:
         """Write one user's memory as JSON lines, mode 0600; returns the number of records."""
-        return memory_files.export(self.store, self.tenant, self._one_user(user), Path(path))
+        who = self._one_user(user)
+        count = memory_files.export(self.store, self.tenant, who, Path(path))
+        # A later erasure cannot reach the file; it can say that there is one.
+        self.store.record(self._scope(who), "export", f"{count} records", self.clock.now())
+        return count
 
     def import_(
         self,
@@ -484,6 +543,12 @@ def _without_doubles(found: Sequence[Hit], view: View) -> list[Hit]:
         if hit.id not in shown and not (hit.kind == "turn" and hit.id in behind):
             shown[hit.id] = hit
     return list(shown.values())
+
+
+def _ids(ids: object) -> list[str]:
+    if not isinstance(ids, Sequence) or not ids or not all(isinstance(id, str) for id in ids):
+        raise ParameterError("there is no id", value=ids, allowed='an id such as "i7", or a list')
+    return list(dict.fromkeys(ids))
 
 
 def _limit(limit: object) -> int:

@@ -38,8 +38,11 @@ class Erased:
         items, turns: ids that are gone.
         cut: {turn id: the sentences taken out of it}; the rest of the turn stays.
         texts: every text that is gone.
+        mentions: ids of this user's turns and items that stay, though they speak of the same.
         found: {file: how often an erased text was found in its bytes afterwards}.
+        beside: the same for files that lie beside those of the store and are named like them.
         elsewhere: erased texts that other users' memories hold too, which stay there.
+        too_short: erased texts of so few bytes that finding them would prove nothing.
         out_of_reach: what may still have a copy.
     """
 
@@ -48,8 +51,11 @@ class Erased:
     turns: tuple[str, ...]
     cut: Mapping[str, tuple[str, ...]]
     texts: tuple[str, ...]
+    mentions: tuple[str, ...] = ()
     found: Mapping[str, int] = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
     elsewhere: int = 0
+    too_short: tuple[str, ...] = ()
     out_of_reach: tuple[str, ...] = ()
 
     @property
@@ -125,8 +131,27 @@ class Store(Protocol):
         """Do again what was undone."""
         ...
 
-    def forget(self, scope: Scope, id: str, now: datetime, *, dry_run: bool) -> Erased:
-        """Erase an item or a turn with all that came of it, down to the bytes."""
+    def forget(
+        self,
+        scope: Scope,
+        ids: Sequence[str],
+        now: datetime,
+        *,
+        dry_run: bool,
+        mentions: bool = False,
+    ) -> Erased:
+        """Erase items and turns with all that came of them, down to the bytes.
+
+        With `mentions`, also what only speaks of the same.
+        """
+        ...
+
+    def forget_all(self, scope: Scope, now: datetime, *, dry_run: bool) -> Erased:
+        """Erase all of a scope's user, agent or session, down to the bytes."""
+        ...
+
+    def record(self, scope: Scope, action: str, subject: str, now: datetime) -> None:
+        """Append to the audit what was done outside the store, such as an export."""
         ...
 
     def records(self, scope: Scope) -> Iterator[dict[str, Any]]:

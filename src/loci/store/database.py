@@ -109,8 +109,11 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def holds(self, column: str, part: str = "?") -> str:
-        """Return the condition that a column of text has a part in it."""
+    def holds(self, column: str, *, folded: bool = False) -> str:
+        """Return the condition that a column of text has `?` in it.
+
+        `folded` does not tell A to Z from a to z.
+        """
 
     @abstractmethod
     def field(self, data: str, path: Sequence[str]) -> Field:
@@ -123,6 +126,14 @@ class Database(ABC):
     @abstractmethod
     def find(self, texts: Sequence[str]) -> dict[str, int]:
         """Return {part of the store: how often one of these texts was found in it}."""
+
+    @abstractmethod
+    def damage(self) -> list[str]:
+        """Return what is wrong with the database and its full text, for `check_integrity`."""
+
+    def beside(self, texts: Sequence[str]) -> dict[str, int]:
+        """Return {what is no part of the store but lies beside it: how often a text is in it}."""
+        return {}
 
     @property
     @abstractmethod

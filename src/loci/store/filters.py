@@ -172,7 +172,7 @@ class _Compiler:
             if not isinstance(value, str):
                 raise ParameterError("'contains' takes text", value=value)
             part = plain_text(value, "a filter")
-            return self.database.holds(f"lower({field.text})", "lower(?)"), [part]
+            return self.database.holds(field.text, folded=True), [part]
         if value is None and name in ("=", "!="):
             return f"{field.any} IS {'NOT ' if name == '!=' else ''}NULL", []
         wanted = self._value(value, instant)

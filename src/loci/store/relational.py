@@ -27,6 +27,7 @@ class RelationalStore:
 
     def __init__(self, database: Database, vectors: VectorIndex) -> None:
         self.database, self.vectors = database, vectors
+        erasure.resume(database, vectors)
 
     def add(
         self,
@@ -134,10 +135,42 @@ class RelationalStore:
             record(db, owner, "redo", id, now)
         return redone
 
-    def forget(self, scope: Scope, id: str, now: datetime, *, dry_run: bool) -> Erased:
-        """Erase an item or a turn with all that came of it, down to the bytes."""
-        owner = self.owner(scope) or 0
-        return erasure.forget(self.database, self.vectors, owner, id, now, dry_run=dry_run)
+    def forget(
+        self,
+        scope: Scope,
+        ids: Sequence[str],
+        now: datetime,
+        *,
+        dry_run: bool,
+        mentions: bool = False,
+    ) -> Erased:
+        """Erase items and turns with all that came of them, down to the bytes."""
+        return erasure.forget(
+            self.database,
+            self.vectors,
+            self.owner(scope) or 0,
+            ids,
+            now,
+            dry_run=dry_run,
+            mentions=mentions,
+        )
+
+    def forget_all(self, scope: Scope, now: datetime, *, dry_run: bool) -> Erased:
+        """Erase all of a scope's user, agent or session, down to the bytes."""
+        return erasure.forget_all(
+            self.database,
+            self.vectors,
+            self.owner(scope) or 0,
+            scope.agent,
+            scope.session,
+            now,
+            dry_run=dry_run,
+        )
+
+    def record(self, scope: Scope, action: str, subject: str, now: datetime) -> None:
+        """Append to the audit what was done outside the store, such as an export."""
+        with self.database.write() as db:
+            record(db, owner_seq(db, scope), action, subject, now)
 
     def records(self, scope: Scope) -> Iterator[dict[str, Any]]:
         """Yield all of a user as JSON records, for export."""

@@ -21,6 +21,7 @@ from loci.store.database import VERSION, Database, Field
 from loci.store.fulltext import Condition, FullText, Layer, Whose
 from loci.store.relational import RelationalStore
 from loci.store.rows import key_words
+from loci.store.scan import count
 from loci.store.vectors import FileVectors
 
 APPLICATION = 0x4C6F6369
@@ -29,7 +30,6 @@ APPLICATION = 0x4C6F6369
 _CACHE_KIB = 16 * 1024  # of pages; SQLite's 2 MiB make searches in 100,000 turns twice as slow
 _FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE"}
 _FULL |= {"SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR"}
-_CHUNK = 2**22
 
 
 class SqliteStore(RelationalStore):
@@ -110,9 +110,9 @@ class SqliteDatabase(Database):
         ).fetchone()
         return 1 if row is None else int(row[0]) + 1
 
-    def holds(self, column: str, part: str = "?") -> str:
-        """Return the condition that a column of text has a part in it."""
-        return f"instr({column}, {part}) > 0"
+    def holds(self, column: str, *, folded: bool = False) -> str:
+        """Return the condition that a column of text has `?` in it."""
+        return f"instr(lower({column}), lower(?)) > 0" if folded else f"instr({column}, ?) > 0"
 
     def field(self, data: str, path: Sequence[str]) -> Field:
         """Return one field of JSON; SQLite gives it the type it has."""
@@ -143,7 +143,38 @@ class SqliteDatabase(Database):
     def find(self, texts: Sequence[str]) -> dict[str, int]:
         """Return {file: how often one of these texts was found in its bytes}."""
         patterns = [text.encode() for text in texts]
-        return {path.name: _count(path, patterns) for path in self.files()}
+        with told(self.path, self.busy_s):
+            return {path.name: count(path, patterns) for path in self.files()}
+
+    def beside(self, texts: Sequence[str]) -> dict[str, int]:
+        """Return the same for files beside it that are named like it: old copies, most likely."""
+        own, name = {path.name for path in self.files()}, self.path.name
+        patterns = [text.encode() for text in texts]
+        found: dict[str, int] = {}
+        with told(self.path, self.busy_s):
+            for path in sorted(self.path.parent.iterdir()):
+                like = path.name.startswith((f"{name}.", f"{name}-", f".{name}."))
+                if like and path.name not in own and path.is_file():
+                    found[path.name] = count(path, patterns)
+        return {path: times for path, times in found.items() if times}
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong with its pages, indexes and full text."""
+        found = [str(row[0]) for row in self.rows("PRAGMA integrity_check")]
+        found = [] if found == ["ok"] else found
+        for kind in ("turn", "item"):
+            sql = f"SELECT (SELECT count(*) FROM {kind}s) - (SELECT count(*) FROM {kind}_words)"
+            if self.rows(sql) != [(0,)]:
+                found.append(f"the full text of {kind}s has more rows or less than they have")
+            try:
+                with self.write() as db:
+                    db.execute(
+                        f"INSERT INTO {kind}_words ({kind}_words, rank) "
+                        "VALUES ('integrity-check', 0)"
+                    )
+            except StoreError:
+                found.append(f"the full text of {kind}s is damaged")
+        return found
 
     @property
     def out_of_reach(self) -> tuple[str, ...]:
@@ -350,18 +381,3 @@ def _quoted(phrase: str) -> str:
     """Return a word or name as FTS5 wants it: in quotes; empty where nothing is left."""
     cleaned = phrase.replace('"', " ").replace("\0", " ").strip()
     return f'"{cleaned}"' if any(map(str.isalnum, cleaned)) else ""
-
-
-def _count(path: Path, patterns: Sequence[bytes]) -> int:
-    overlap = max(map(len, patterns), default=1) - 1
-    found, tail = 0, b""
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            data = tail + chunk
-            for pattern in patterns:
-                at = data.find(pattern)
-                while at >= 0:
-                    found += at + len(pattern) > len(tail)  # counted before otherwise
-                    at = data.find(pattern, at + 1)
-            tail = data[-overlap:] if overlap else b""
-    return found

@@ -234,9 +234,11 @@ class FileVectors(VectorIndex):
         """
         if not self.path.exists():
             return []
-        width = self.width
-        named = {row for (row,) in self.database.rows("SELECT row FROM vectors")}
-        with _told(self.path), open(self.path, "rb+") as file:
+        # Inside a transaction: a row that another process has written but not named yet would be
+        # taken for one nobody names.
+        with self.database.write(), _told(self.path), open(self.path, "rb+") as file:
+            width = self.width
+            named = {row for (row,) in self.database.rows("SELECT row FROM vectors")}
             size = os.fstat(file.fileno()).st_size
             stride = 4 * (width or 1)
             for row in range((size - _HEADER.size) // stride):
