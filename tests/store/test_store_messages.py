@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from memories import Plain
@@ -78,8 +78,8 @@ def test_a_time_that_cannot_be_read_shows_an_example(memory: Memory, time: objec
         memory.add("hello", user="ada", time=time)  # type: ignore[arg-type]
 
 
-def test_a_time_without_zone_takes_the_stores_and_says_so(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db", tz="Europe/Amsterdam", recall=Plain()) as memory:
+def test_a_time_without_zone_takes_the_stores_and_says_so(place: Callable[[str], str]) -> None:
+    with Memory(place("m.db"), tz="Europe/Amsterdam", recall=Plain()) as memory:
         memory.add("a", user="ada", time="2026-07-01T10:00:00")
         memory.add("b", user="ada", time=datetime(2026, 7, 1, 10), tz="+05:30")
         memory.add("c", user="ada", time=datetime(2026, 7, 1, 10, tzinfo=UTC))
@@ -99,9 +99,9 @@ def test_no_time_is_now(memory: Memory, clock) -> None:
     assert only_turn(memory).time == clock.now() and not only_turn(memory).zone_assumed
 
 
-def test_an_unknown_zone_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_zone_is_refused(place: Callable[[str], str]) -> None:
     with pytest.raises(ParameterError, match="no such time zone"):
-        Memory(tmp_path / "m.db", tz="Mars/Olympus")
+        Memory(place("m.db"), tz="Mars/Olympus")
 
 
 @pytest.mark.parametrize("user", ["", " ", None, 3, "a\ud800"])

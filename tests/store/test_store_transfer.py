@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def contents(memory: Memory, user: str = "ada") -> list[object]:
     return [items, turns]
 
 
-def test_an_export_makes_the_same_memory(memory: Memory, tmp_path: Path) -> None:
+def test_an_export_makes_the_same_memory(
+    memory: Memory, place: Callable[[str], str], tmp_path: Path
+) -> None:
     filled(memory)
     path = tmp_path / "ada.jsonl"
     count = memory.export(path, user="ada")
@@ -44,7 +47,7 @@ def test_an_export_makes_the_same_memory(memory: Memory, tmp_path: Path) -> None
     assert lines[0]["format"] == "loci-memory" and lines[0]["version"] == 1
     assert lines[0]["user"] == "ada" and len(lines) == count + 1
     assert "bob" not in path.read_text("utf-8")
-    with Memory(tmp_path / "other.db", recall=Plain()) as other:
+    with Memory(place("other.db"), recall=Plain()) as other:
         other.add("someone else", user="eve")
         assert other.import_(path) == count
         assert contents(other) == contents(memory)
@@ -65,7 +68,10 @@ def test_importing_ones_own_export_adds_nothing(memory: Memory, tmp_path: Path) 
 
 
 def test_an_interrupted_import_goes_on(
-    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Memory,
+    place: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from loci.run import memory_files
 
@@ -79,7 +85,7 @@ def test_an_interrupted_import_goes_on(
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    with Memory(tmp_path / "other.db", recall=Plain()) as other:
+    with Memory(place("other.db"), recall=Plain()) as other:
         with pytest.raises(KeyboardInterrupt):
             other.import_(tmp_path / "x", progress=stop)
         assert seen == [(2, count), (4, count)]

@@ -63,7 +63,7 @@ class Hits(list[Hit]):
 
     def __init__(self, hits: Iterable[Hit] = (), *, pending: int = 0) -> None:
         super().__init__(hits)
-        self.pending = pending
+        self.pending, self.notes = pending, tuple(notes)
 
     @property
     def hits(self) -> list[Hit]:
@@ -217,7 +217,8 @@ class Memory:
         found = self.recall.find(
             Query(text=text, limit=2 * count, kinds=wanted, lexical=not dense), view
         )
-        return Hits(_without_doubles(found, view)[:count], pending=pending)
+        hits = _without_doubles(found, view)[:count]
+        return Hits(hits, pending=pending, notes=view.notes)
 
     def get(self, id: str, *, user: str | None = None) -> Item | Turn:
         """Return an item or a turn by its id.
@@ -397,7 +398,7 @@ class Memory:
         )
 
     def wait(self) -> int:
-        """Embed all that waits for it; returns how many texts that were."""
+        """Embed all that waits for it and build what searches want; returns how many texts."""
         before = self.store.count_pending(None) if self.embedder is not None else 0
         while self.embedder is not None and self._embed(None, EMBED_AT_SEARCH):
             pass
@@ -424,6 +425,7 @@ class Memory:
         return self
 
     def __exit__(
+        self.store.settle()
         self,
         kind: type[BaseException] | None,
         problem: BaseException | None,

@@ -180,6 +180,10 @@ class Store(Protocol):
         """Store vectors of (layer, number, owner)."""
         ...
 
+    def settle(self) -> None:
+        """Build the indexes that searches would build beside them; may take minutes."""
+        ...
+
     def drop_vectors(self) -> None:
         """Forget all vectors and queue every text anew."""
         ...
@@ -194,6 +198,10 @@ class Store(Protocol):
 
     def counts(self, scope: Scope) -> dict[str, int]:
         """Return how many turns, items and retired items a user has."""
+        ...
+
+    def check_integrity(self) -> list[str]:
+        """Return what is wrong with the store, in words; nothing if all is well."""
         ...
 
     def close(self) -> None:

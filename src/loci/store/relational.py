@@ -210,6 +210,10 @@ class RelationalStore:
         """Store vectors of (layer, number, owner)."""
         return self.vectors.put(entries, vectors, by)
 
+    def settle(self) -> None:
+        """Build the indexes that searches would build beside them; may take minutes."""
+        self.vectors.settle()
+
     def drop_vectors(self) -> None:
         """Forget all vectors and queue every text anew."""
         self.vectors.drop()
@@ -231,6 +235,12 @@ class RelationalStore:
             (self.owner(scope) or 0,) * 3,
         )
         return dict(zip(("turns", "items", "retired"), row or (0, 0, 0), strict=True))
+
+    def check_integrity(self) -> list[str]:
+        """Return what is wrong with the store, in words; nothing if all is well."""
+        from loci.store.integrity import check_integrity
+
+        return check_integrity(self.database)
 
     def close(self) -> None:
         """Close it; closing twice is fine."""

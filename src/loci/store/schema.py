@@ -9,6 +9,9 @@ opens without SQLAlchemy (0.3 s of imports).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -17,11 +20,13 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 metadata = MetaData()
@@ -201,9 +206,13 @@ Table(
     sqlite_with_rowid=False,
 )
 
+# SQLite alone: vectors are rows of a file, and full text is FTS5's.
+
+sqlite_metadata = MetaData()
+
 vectors = Table(
     "vectors",
-    metadata,
+    sqlite_metadata,
     Column("row", Integer, primary_key=True, autoincrement=False),  # in the file of vectors
     Column("kind", Integer, nullable=False),
     Column("seq", Integer, nullable=False),
@@ -219,14 +228,101 @@ SQLITE_FULL_TEXT = (
 )
 
 
+# PostgreSQL alone: vectors are pgvector's, and full text is four tables of ours, because its own
+# ranks otherwise than FTS5.
+
+postgres_metadata = MetaData()
+
+words = Table(
+    "words",
+    postgres_metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("layer", SmallInteger, nullable=False),  # 0 turn, 1 item
+    Column("word", Text, nullable=False),
+    Column("documents", Integer, nullable=False),  # that have it
+    UniqueConstraint("layer", "word"),
+)
+
+Table(
+    "postings",
+    postgres_metadata,
+    Column("layer", SmallInteger, primary_key=True, autoincrement=False),
+    Column("word", BigInteger, primary_key=True, autoincrement=False),
+    Column("owner", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("length", Integer, nullable=False),  # of the document, as in `documents`
+    Column("places", postgresql.ARRAY(Integer), nullable=False),
+)
+
+Table(
+    "documents",
+    postgres_metadata,
+    Column("layer", SmallInteger, primary_key=True, autoincrement=False),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Integer, nullable=False),
+    Column("marks", Integer, nullable=False),  # words that say whose it is
+    Column("length", Integer, nullable=False),  # words, and those
+    Column("words", Text, nullable=False),
+)
+
+Table(
+    "corpus",
+    postgres_metadata,
+    Column("layer", SmallInteger, primary_key=True, autoincrement=False),
+    Column("documents", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+)
+
+POSTGRES_VECTORS = (
+    (
+        "CREATE TABLE vectors ( kind INTEGER, seq INTEGER, owner INTEGER NOT NULL, "
+        "embedding vector NOT NULL, PRIMARY KEY (kind, seq) )"
+    ),
+    "CREATE INDEX vectors_owner ON vectors (owner, kind)",
+)
+
+# ANALYZE keeps samples of columns in the catalogue, where forgetting cannot reach: it is told to
+# keep none of text, but of these, which hold no one's words.
+SAMPLED = ("action", "key", "kind", "made_by", "relation", "role", "tenant")
+
+
 def sqlite_script() -> str:
     """Return the SQL that makes an empty SQLite memory; `migrations/sqlite.sql` is this text."""
     dialect = sqlite.dialect()
+    parts = [*_made(metadata, dialect), *_made(sqlite_metadata, dialect), *SQLITE_FULL_TEXT]
+    return _script("sqlite", parts)
+
+
+def postgres_script() -> str:
+    """Return the SQL that makes an empty schema of PostgreSQL; `migrations/postgres.sql`.
+
+    Texts sort and compare by their bytes, as in SQLite.
+    """
+    dialect = postgresql.dialect()
+    parts = [*_made(metadata, dialect), *_made(postgres_metadata, dialect)]
+    parts = [_TEXT.sub('TEXT COLLATE "C"', part) for part in parts]
+    parts += POSTGRES_VECTORS
+    for table in (*metadata.sorted_tables, *postgres_metadata.sorted_tables):
+        parts += [
+            f'ALTER TABLE {table.name} ALTER "{column.name}" SET STATISTICS 0'
+            for column in table.columns
+            if isinstance(column.type, Text) and column.name not in SAMPLED
+        ]
+    return _script("postgres", parts)
+
+
+_TEXT = re.compile(r"\bTEXT\b")
+
+
+def _made(tables: MetaData, dialect: Dialect) -> list[str]:
     parts = []
-    for table in metadata.sorted_tables:
+    for table in tables.sorted_tables:
         parts.append(str(CreateTable(table).compile(dialect=dialect)).strip())
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             parts.append(str(CreateIndex(index).compile(dialect=dialect)).strip())
-    parts += SQLITE_FULL_TEXT
+    return parts
+
+
+def _script(name: str, parts: Sequence[str]) -> str:
     lines = [" ".join(part.split()) for part in parts]
-    return "-- Written by loci.store.schema.sqlite_script().\n" + ";\n".join(lines) + ";\n"
+    return f"-- Written by loci.store.schema.{name}_script().\n" + ";\n".join(lines) + ";\n"

@@ -70,6 +70,11 @@ class View:
         """Whether there is an embedder, so that `search_dense` can be asked."""
         return self._embed is not None
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what made the searches so far slower than they could be."""
+        return list(dict.fromkeys(note for near in self._near.values() for note in near.notes))
+
     def now(self) -> datetime:
         """Return the time of asking."""
         return self._now

@@ -30,12 +30,21 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
 
+EXACT_ROWS = 100_000
+"""Up to so many vectors of one owner and layer all are compared; above, an index is asked."""
+
 _HEADER = struct.Struct("<8sI52x")
 _MAGIC = b"LOCIVEC1"
 
 
 class Near(Protocol):
-    """The neighbourhood of one vector among those of one owner."""
+    """The neighbourhood of one vector among those of one owner.
+
+    Attributes:
+        notes: what made this search slower than it could be, and what to do.
+    """
+
+    notes: list[str]
 
     def best(self, kind: Layer, limit: int, condition: Condition) -> list[tuple[int, float]]:
         """Return (number, cosine) of the nearest, best first, then lowest number.
@@ -121,6 +130,9 @@ class VectorIndex(ABC):
     @abstractmethod
     def near(self, query: Floats, owner: int) -> Near:
         """Return what is near to a vector [width] among an owner's."""
+
+    def settle(self) -> None:  # noqa: B027 - nothing to do is a good answer
+        """Build the indexes that searches would build beside them; may take minutes."""
 
     @abstractmethod
     def sweep(self) -> list[str]:
@@ -261,6 +273,7 @@ class _Scan:
     def __init__(self, database: Database, owner: int, entries: Ints, scores: Floats) -> None:
         self._database, self._owner = database, owner
         self._entries, self._scores = entries, scores
+        self.notes: list[str] = []
 
     def best(self, kind: Layer, limit: int, condition: Condition) -> list[tuple[int, float]]:
         """Return the nearest that are allowed; looks further while too few are."""

@@ -1,12 +1,15 @@
 """Numbered steps from one schema to the next, written with Alembic's operations.
 
-Step n brings a file from version n - 1 to n. All steps run in one transaction: a file is migrated,
-or as it was.
+Step n brings a memory from version n - 1 to n. All steps run in one transaction: a memory is
+migrated, or as it was. PostgreSQL gets the SQL that Alembic writes for a step, so a step asks the
+database nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -88,3 +91,21 @@ def migrate(path: Path, version: int, busy_s: float) -> None:
             connection.exec_driver_sql("ROLLBACK")
             raise
     engine.dispose()
+
+
+def postgres_sql(now: int, version: int) -> str:
+    """Return the SQL that brings the tables of a PostgreSQL memory from one version to another.
+
+    Raises:
+        SchemaError: if a step is missing.
+    """
+    written = StringIO()
+    options = {"as_sql": True, "output_buffer": written}
+    op = Operations(MigrationContext.configure(dialect_name="postgresql", opts=options))
+    for step in range(now + 1, version + 1):
+        if step not in STEPS:
+            raise SchemaError(
+                "this memory's schema is unknown", value=now, allowed=f"1 to {version}"
+            )
+        STEPS[step](op)
+    return re.sub(r"\bTEXT\b", 'TEXT COLLATE "C"', written.getvalue())
