@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memories import Plain
 
+from loci.bench.suites.durability import kill_rounds
 from loci.errors import BusyError, LociError, ParameterError, SchemaError, StorageError, StoreError
 from loci.run.memory import Memory
 from loci.store.database import VERSION
@@ -28,16 +29,16 @@ def test_the_script_is_what_the_tables_say() -> None:
     assert (MIGRATIONS / "sqlite.sql").read_text("utf-8") == sqlite_script()
 
 
-def test_files_are_for_their_owner_only(memory: Memory) -> None:
-    memory.add("hello there", user="ada")
-    for path in memory.store.path.parent.iterdir():
+def test_files_are_for_their_owner_only(sqlite_memory: Memory) -> None:
+    sqlite_memory.add("hello there", user="ada")
+    for path in sqlite_memory.store.path.parent.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_leaves_no_other_file_behind(memory: Memory) -> None:
-    memory.add("hello there", user="ada")
-    path = memory.store.path
-    memory.close()
+def test_leaves_no_other_file_behind(sqlite_memory: Memory) -> None:
+    sqlite_memory.add("hello there", user="ada")
+    path = sqlite_memory.store.path
+    sqlite_memory.close()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -54,9 +55,9 @@ for heavy in ("torch", "numpy", "sqlalchemy", "alembic", "transformers"):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_refuses_a_schema_from_the_future(memory: Memory) -> None:
-    path = memory.store.path
-    memory.close()
+def test_refuses_a_schema_from_the_future(sqlite_memory: Memory) -> None:
+    path = sqlite_memory.store.path
+    sqlite_memory.close()
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version={VERSION + 1}")
     db.close()
@@ -77,7 +78,7 @@ def test_refuses_other_databases_and_other_files(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         Memory(tmp_path / "missing" / "m.db")
     with pytest.raises(ParameterError, match="not supported"):
-        Memory("mysql://host/db")
+        Memory("mysql://user:secret@host/db")
     with pytest.raises(ParameterError, match="needs a file"):
         Memory(":memory:")
 
@@ -161,50 +162,21 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
         assert memory.search("bees", user="ada")
 
 
-ROUNDS = 40
-
-
 @pytest.mark.slow
-def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
-    """Each round a child adds messages and is killed; what it acknowledged must be whole."""
-    path, known = tmp_path / "m.db", 0
-    Memory(path).close()
-    for turn in range(ROUNDS):
-        out, into = os.pipe()
-        child = os.fork()
-        if child == 0:  # forked: imports are done; nothing but adding happens
-            memory = Memory(path, recall=Plain())
-            for number in range(10_000):
-                added = memory.add(
-                    [f"I'm allergic to food{turn}x{number}", "and that is that"], user="ada"
-                )
-                os.write(into, f"{added.turns[-1].id}\n".encode())
-        os.close(into)
-        acknowledged = b""
-        while acknowledged.count(b"\n") < 1 + turn % 5:
-            acknowledged += os.read(out, 4096)
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        while more := os.read(out, 65536):
-            acknowledged += more
-        os.close(out)
-        ids = acknowledged.decode().split("\n")[:-1]
-        with Memory(path, recall=Plain()) as memory:
-            counts = memory.counts(user="ada")
-            for id in ids:
-                memory.get(id)
-            assert counts["turns"] == 2 * counts["items"], "a message without its fact, or half"
-            assert counts["turns"] >= known + 2 * len(ids)
-            assert check_audit(memory.store.database) == 0
-            known = counts["turns"]
-    with Memory(path, recall=Plain()) as memory:
-        rows = memory.store.database.rows
-        assert rows("SELECT count(*) FROM turn_words") == rows("SELECT count(*) FROM turns")
-        assert rows("SELECT count(*) FROM item_words") == rows("SELECT count(*) FROM items")
-        assert rows("PRAGMA integrity_check") == [("ok",)]
+@pytest.mark.parametrize(("database", "rounds"), [("sqlite", 40), ("postgres", 12)])
+def test_what_was_acknowledged_survives_kill_9(
+    database: str, rounds: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each round two writers are killed; what they acknowledged must be there, and all whole."""
+    where = str(tmp_path / "m.db")
+    if database == "postgres":
+        where = request.getfixturevalue("postgres_place")("killed")
+    survived = kill_rounds(where, rounds)
+    assert survived.acknowledged >= 2 * rounds
+    assert survived.lost == [] and survived.problems == []
 
 
-def test_two_processes_write_at_once(tmp_path: Path) -> None:
+def test_two_processes_write_at_once(place: Callable[[str], str]) -> None:
     code = """
 import sys
 from loci.run.memory import Memory
@@ -212,7 +184,8 @@ with Memory(sys.argv[1]) as memory:
     for number in range(50):
         memory.add(f"{sys.argv[2]} number {number}", user="ada", session=sys.argv[2], infer=False)
 """
-    path = str(tmp_path / "m.db")
+    path = place("m.db")
+    Memory(path).close()
     started = [subprocess.Popen([sys.executable, "-c", code, path, name]) for name in "ab"]
     assert [process.wait(60) for process in started] == [0, 0]
     with Memory(path) as memory:
@@ -237,9 +210,9 @@ def test_threads_share_a_memory(memory: Memory) -> None:
     assert [memory.counts(user=name)["turns"] for name in ("a", "b", "c")] == [30, 30, 30]
 
 
-def test_a_writer_that_waits_too_long_is_told(memory: Memory) -> None:
+def test_a_writer_that_waits_too_long_is_told(memory: Memory, place: Callable[[str], str]) -> None:
     memory.add("first", user="ada")
-    other = Memory(memory.store.path, busy_s=0.05)
+    other = Memory(place("ada.db"), busy_s=0.05)
     with memory.store.database.write():
         with pytest.raises(BusyError, match=r"more than 0\.05 s"):
             other.add("second", user="ada", infer=False)
@@ -248,7 +221,8 @@ def test_a_writer_that_waits_too_long_is_told(memory: Memory) -> None:
     other.close()
 
 
-def test_a_full_disk_loses_nothing(memory: Memory) -> None:
+def test_a_full_disk_loses_nothing(sqlite_memory: Memory) -> None:
+    memory = sqlite_memory
     memory.add("kept words", user="ada")
     database = memory.store.database
     pages = database.rows("PRAGMA page_count")[0][0]
@@ -288,8 +262,29 @@ def test_the_audit_notices_a_change(memory: Memory) -> None:
     memory.add("two", user="ada")
     database = memory.store.database
     assert check_audit(database) == 0
-    database.connection.execute("UPDATE audit SET subject = 't9' WHERE seq = 1")
+    with database.write() as db:
+        db.execute("UPDATE audit SET subject = 't9' WHERE seq = 1")
     assert check_audit(database) == 1
+    assert memory.store.check_integrity() == ["the audit does not follow from row 1 on"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("DELETE FROM turns WHERE seq = 1", "sources that are not there"),
+        ("DELETE FROM turns WHERE seq = 1", "full text of turns"),
+        ("DELETE FROM pending", "turns neither embedded nor waiting"),
+        ("DELETE FROM changes", "items without a history"),
+        ("DELETE FROM owners", "turns or items of nobody"),
+        ("UPDATE turns SET position = 0", "a session twice"),
+    ],
+)
+def test_integrity_sees_what_is_half_there(memory: Memory, damage: str, words: str) -> None:
+    memory.add([{"name": "Ada", "content": "I live in Ghent"}, "two"], user="ada", session="s")
+    assert memory.store.check_integrity() == []
+    with memory.store.database.write() as db:  # type: ignore[attr-defined]
+        db.execute(damage)
+    assert any(words in problem for problem in memory.store.check_integrity())
 
 
 @settings(

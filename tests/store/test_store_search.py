@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,9 @@ def test_queries_of_full_text_syntax_are_words(memory: Memory) -> None:
     assert texts(memory, 'words "AND" NOT')
 
 
-def test_users_tenants_agents_and_sessions_do_not_mix(memory: Memory) -> None:
+def test_users_tenants_agents_and_sessions_do_not_mix(
+    memory: Memory, place: Callable[[str], str]
+) -> None:
     memory.add("bees of ada", user="ada", session="s1", agent="x")
     memory.add("bees of bob", user="bob", session="s1")
     memory.add("bees again", user="ada", session="s2")
@@ -60,7 +61,7 @@ def test_users_tenants_agents_and_sessions_do_not_mix(memory: Memory) -> None:
     assert texts(memory, "bees", session="s2") == ["bees again"]
     assert texts(memory, "bees", agent="x") == ["bees of ada"]
     assert texts(memory, "bees", agent="y") == []
-    other = Memory(memory.store.path, tenant="else", recall=Plain())
+    other = Memory(place("ada.db"), tenant="else", recall=Plain())
     assert other.search("bees", user="ada") == [] and other.users() == []
     with pytest.raises(NotFoundError):
         other.get("t1")
@@ -267,7 +268,8 @@ def test_another_embedder_is_refused_until_all_is_embedded_anew(memory: Memory) 
         memory.add_many(["x"], user="ada", vectors=np.full((1, 16), np.nan, np.float32))
 
 
-def test_rows_that_were_not_committed_are_not_there(memory: Memory) -> None:
+def test_rows_that_were_not_committed_are_not_there(sqlite_memory: Memory) -> None:
+    memory = sqlite_memory
     memory.embedder = Hashing()
     memory.add("bees", user="ada")
     memory.search("bees", user="ada")
@@ -284,9 +286,9 @@ def test_rows_that_were_not_committed_are_not_there(memory: Memory) -> None:
     again.close()
 
 
-def test_two_memories_of_one_file_see_each_others_vectors(tmp_path: Path) -> None:
-    first = Memory(tmp_path / "m.db", embedder=Hashing(), recall=Plain())
-    second = Memory(tmp_path / "m.db", embedder=Hashing(), recall=Plain())
+def test_two_memories_of_one_place_see_each_others_vectors(place: Callable[[str], str]) -> None:
+    first = Memory(place("m.db"), embedder=Hashing(), recall=Plain())
+    second = Memory(place("m.db"), embedder=Hashing(), recall=Plain())
     for number, memory in enumerate((first, second, first, second)):
         memory.add(f"bees {number}", user="ada")
         for reader in (first, second):

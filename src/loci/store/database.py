@@ -135,10 +135,6 @@ class Database(ABC):
         """Return {what is no part of the store but lies beside it: how often a text is in it}."""
         return {}
 
-    @abstractmethod
-    def damage(self) -> list[str]:
-        """Return what is wrong with the database and its full text, for `check_integrity`."""
-
     @property
     @abstractmethod
     def out_of_reach(self) -> tuple[str, ...]:

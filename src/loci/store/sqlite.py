@@ -176,24 +176,6 @@ class SqliteDatabase(Database):
                 found.append(f"the full text of {kind}s is damaged")
         return found
 
-    def damage(self) -> list[str]:
-        """Return what SQLite finds wrong with its pages, indexes and full text."""
-        found = [str(row[0]) for row in self.rows("PRAGMA integrity_check")]
-        found = [] if found == ["ok"] else found
-        for kind in ("turn", "item"):
-            sql = f"SELECT (SELECT count(*) FROM {kind}s) - (SELECT count(*) FROM {kind}_words)"
-            if self.rows(sql) != [(0,)]:
-                found.append(f"the full text of {kind}s has more rows or less than they have")
-            try:
-                with self.write() as db:
-                    db.execute(
-                        f"INSERT INTO {kind}_words ({kind}_words, rank) "
-                        "VALUES ('integrity-check', 0)"
-                    )
-            except StoreError:
-                found.append(f"the full text of {kind}s is damaged")
-        return found
-
     @property
     def out_of_reach(self) -> tuple[str, ...]:
         """Return nothing: it is all in these files."""
