@@ -74,7 +74,7 @@ def test_no_other_scopes_byte_is_ever_returned(tmp_path: Path) -> None:
 
     def say() -> object:
         place = somewhere()
-        mark = f"zq{len(whose)}zq"
+        mark = f"Zq{len(whose)}zq"
         whose.append(place)
         clock.advance(60)
         message = {
@@ -113,7 +113,7 @@ def test_no_other_scopes_byte_is_ever_returned(tmp_path: Path) -> None:
                 {"as_of": clock.now()},
                 {"known_at": clock.now()},
                 {"filters": {"role": "user"}},
-                {"filters": {"metadata.m": f"zq{draw.randrange(len(whose))}zq"}},
+                {"filters": {"metadata.m": f"Zq{draw.randrange(len(whose))}zq"}},
                 {"filters": {"or": [{"text": {"contains": "zq"}}, {"kind": "fact"}]}},
             ]
         )
