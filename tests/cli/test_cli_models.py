@@ -96,9 +96,14 @@ def test_a_seed_draws_the_same_answer(tiny: Loci) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused(tiny: Loci) -> None:
+    done = tiny("run", "tiny", "Hello " * 30, *BUDGET, "--max-tokens", "4")
+    assert done.code == 1
+    assert "plan with --context 203" in done.err
+    again = (*BUDGET[:2], "--context", "203", "--max-tokens", "4")
+    assert tiny("run", "tiny", "Hello " * 30, *again).code == 0
     done = tiny("run", "tiny", "Hello " * 100, *BUDGET)
     assert done.code == 1
-    assert "--context" in done.err
+    assert "at most 512 tokens" in done.err and "plan with" not in done.err
 
 
 def test_chat_answers_each_line_and_remembers(tiny: Loci, tmp_path: Path) -> None:

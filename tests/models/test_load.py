@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from gguf_files import write_llama
 
-from loci.errors import FormatError, ModelError
+from loci.errors import FormatError, ModelError, StorageError
 from loci.models.hf_folder import HfSource
 from loci.models.load import locate, names, resolve, spec_of
 from loci.models.pack import write_pack
@@ -43,7 +44,8 @@ def test_a_gguf_in_the_models_folder_is_packed_on_first_use(tmp_path: Path) -> N
         assert pack.path == tmp_path / "little" / "pack.loci"
         assert pack.spec.name == "little" and pack.spec.weight_bits == 5.0
         assert pack.spec.tokenizer_bytes > 0
-        assert steps[-1] == ("packing", len(pack.names()), len(pack.names()))
+        for what in ("packing", "checking"):
+            assert (what, len(pack.names()), len(pack.names())) in steps
         assert (
             Tokenizer(pack.folder).decode(Tokenizer(pack.folder).encode("hello 12")) == "hello 12"
         )
@@ -213,6 +215,97 @@ def test_a_pack_that_cannot_be_read_is_made_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(FormatError):
         resolve("little", tmp_path)
+
+
+def _damage(path: Path) -> None:
+    """Turn over some bits in the middle of the first block."""
+    with path.open("r+b") as file:
+        file.seek(4096 + 100)
+        byte = file.read(1)[0]
+        file.seek(4096 + 100)
+        file.write(bytes((byte ^ 16,)))
+
+
+def test_a_damaged_weight_is_found_before_it_answers(tmp_path: Path) -> None:
+    (tmp_path / "little").mkdir()
+    write_llama(tmp_path / "little" / "some.gguf")
+    with resolve("little", tmp_path) as pack:
+        fingerprint = pack.fingerprint
+    path = tmp_path / "little" / "pack.loci"
+    _damage(path)
+    with resolve("little", tmp_path) as pack:  # made again: what it was made from is there
+        assert pack.fingerprint == fingerprint
+        pack.verify()
+    (tmp_path / "little" / "some.gguf").unlink()
+    _damage(path)
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match=r"block embed\.0 of .* is corrupt"):
+        resolve("little", tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_whole_pack_is_compared_once(tmp_path: Path) -> None:
+    (tmp_path / "little").mkdir()
+    write_llama(tmp_path / "little" / "some.gguf")
+
+    def steps() -> set[str]:
+        told: set[str] = set()
+        resolve("little", tmp_path, progress=lambda what, *_: told.add(what)).close()
+        return told
+
+    assert steps() == {"packing", "checking"}
+    assert steps() == set()
+    os.utime(tmp_path / "little" / "pack.loci", ns=(1, 1))
+    assert steps() == {"checking"}
+    (note,) = (tmp_path / ".checked").iterdir()
+    note.write_text("{")
+    assert steps() == {"checking"}
+    assert names(tmp_path) == ["little"]
+
+
+def test_what_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    away = tmp_path / "away.gguf"
+    write_llama(away)
+    away.write_bytes(away.read_bytes()[:2000])
+    with pytest.raises(FormatError, match="cut short"):
+        resolve(str(away), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    write_llama(tmp_path / "away.gguf")
+    (tmp_path / "models").touch()
+    with pytest.raises(StorageError, match="models_dir"):
+        resolve(str(tmp_path / "away.gguf"), tmp_path / "models")
+
+
+def test_a_disk_that_is_full_leaves_no_half_pack(tmp_path: Path) -> None:
+    (tmp_path / "little").mkdir()
+    write_llama(tmp_path / "little" / "some.gguf")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (100, 20_000):  # for the tokenizer, then for the pack
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            with pytest.raises(StorageError, match="cannot write"):
+                resolve("little", tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        left = {path.name for path in (tmp_path / "little").iterdir()}
+        assert left <= {"some.gguf", ".lock", "tokenizer.json"}
+    resolve("little", tmp_path).close()
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    _hf_folder(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        resolve(str(tmp_path / "hf"), tmp_path / "models")
+
+
+def test_no_name_is_no_model(tmp_path: Path) -> None:
+    for name in ("", "  "):
+        with pytest.raises(ModelError, match="no model was named"):
+            locate(name, tmp_path)
 
 
 def test_another_tokenizer_beside_the_pack_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from loci.cli.options import (
     whose,
 )
 from loci.cli.output import note, progress, stream, summary
+from loci.errors import ContextError, ParameterError
 
 LEAVE = ("/exit", "/quit")
 
@@ -47,10 +48,15 @@ def command(
             if line.strip() in LEAVE:
                 break
             try:
-                pieces = session.chat(line, user=name, max_tokens=max_tokens, sampling=sampling)
+                pieces = session.chat(
+                    line.rstrip("\r\n"), user=name, max_tokens=max_tokens, sampling=sampling
+                )
                 stream(pieces)
             except KeyboardInterrupt:
                 note("\nstopped; this turn is forgotten")
+                continue
+            except (ContextError, ParameterError) as error:  # of this line alone
+                note(f"{type(error).__name__}: {error}")
                 continue
             note(summary(session.report()))
 
@@ -58,4 +64,8 @@ def command(
 def _line() -> str | None:
     if sys.stdin.isatty():
         click.echo("> ", nl=False, err=True)
-    return sys.stdin.readline() or None
+    raw = getattr(sys.stdin, "buffer", None)
+    if raw is None:
+        return sys.stdin.readline() or None
+    # What is not UTF-8 is kept as it is, so that the session refuses that line by name.
+    return raw.readline().decode("utf-8", "surrogateescape") or None

@@ -14,6 +14,7 @@ import click
 
 from loci import config
 from loci.cli.app import Group
+from loci.cli.input import piped, read_text
 from loci.cli.options import whose
 from loci.cli.output import as_json_option, emit, note, progress, say, table
 from loci.errors import ParameterError, StoreError
@@ -132,18 +133,22 @@ def search(
         is_lexical = lexical or memory.embedder is None
         if is_lexical and not lexical:
             note("searching by words alone; loci pull minilm adds meaning")
-        hits = memory.search(
-            query,
-            user=who,
-            agent=agent,
-            session=session,
-            limit=limit,
-            as_of=as_of,
-            known_at=known_at,
-            filters=dict(_pair(text) for text in filters) or None,
-            kinds=kinds or None,
-            mode="lexical" if is_lexical else "hybrid",
-        )
+        with progress() as report:
+            hits = memory.search(
+                query,
+                user=who,
+                agent=agent,
+                session=session,
+                limit=limit,
+                as_of=as_of,
+                known_at=known_at,
+                filters=dict(_pair(text) for text in filters) or None,
+                kinds=kinds or None,
+                mode="lexical" if is_lexical else "hybrid",
+                progress=lambda done, total: report("reading what is new", done, total),
+            )
+        if not hits:
+            _others(memory, who)
     if hits.pending:
         note(f"{_count(hits.pending, 'text')} not embedded yet, ranked by words")
     if as_json:
@@ -194,6 +199,8 @@ def list_(
             limit=limit,
             offset=offset,
         )
+        if not found:
+            _others(memory, who)
     if as_json:
         emit(found)
     else:
@@ -346,29 +353,41 @@ def export(path: Path, file: str | None, user: str | None, as_json: bool) -> Non
 @command.command(name="import")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--format", "format", default="auto", help="loci or locomo; else it is recognised.")
+@click.option("--conversation", help="Only this sample of a LoCoMo file.")
 @click.option("--no-facts", is_flag=True, help="Keep what was said and draw no facts from it.")
 @_FILE
-@_USER
+@click.option("--user", help="Whose memory it becomes; else the names in the file.")
 @as_json_option
 def import_(
-    path: Path, format: str, no_facts: bool, file: str | None, user: str | None, as_json: bool
+    path: Path,
+    format: str,
+    conversation: str | None,
+    no_facts: bool,
+    file: str | None,
+    user: str | None,
+    as_json: bool,
 ) -> None:
     """Add an export of Loci or a LoCoMo file; what is there already is passed over.
 
-    Without --user, an export keeps the user it was written for.
+    Without --user, an export keeps the user it was written for, and each conversation of a LoCoMo
+    file becomes a user named like its sample.
     """
-    with _opened(file, make=True) as memory, progress() as report:
-        count = memory.import_(
-            path,
-            format,
-            user=user,
-            infer=False if no_facts else None,
-            progress=lambda done, total: report("importing", done, total),
-        )
+    with _opened(file, make=True) as memory:
+        with progress() as report:
+            count = memory.import_(
+                path,
+                format,
+                user=user,
+                infer=False if no_facts else None,
+                conversation=conversation,
+                progress=lambda done, total: report("importing", done, total),
+            )
+        users = memory.users()
     if as_json:
-        emit({"new": count})
+        emit({"new": count, "users": users})
     else:
         say(f"{_count(count, 'record')} new")
+        note(f"remembered in this memory: {', '.join(users)}; search with --user")
 
 
 # -- private ----------------------------------------------------------------------------------
@@ -397,7 +416,7 @@ def _said(text: str | None, messages: Path | None, name: str | None) -> Any:
     if messages is not None:
         if text is not None or name is not None:
             raise click.UsageError("--messages goes without TEXT and --name")
-        raw = sys.stdin.read() if str(messages) == "-" else messages.read_text(encoding="utf-8")
+        raw = piped() or "" if str(messages) == "-" else read_text(messages)
         try:
             return json.loads(raw)
         except json.JSONDecodeError as error:
@@ -405,13 +424,20 @@ def _said(text: str | None, messages: Path | None, name: str | None) -> Any:
                 f"--messages {messages} is not JSON: {error}",
                 allowed='[{"role": "user", "content": "I like tea"}]',
             ) from None
-    if text is None and not sys.stdin.isatty():
-        text = sys.stdin.read().strip()
+    if text is None:
+        text = (piped() or "").strip()
     if not text:
         raise ParameterError(
             "there is nothing to remember", way_out='loci memory add "I like tea", or pipe it in'
         )
     return text if name is None else [{"role": "user", "name": name, "content": text}]
+
+
+def _others(memory: Memory, who: str) -> None:
+    """Say on stderr whom this memory knows, when it knows nothing of the one who was meant."""
+    users = memory.users()
+    if users and who not in users:
+        note(f"nothing is remembered of {who}; there is something of {', '.join(users)}")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any  # click hands keyword arguments through
 import click
 
 from loci.cli.options import TOKENS, budget_options, make_plan
-from loci.cli.output import as_json_option, emit, say
+from loci.cli.output import as_json_option, emit, note, say
 
 
 @click.command()
@@ -25,5 +25,11 @@ def command(model: str, new_tokens: int | None, explain: bool, as_json: bool, **
     plan = make_plan(model, new_tokens, given)
     if as_json:
         emit(plan.to_json())
+    elif explain:
+        say(plan.explain())
     else:
-        say(plan.explain() if explain else str(plan))
+        text = str(plan)
+        say(text)
+        for line in plan.notes:
+            if line not in text:
+                note(line)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any  # click hands keyword arguments through
 
 import click
 
 from loci import api
+from loci.cli.input import piped, read_text
 from loci.cli.options import (
     budget_options,
     make_plan,
@@ -69,9 +69,9 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise ParameterError("the prompt is given twice", allowed="PROMPT or --prompt-file")
     if file is not None:
-        prompt = file.read_text(encoding="utf-8")
-    elif prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+        prompt = read_text(file)
+    elif prompt is None:
+        prompt = piped()
     if prompt is None or not prompt.strip():
         raise ParameterError(
             "there is no prompt",

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # header values are JSON
 
 from loci.core.spec import ModelSpec
-from loci.errors import FormatError, LociError, ModelError
-from loci.tiers.blocks import read_table
+from loci.errors import FormatError, LociError, ModelError, StorageError
+from loci.tiers.blocks import BlockStore, read_table
 from loci.units import nearest
 
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ def locate(name: str, folder: Path) -> Found:
     Raises:
         ModelError: if there is none; names what is there and how to get more.
     """
+    if not name.strip():
+        raise ModelError(
+            "no model was named",
+            value=name,
+            allowed=", ".join(names(folder)) or f"none is in {folder} yet",
+            way_out="get the default model:  loci pull smollm2",
+        )
     path = Path(name).expanduser()
     looks_like_path = "/" in name or os.sep in name or path.suffix in (".gguf", ".loci")
     if looks_like_path or not _is_name(name):
@@ -112,12 +120,23 @@ def resolve(
             yet; None keeps the source's own precision.
         progress: told (what, done, whole) while packing.
         mapped, direct: see `open_pack`.
+
+    Raises:
+        FormatError: if the pack, or what it is made from, is cut short or corrupt.
     """
     from loci.models.pack import open_pack
 
     found = locate(name, folder)
     if not found.is_packed():
         _pack(found, quant, embed_quant, progress)
+    try:
+        _check(found.pack, folder, progress)
+    except FormatError:
+        if found.source is None:
+            raise
+        found.pack.unlink(missing_ok=True)  # damaged, and what it was made from is there
+        _pack(found, quant, embed_quant, progress)
+        _check(found.pack, folder, progress)
     return open_pack(found.pack, mapped=mapped, direct=direct)
 
 
@@ -211,60 +230,99 @@ def _pack(
             f"{found.pack} cannot be read and there is nothing to make it from",
             way_out=f"delete it and run: loci pull {found.name}",
         )
-    found.pack.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(found.pack.parent):
+    # The folder comes second: only what was read and understood gets one.
+    with closing(_Source(found.source, found.name)) as source, _locked(found.pack.parent):
         if not found.is_packed():  # another process may have made it while we waited
-            _write(found, found.source, quant, embed_quant, progress)
+            source.write(found.pack, quant, embed_quant, progress)
 
 
-def _write(
-    found: Found,
-    path: Path,
-    quant: Packer | None,
-    embed_quant: Packer | None,
-    progress: Progress | None,
-) -> None:
-    from loci import __version__
-    from loci.models.gguf_tensors import GgufSource
-    from loci.models.hf_folder import HfSource, special_of
-    from loci.models.pack import check_source, write_pack
-    from loci.models.tokenizer import checksum
-    from loci.models.tokenizer_size import tokenizer_bytes
+class _Source:
+    """A model as others keep it, opened and checked: tensors and tokenizer."""
 
-    source: GgufSource | HfSource
-    if path.is_file():
+    def __init__(self, path: Path, name: str) -> None:
+        from loci.models.gguf_tensors import GgufSource
         from loci.models.gguf_tokenizer import tokenizer_of
+        from loci.models.hf_folder import HfSource, special_of
+        from loci.models.pack import check_source
 
-        source = GgufSource(path, found.name)
-        check_source(source)
-        text, special, template = tokenizer_of(source.header)
-        raw = text.encode()
-    else:
-        source = HfSource(path, found.name)
-        check_source(source)
-        special, template = special_of(path)
-        raw = (path / TOKENIZER_FILE).read_bytes()
-    tokenizer = found.pack.parent / TOKENIZER_FILE
-    if not (tokenizer.is_file() and tokenizer.read_bytes() == raw):
-        _write_whole(tokenizer, raw)
-    try:
+        self.path = path
+        tensors: GgufSource | HfSource
+        tensors = GgufSource(path, name) if path.is_file() else HfSource(path, name)
+        self._tensors, self.close = tensors, tensors.close
+        try:
+            check_source(tensors)
+            if isinstance(tensors, GgufSource):
+                text, self._special, self._template = tokenizer_of(tensors.header)
+                self._tokenizer = text.encode()
+            else:
+                self._special, self._template = special_of(path)
+                self._tokenizer = (path / TOKENIZER_FILE).read_bytes()
+        except BaseException:
+            self.close()
+            raise
+
+    def write(
+        self,
+        pack: Path,
+        quant: Packer | None,
+        embed_quant: Packer | None,
+        progress: Progress | None,
+    ) -> None:
+        """Write tokenizer and pack; the folder is there and ours alone."""
+        from loci import __version__
+        from loci.models.pack import write_pack
+        from loci.models.tokenizer import checksum
+        from loci.models.tokenizer_size import tokenizer_bytes
+
+        raw, tokenizer = self._tokenizer, pack.parent / TOKENIZER_FILE
+        if not (tokenizer.is_file() and tokenizer.read_bytes() == raw):
+            _write_whole(tokenizer, raw)
         write_pack(
-            source,
-            found.pack,
+            self._tensors,
+            pack,
             extra={
                 "made_by": f"loci {__version__}",
-                "source": _identity(path, found.pack),
+                "source": _identity(self.path, pack),
                 "tokenizer": {"file": TOKENIZER_FILE, "checksum": checksum(raw)},
-                "chat_template": template,
-                "special": special,
+                "chat_template": self._template,
+                "special": self._special,
             },
             tokenizer_bytes=tokenizer_bytes(tokenizer),
             quant=quant,
             embed_quant=embed_quant,
             progress=progress,
         )
-    finally:
-        source.close()
+
+
+def _check(pack: Path, folder: Path, progress: Progress | None) -> None:
+    """Compare a pack with its checksums, once for every state of the file.
+
+    A damaged weight would not stop a model, only make it say something else. What was found whole
+    is written down in the models folder, where it can be written; a file that changed since is
+    compared again.
+    """
+    stat = pack.stat()
+    state = {
+        "format": "loci-checked",
+        "version": 1,
+        "path": str(pack),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+    }
+    mark = hashlib.blake2b(str(pack).encode(), digest_size=8).hexdigest()
+    note = folder / ".checked" / f"{mark}.json"
+    with suppress(OSError, ValueError):
+        if json.loads(note.read_text(encoding="utf-8")) == state:
+            return
+    with BlockStore(pack, direct=False, mapped=False) as store:
+        names = store.names()
+        for done, name in enumerate(names, 1):
+            store.verify([name])
+            if progress is not None:
+                progress("checking", done, len(names))
+    with suppress(OSError, StorageError):  # then the next run compares again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(note, json.dumps(state).encode())
 
 
 def _write_whole(path: Path, raw: bytes) -> None:
@@ -276,14 +334,26 @@ def _write_whole(path: Path, raw: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            way_out="free some space on that disk, or name another folder",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a pack in this folder."""
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Let one process at a time make a pack in this folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"cannot pack into {folder}: {error.strerror or error}",
+            way_out="name a models folder that may be written:  loci config set models_dir FOLDER",
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

@@ -17,6 +17,7 @@ import torch
 
 from loci.core.event import Event, Events
 from loci.core.ledger import Ledger
+from loci.core.utf8 import plain_text
 from loci.errors import ContextError, FingerprintError, MethodError, ParameterError
 from loci.methods import catalogue
 from loci.methods.kv.base import decoded_tokens
@@ -156,7 +157,7 @@ class Session:
             raise ContextError(
                 f"the prompt has {len(ids):,} tokens; the plan's context holds {context:,}",
                 allowed=f"at most {context - 1:,} prompt tokens",
-                way_out=f"plan with --context {len(ids) + limit}",
+                way_out=self._longer(len(ids), limit),
             )
         room = min(limit, context - len(ids))
         guide = None if schema is None else self._grammar(schema).guide(room)
@@ -176,6 +177,7 @@ class Session:
         With a memory, what fits the question is recalled into this turn as notes, and the turn and
         its reply are remembered afterwards, without the notes.
         """
+        text = _said(text, "the message")
         limit = max_tokens if max_tokens is not None else self.plan.workload.new_tokens
         recalled = self.recall(text, user=user)
         content = text
@@ -191,8 +193,9 @@ class Session:
         )
         self._history = [*messages[left_out:], {"role": "assistant", "content": self.answer}]
         if self.memory is not None:
+            said = [("user", text), ("assistant", self.answer)]  # an answer may be empty
             self.memory.add(
-                [{"role": "user", "content": text}, {"role": "assistant", "content": self.answer}],
+                [{"role": role, "content": words} for role, words in said if words.strip()],
                 user=user,
             )
 
@@ -242,7 +245,7 @@ class Session:
                 "new": self.stats.new_tokens,
             },
             "held": self.ledger.table(),
-            "notes": [*self.notes, *self.stats.notes],
+            "notes": [*self.plan.notes, *self.notes, *self.stats.notes],
             "plan": self.plan.to_json(),
         }
 
@@ -353,10 +356,11 @@ class Session:
         return embedder
 
     def _ids_of(self, prompt: Any, raw: bool) -> list[int]:
-        if isinstance(prompt, str):
+        if isinstance(prompt, (str, bytes)):
+            text = _said(prompt, "the prompt")
             if raw:
-                return self.tokenizer.prompt(prompt)
-            return self.tokenizer.chat([{"role": "user", "content": prompt}])
+                return self.tokenizer.prompt(text)
+            return self.tokenizer.chat([{"role": "user", "content": text}])
         prompt = list(prompt)
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.chat(prompt)
@@ -378,8 +382,15 @@ class Session:
             f"this message has {len(ids):,} tokens; the context of {context:,} leaves room for "
             f"{room:,}",
             allowed=f"at most {room:,} tokens in one message",
-            way_out=f"plan with --context {len(ids) + limit}",
+            way_out=self._longer(len(ids), limit),
         )
+
+    def _longer(self, prompt: int, limit: int) -> str:
+        """Return what to do about a prompt that is too long; a model has an end of its own."""
+        most = self.plan.spec.max_context
+        if prompt < most:
+            return f"plan with --context {min(prompt + limit, most)}"
+        return f"{self.plan.model} was made for at most {most:,} tokens: say it in fewer"
 
     def _answer(
         self,
@@ -490,3 +501,11 @@ class Session:
     def _reading(self, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress("reading the prompt", done, total)
+
+
+def _said(text: str | bytes, what: str) -> str:
+    """Return a text that says something, in UTF-8."""
+    said = plain_text(text, what)
+    if not said.strip():
+        raise ParameterError(f"{what} is empty", way_out="say something")
+    return said

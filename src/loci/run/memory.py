@@ -46,6 +46,7 @@ Items = list[Item]
 Changes = list[Change]
 Edits = list[Edit]
 Users = list[str]
+Progress = Callable[[int, int], None]
 _KINDS = ("fact", "note", "turn")
 
 
@@ -187,6 +188,7 @@ class Memory:
         filters: Mapping[str, Any] | None = None,
         kinds: str | Sequence[str] | None = None,
         mode: Literal["hybrid", "lexical"] = "hybrid",
+        progress: Progress | None = None,
     ) -> Hits:
         """Return what answers the query, best first; sees every acknowledged add.
 
@@ -196,8 +198,9 @@ class Memory:
             filters: see `loci.store.filters`, for example {"metadata.ref": "D1:3"}.
             kinds: "fact", "note", "turn", or several; all if not given.
             mode: "lexical" leaves meaning out and loads no model.
+            progress: called with (done, total) while texts are embedded that wait for it.
         """
-        text = key_text(query, "the query")
+        text = key_text(query, "the query", "a question")
         if mode not in _MODES:
             raise ParameterError("unknown mode", value=mode, allowed=", ".join(_MODES))
         count = _limit(limit)
@@ -211,7 +214,7 @@ class Memory:
         dense = mode == "hybrid" and self.embedder is not None
         if dense:
             self._check_embedder()
-        pending = self._embed(owner, EMBED_AT_SEARCH) if dense else 0
+        pending = self._embed(owner, EMBED_AT_SEARCH, progress) if dense else 0
         view = self._view(scope, asked, dense=dense)
         # A turn behind a fact is no hit of its own; ask for more, so that enough are left.
         found = self.recall.find(
@@ -272,7 +275,7 @@ class Memory:
         json_text(metadata)
         item = Item(
             id="",
-            text=key_text(text, "the note"),
+            text=key_text(text, "the note", "text with a word in it"),
             kind="note",
             made_by="person",
             metadata=dict(metadata or {}),
@@ -283,7 +286,8 @@ class Memory:
     def edit(self, id: str, text: str, *, user: str | None = None, reason: str = "") -> Item:
         """Write an item anew by a person's hand; the old text stays in its history."""
         before = self._item(id, user)
-        after = replace(before, text=key_text(text, "the text"), made_by="person")
+        fresh = key_text(text, "the text", "text with a word in it")
+        after = replace(before, text=fresh, made_by="person")
         after = replace(after, subject=None, predicate=None, object=None)
         return self.store.change(
             self._scope_of(id, user), after, "edit", plain_text(reason, "reason"), self.clock.now()
@@ -386,15 +390,27 @@ class Memory:
         *,
         user: str | None = None,
         infer: bool | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        conversation: str | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Add an export of Loci or a LoCoMo file; what is there already is passed over.
+
+        Args:
+            user: whose memory it becomes. Without it an export keeps its user, and each
+                conversation of a LoCoMo file becomes a user of its own, named like its sample.
+            conversation: only this sample of a LoCoMo file.
 
         Returns:
             How many records or turns were new.
         """
         return memory_files.import_(
-            self, Path(path), format, user=user, infer=infer, progress=progress
+            self,
+            Path(path),
+            format,
+            user=user,
+            infer=infer,
+            conversation=conversation,
+            progress=progress,
         )
 
     def wait(self) -> int:
@@ -498,10 +514,12 @@ class Memory:
             raise MethodError("this memory has no embedder")
         return np.asarray(self.embedder.encode(list(texts)), np.float32)
 
-    def _embed(self, owner: int | None, most: int) -> int:
+    def _embed(self, owner: int | None, most: int, progress: Progress | None = None) -> int:
         """Embed up to `most` waiting texts; returns how many still wait."""
         waiting = self.store.pending(owner, most)
         for start in range(0, len(waiting), _BATCH):
+            if progress is not None:
+                progress(start, len(waiting))
             part = waiting[start : start + _BATCH]
             vectors = self._encode([text for *_, text in part])
             entries = [(kind, seq, whose) for kind, seq, whose, _ in part]

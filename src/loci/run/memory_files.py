@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any  # JSON values
 
 from loci import __version__
 from loci.core.item import Scope
-from loci.errors import StorageError, StoreError
+from loci.errors import FormatError, ParameterError, StorageError, StoreError
 from loci.store import importers
 from loci.store.base import Store
 from loci.store.messages import drafts
@@ -29,6 +29,8 @@ def export(store: Store, tenant: str, user: str, path: Path) -> int:
     scope = Scope(tenant=tenant, user=user)
     if store.owner(scope) is None:
         raise StoreError("nothing is remembered of this user", value=user)
+    if path.exists() and not path.is_file():  # putting a file into place would replace a device
+        raise ParameterError("an export goes to a file of its own", value=str(path))
     head = {"format": FORMAT, "version": VERSION, "made_by": f"loci {__version__}"}
     head |= {"store": _name(store), "tenant": tenant, "user": user}
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
@@ -59,6 +61,7 @@ def import_(
     *,
     user: str | None,
     infer: bool | None,
+    conversation: str | None,
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Add what a file has and the memory has not; returns how much that was."""
@@ -67,8 +70,17 @@ def import_(
         if name == "auto":
             name = importers.detect(path)
         if name == "locomo":
-            return _locomo(memory, path, user, infer, progress)
+            return _locomo(memory, path, user, infer, conversation, progress)
+        if conversation is not None:
+            raise ParameterError("only a LoCoMo file has conversations", value=conversation)
         return _loci(memory, path, user, progress)
+    except UnicodeDecodeError as problem:
+        raise FormatError(
+            "the file to import is not UTF-8",
+            value=problem.object[problem.start : problem.start + 4],
+            allowed="text in UTF-8",
+            way_out=f"iconv -f latin1 -t utf-8 {path}",
+        ) from None
     except OSError as problem:
         raise StoreError(
             f"cannot read the file to import: {problem.strerror}", value=str(path)
@@ -98,9 +110,10 @@ def _locomo(
     path: Path,
     user: str | None,
     infer: bool | None,
+    conversation: str | None,
     progress: Callable[[int, int], None] | None,
 ) -> int:
-    sessions = list(importers.locomo(path, memory.zone))
+    sessions = list(importers.locomo(path, memory.zone, conversation))
     new = 0
     for done, session in enumerate(sessions, 1):
         scope = Scope(

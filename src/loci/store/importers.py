@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 from loci.errors import FormatError, ParameterError
+from loci.units import nearest
 
 FORMATS = ("auto", "loci", "locomo")
 _SESSION = re.compile(r"session_(\d+)$")
@@ -62,24 +63,42 @@ def detect(path: Path) -> str:
     )
 
 
-def locomo(path: Path, zone: tzinfo) -> Iterator[Session]:
+def locomo(path: Path, zone: tzinfo, only: str | None = None) -> Iterator[Session]:
     """Yield the sessions of a LoCoMo file, in the order of their numbers.
 
     A picture's caption is appended to the text in square brackets: nothing else says what it
     showed. `dia_id` becomes the metadata `ref`.
+
+    Args:
+        only: the name of one sample; None takes all of them.
+
+    Raises:
+        ParameterError: if there is no sample of that name.
     """
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except ValueError as problem:
+    except json.JSONDecodeError as problem:
         raise FormatError(f"this file is not JSON: {problem}", value=str(path)) from None
-    samples = data if isinstance(data, list) else [data]
-    for number, sample in enumerate(samples):
+    samples: list[tuple[str, Mapping[str, Any]]] = []
+    for number, sample in enumerate(data if isinstance(data, list) else [data]):
         if not isinstance(sample, Mapping) or not isinstance(sample.get("conversation"), Mapping):
             raise FormatError(
                 f"sample {number} has no conversation", allowed="a list of LoCoMo samples"
             )
-        yield from _sample(sample, str(sample.get("sample_id", f"conversation-{number}")), zone)
+        samples.append((str(sample.get("sample_id", f"conversation-{number}")), sample))
+    names = [name for name, _ in samples]
+    if only is not None and only not in names:
+        near = nearest(only, names)
+        raise ParameterError(
+            "there is no conversation of this name in the file",
+            value=only,
+            allowed=", ".join(names),
+            way_out=f"did you mean {near!r}?" if near else (),
+        )
+    for name, sample in samples:
+        if only in (None, name):
+            yield from _sample(sample, name, zone)
 
 
 def _sample(sample: Mapping[str, Any], user: str, zone: tzinfo) -> Iterator[Session]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
+from loci.core.utf8 import plain_text as plain_text
 from loci.errors import ParameterError
 from loci.store.times import read_time
 from loci.units import nearest
@@ -31,42 +32,11 @@ class Draft:
     origin: str | None = None
 
 
-def plain_text(value: object, what: str) -> str:
-    """Return text that can be written as UTF-8; bytes are decoded.
-
-    Raises:
-        ParameterError: naming the position, if the bytes are no UTF-8 or the text has half a
-            surrogate pair.
-    """
-    if isinstance(value, (bytes, bytearray)):
-        try:
-            return bytes(value).decode("utf-8")
-        except UnicodeDecodeError as problem:
-            raise ParameterError(
-                f"{what} is not UTF-8 at byte {problem.start}",
-                value=bytes(value[problem.start : problem.start + 4]),
-                allowed="text, or bytes in UTF-8",
-                way_out='decode it first, for example data.decode("latin-1")',
-            ) from None
-    if not isinstance(value, str):
-        raise ParameterError(f"{what} must be text", value=value)
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as problem:
-            raise ParameterError(
-                f"{what} has half a surrogate pair at character {problem.start}",
-                value=value[problem.start],
-                allowed="text that can be written as UTF-8",
-            ) from None
-    return value
-
-
-def key_text(value: object, what: str) -> str:
+def key_text(value: object, what: str, allowed: str = "a name") -> str:
     """Return a name such as a user's: text that is not empty."""
     name = plain_text(value, what)
     if not name.strip():
-        raise ParameterError(f"{what} is empty", value=name, allowed="a name")
+        raise ParameterError(f"{what} is empty", value=name, allowed=allowed)
     return name
 
 
