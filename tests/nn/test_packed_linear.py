@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from loci.errors import ParameterError
 from loci.methods.quant.groupwise import Groupwise
 from loci.nn import native
-from loci.nn.packed_linear import Weight, matmul, matmul_many
+from loci.nn.packed_linear import Weight, linear, matmul, matmul_back, matmul_many
 from loci.nn.packing import PackedWeight
 
 
@@ -108,3 +108,25 @@ def test_a_result_of_the_wrong_form_is_refused() -> None:
             matmul_many(x, [weight, weight], [torch.empty(3, 24), out])
     with pytest.raises(ParameterError, match="32 columns"):
         matmul_many(x[:, :32].contiguous(), [weight, weight], [torch.empty(3, 24)] * 2)
+
+
+@pytest.mark.parametrize("tile_rows", [1, 5, 100, None])
+def test_the_way_back_is_the_product_with_the_weight(tile_rows: int | None) -> None:
+    weight, dy = weight_of(24, 64, bits=3), torch.randn(7, 24, generator=Generator().manual_seed(0))
+    tile = None if tile_rows is None else torch.empty(tile_rows * 64)
+    close(matmul_back(dy, weight, tile=tile), dy @ weight.dense())
+    close(matmul_back(dy, weight.dense()), dy @ weight.dense())
+
+
+def test_gradients_pass_through_packed_weights_and_keep_no_copy_of_them() -> None:
+    weight = weight_of(24, 64)
+    x = torch.randn(5, 64, generator=Generator().manual_seed(0), requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = linear(x, weight)
+    out.square().sum().backward()
+    assert not saved and x.grad is not None
+    close(x.grad, 2 * (x.detach() @ weight.dense().t()) @ weight.dense())
+    dense = weight.dense().requires_grad_(True)
+    linear(x.detach(), dense).sum().backward()
+    assert dense.grad is not None

@@ -7,14 +7,11 @@ from one Python to the next, so every measurement records a hash of what was rea
 from __future__ import annotations
 
 import hashlib
-from pydoc_data import topics
 
 from loci.errors import ParameterError
+from loci.text.prose import prose
 
-
-def prose() -> str:
-    """Return the help topics as one text, in the order of their names."""
-    return "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+__all__ = ["digest", "prose", "slices"]
 
 
 def slices(text: str, count: int, characters: int, part: str) -> list[str]:

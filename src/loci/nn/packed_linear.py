@@ -9,10 +9,12 @@ token reads every weight once, in its packed size, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any  # what torch hands to the two ways of a product
 
 import torch
 from torch import Tensor
 
+from loci.core.work import TILE_ELEMENTS
 from loci.errors import ParameterError
 from loci.nn import native
 from loci.nn.form import Form, tiled
@@ -101,6 +103,52 @@ def matmul_many(
     for weight, out in zip(weights, outs, strict=True):
         matmul(x, weight, out, tile=tile, backend=backend)
     return outs
+
+
+def matmul_back(dy_MN: Tensor, weight: Weight, *, tile: Tensor | None = None) -> Tensor:
+    """Return dy [M, out] times the weight, float32 [M, in]: the way back through `matmul`.
+
+    Args:
+        tile: as for `matmul`; a weight is dequantised a tile of rows at a time here too.
+    """
+    if isinstance(weight, Tensor):
+        return dy_MN @ weight.to(torch.float32)
+    outputs, inner = weight.shape
+    if tile is None:
+        tile = torch.empty(max(inner, min(TILE_ELEMENTS, outputs * inner)))
+    step = tile.numel() // inner
+    dx_MK = dy_MN.new_zeros(dy_MN.shape[0], inner)
+    for first in range(0, outputs, step):
+        last = min(first + step, outputs)
+        dense_nK = tile[: (last - first) * inner].view(last - first, inner)
+        weight.write(dense_nK, first, last)
+        dx_MK.addmm_(dy_MN[:, first:last], dense_nK)
+    return dx_MK
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """Return x [M, in] times the transposed weight; gradients flow to x alone.
+
+    For the way back nothing but a reference to the stored weight is kept: neither a dequantised
+    copy nor the input (the memory-efficient fine-tuning of INT2.1, arXiv:2306.08162).
+    """
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        return x @ weight.t()
+    found: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Product(torch.autograd.Function):
+    """A product whose way back dequantises the weight again."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight: Weight) -> Tensor:
+        ctx.weight = weight
+        return matmul(x_MK.detach().contiguous(), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return matmul_back(grads[0], ctx.weight), None
 
 
 def _is_native(x_MK: Tensor, weight: PackedWeight) -> bool:

@@ -19,9 +19,11 @@ from loci.core.spec import ModelSpec, Workload
 from loci.errors import ParameterError
 from loci.methods.quant._mixing import Stats, allocate, within
 from loci.methods.quant._packed import PackedModel
-from loci.methods.quant._pile import ORDERS
+from loci.methods.quant._pile import ORDERS, Pile, sorted_levels
 from loci.nn.form import Form
 from loci.nn.taps import ActStats
+
+__all__ = ["Nested", "Pile", "Quant", "sorted_levels"]
 
 
 class Quant(Method):
