@@ -23,6 +23,7 @@ SILENT = {  # they print no result, or one that is no record
     "loci config path",
     "loci config set",
     "loci config unset",
+    "loci mcp",
     "loci pull",
 }
 

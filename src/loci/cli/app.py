@@ -26,6 +26,7 @@ COMMANDS = {
     "ls": "List the models on this machine.",
     "show": "Show the sizes of a model.",
     "memory": "Remember what people say, find it again, correct it, forget it.",
+    "mcp": "Serve the memory to assistants over the Model Context Protocol.",
     "doctor": "Say what this machine has and what Loci can do with it.",
     "methods": "List the published methods that Loci has, or show one.",
     "bench": "Run benchmarks and compare their results.",
