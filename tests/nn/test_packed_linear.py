@@ -20,7 +20,8 @@ def weight_of(out: int, inner: int, **parameters: object) -> PackedWeight:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # One number may be the small rest of large ones, so their size counts as well.
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1.0)
 
 
 @settings(max_examples=60, deadline=None)
