@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from loci.api import methods, open, plan
     from loci.core.budget import Budget
     from loci.errors import LociError
-    from loci.memory import Memory
+    from loci.memory import AsyncMemory, Memory
 
 # name -> (module, attribute); None is the module itself.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
+    "AsyncMemory": ("loci.memory", "AsyncMemory"),
     "Budget": ("loci.core.budget", "Budget"),
     "LociError": ("loci.errors", "LociError"),
     "Memory": ("loci.memory", "Memory"),
@@ -33,6 +34,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
 }
 
 __all__ = [
+    "AsyncMemory",
     "Budget",
     "LociError",
     "Memory",

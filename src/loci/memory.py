@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loci import config
+from loci.errors import ParameterError
 from loci.models.late import default_embedder
 from loci.run import memory as run_memory
+from loci.run.threads import AsyncFace, in_thread
 
 if TYPE_CHECKING:
     from loci.core.ports import Clock, Embedder, Llm
@@ -61,3 +63,51 @@ class Memory(run_memory.Memory):
             extract=extract,
             busy_s=busy_s,
         )
+
+
+class AsyncMemory(AsyncFace):
+    """`Memory` for programs with an event loop: the same arguments, and each method is awaited.
+
+    Takes what `Memory` takes, or an open `Memory`. Threads do the work; when an await returns, the
+    work is done.
+
+    >>> import asyncio, loci, pathlib, tempfile
+    >>> async def remember(folder):
+    ...     async with loci.AsyncMemory(pathlib.Path(folder, "ada.db"), embedder=None) as memory:
+    ...         await memory.add("I'm allergic to nuts", user="ada")
+    ...         return await memory.search("allergic to what?", user="ada", limit=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     hits = asyncio.run(remember(folder))
+    >>> "nuts" in hits[0].text
+    True
+    """
+
+    inner: run_memory.Memory
+
+    def __init__(self, url: str | Path | run_memory.Memory | None = None, **settings: Any) -> None:
+        opened = isinstance(url, run_memory.Memory)
+        self.inner = url if isinstance(url, run_memory.Memory) else Memory(url, **settings)
+        if opened and settings:
+            raise ParameterError("an open memory has its settings", value=sorted(settings))
+
+    add = in_thread(run_memory.Memory.add)
+    add_many = in_thread(run_memory.Memory.add_many)
+    note = in_thread(run_memory.Memory.note)
+    search = in_thread(run_memory.Memory.search)
+    explain = in_thread(run_memory.Memory.explain)
+    get = in_thread(run_memory.Memory.get)
+    list = in_thread(run_memory.Memory.list)
+    users = in_thread(run_memory.Memory.users)
+    counts = in_thread(run_memory.Memory.counts)
+    edit = in_thread(run_memory.Memory.edit)
+    retire = in_thread(run_memory.Memory.retire)
+    history = in_thread(run_memory.Memory.history)
+    changes = in_thread(run_memory.Memory.changes)
+    undo = in_thread(run_memory.Memory.undo)
+    redo = in_thread(run_memory.Memory.redo)
+    forget = in_thread(run_memory.Memory.forget)
+    forget_all = in_thread(run_memory.Memory.forget_all)
+    export = in_thread(run_memory.Memory.export)
+    import_ = in_thread(run_memory.Memory.import_)
+    wait = in_thread(run_memory.Memory.wait)
+    reembed = in_thread(run_memory.Memory.reembed)

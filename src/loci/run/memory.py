@@ -18,10 +18,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal  # JSON values
 
 from loci.core.clock import SystemClock
-from loci.core.item import Edit, Hit, Item, Scope, Turn
+from loci.core.item import Edit, Hit, Item, Link, Scope, Source, Turn
 from loci.core.ports import Clock, Embedder, Llm
 from loci.core.utf8 import plain_text
-from loci.errors import FingerprintError, MethodError, ParameterError, StoreError
+from loci.errors import (
+    FingerprintError,
+    MethodError,
+    NotFoundError,
+    ParameterError,
+    StoreError,
+)
 from loci.methods.recall.base import Query, Recall, RecallPorts
 from loci.run import memory_files
 from loci.store import open_store
@@ -37,6 +43,9 @@ if TYPE_CHECKING:
 
 EMBED_AT_SEARCH = 2000
 """How many waiting texts a search embeds first; the rest it ranks by words."""
+
+EXPLAIN_AMONG = 200
+"""How far down the hits of a query `explain` looks."""
 
 _BATCH = 64  # texts given to an embedder at once
 _MODES = ("hybrid", "lexical")
@@ -59,10 +68,39 @@ class AddResult:
     edits: tuple[Edit, ...] = ()
 
 
-class Hits(list[Hit]):
-    """Hits, best first. `pending` counts texts that were ranked by words only."""
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """Where something remembered came from, and why it is recalled.
 
-    def __init__(self, hits: Iterable[Hit] = (), *, pending: int = 0) -> None:
+    Attributes:
+        about: the item or the turn itself.
+        sources: the turns it rests on.
+        history: its changes, oldest first; of a turn, those it led to.
+        hit, rank: the hit of the query that shows it, and its place from 1; None if there is none
+            among the first `among`. The hit of a turn may be the fact that was drawn from it.
+    """
+
+    about: Item | Turn
+    sources: tuple[Source, ...] = ()
+    history: tuple[Change, ...] = ()
+    links: tuple[Link, ...] = ()
+    query: str | None = None
+    among: int = 0
+    rank: int | None = None
+    hit: Hit | None = None
+
+
+class Hits(list[Hit]):
+    """Hits, best first.
+
+    Attributes:
+        pending: how many texts were ranked by words only.
+        notes: what made the search slower than it could be, and what to do.
+    """
+
+    def __init__(
+        self, hits: Iterable[Hit] = (), *, pending: int = 0, notes: Sequence[str] = ()
+    ) -> None:
         super().__init__(hits)
         self.pending, self.notes = pending, tuple(notes)
 
@@ -223,14 +261,80 @@ class Memory:
         hits = _without_doubles(found, view)[:count]
         return Hits(hits, pending=pending, notes=view.notes)
 
-    def get(self, id: str, *, user: str | None = None) -> Item | Turn:
-        """Return an item or a turn by its id.
+    def get(
+        self,
+        id: str,
+        *,
+        user: str | None = None,
+        as_of: datetime | str | None = None,
+        known_at: datetime | str | None = None,
+    ) -> Item | Turn:
+        """Return an item or a turn by its id, or as it was.
+
+        Args:
+            as_of: refuse what did not hold in the world at that time.
+            known_at: the wording the memory believed at that time.
 
         Raises:
-            NotFoundError: if this user (or tenant) has none with this id.
+            NotFoundError: if this user (or tenant) has none with this id, or had none then.
         """
-        view = self._view(self._scope_of(id, user), Asked())
-        return view.turn(id) if str(id).startswith("t") else view.item(id)
+        asked = self._asked(as_of, known_at, None)
+        view = self._view(self._scope_of(id, user), asked)
+        kind: Literal["turn", "item"] = "turn" if str(id).startswith("t") else "item"
+        if (as_of is not None or known_at is not None) and not view.allows(id, kind):
+            raise NotFoundError(
+                "this was not so at that time",
+                value=id,
+                way_out=f"loci memory history {id} shows when it was",
+            )
+        return view.turn(id) if kind == "turn" else view.item(id)
+
+    def explain(
+        self,
+        id: str,
+        *,
+        user: str | None = None,
+        query: str | None = None,
+        agent: str | None = None,
+        session: str | None = None,
+        as_of: datetime | str | None = None,
+        known_at: datetime | str | None = None,
+        mode: Literal["hybrid", "lexical"] = "hybrid",
+    ) -> Explained:
+        """Tell where an item or a turn came from and, with a query, why it is recalled for it.
+
+        Args:
+            query: what is asked; the hit's `why` has the parts of its score.
+        """
+        scope = self._scope_of(id, user)
+        view = self._view(scope, Asked())
+        if str(id).startswith("t"):
+            about: Item | Turn = view.turn(id)
+            sources = (source_of(view.turn(id)),)
+            history = self.store.led_to(scope, id)
+        else:
+            about = view.item(id)
+            sources = tuple(source_of(turn) for turn in view.turns(about.sources).values())
+            history = self.store.history(scope, id)
+        links = tuple(view.links([id])) if isinstance(about, Item) else ()
+        told = Explained(about=about, sources=sources, history=tuple(history), links=links)
+        if query is None:
+            return told
+        hits = self.search(
+            query,
+            user=scope.user,
+            agent=agent,
+            session=session,
+            limit=EXPLAIN_AMONG,
+            as_of=as_of,
+            known_at=known_at,
+            mode=mode,
+        )
+        told = replace(told, query=query, among=len(hits))
+        for rank, hit in enumerate(hits, 1):
+            if hit.id == id or id in (source.id for source in hit.sources):
+                return replace(told, rank=rank, hit=hit)
+        return told
 
     def list(
         self,
@@ -418,6 +522,7 @@ class Memory:
         before = self.store.count_pending(None) if self.embedder is not None else 0
         while self.embedder is not None and self._embed(None, EMBED_AT_SEARCH):
             pass
+        self.store.settle()
         return before
 
     def reembed(self) -> int:
@@ -441,7 +546,6 @@ class Memory:
         return self
 
     def __exit__(
-        self.store.settle()
         self,
         kind: type[BaseException] | None,
         problem: BaseException | None,

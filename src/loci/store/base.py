@@ -109,12 +109,28 @@ class Store(Protocol):
         """Return whose item, turn or change this is; NotFoundError outside the tenant."""
         ...
 
-    def change(self, scope: Scope, item: Item, action: str, reason: str, now: datetime) -> Item:
-        """Write an item over itself by a person's hand, with its history."""
+    def change(
+        self,
+        scope: Scope,
+        item: Item,
+        action: str,
+        reason: str,
+        now: datetime,
+        *,
+        origin: str = "",
+    ) -> Item:
+        """Write an item over itself by a person's hand, or add a new one (without an id).
+
+        `origin` names a new item for `by_origin`; no other item of the user may have it.
+        """
         ...
 
     def history(self, scope: Scope, id: str) -> list[Change]:
         """Return the changes of an item, oldest first."""
+        ...
+
+    def led_to(self, scope: Scope, id: str) -> list[Change]:
+        """Return the changes that a turn led to, oldest first."""
         ...
 
     def recent(
@@ -166,6 +182,10 @@ class Store(Protocol):
 
     def origins(self, scope: Scope, origins: Sequence[str]) -> set[str]:
         """Return which of these origins are among the imported turns."""
+        ...
+
+    def by_origin(self, scope: Scope, origins: Sequence[str]) -> dict[str, str]:
+        """Return {origin: id} of the items that have one of these origins, retired ones too."""
         ...
 
     def pending(self, owner: int | None, limit: int) -> list[tuple[int, int, int, str]]:

@@ -249,6 +249,12 @@ def recent(
     return _changes(database, database.rows(sql, (owner, *given, limit, offset)))
 
 
+def led_to(database: Database, owner: int, turn: str) -> list[Change]:
+    """Return the changes that a turn led to, oldest first."""
+    sql = f"SELECT {_COLUMNS} FROM changes WHERE owner = ? AND {database.holds('sources')} "
+    return _changes(database, database.rows(f"{sql}ORDER BY seq", (owner, f'"{turn}"')))
+
+
 def undo(writer: Ledgered, id: str) -> list[Item]:
     """Take back a change; the last change of an item; or all that a turn led to.
 

@@ -96,7 +96,16 @@ class RelationalStore:
                     return Scope(tenant=row[0], user=row[1])
         raise rows.unknown(id)
 
-    def change(self, scope: Scope, item: Item, action: str, reason: str, now: datetime) -> Item:
+    def change(
+        self,
+        scope: Scope,
+        item: Item,
+        action: str,
+        reason: str,
+        now: datetime,
+        *,
+        origin: str = "",
+    ) -> Item:
         """Write an item over itself by a person's hand, or add a new one (without an id)."""
         with self.database.write() as db:
             owner = owner_seq(db, scope)
@@ -104,7 +113,7 @@ class RelationalStore:
             if item.id:
                 writer.change(writer.item(item.id), item, action, item.made_by, reason)
             else:
-                writer.add(item, action, reason)
+                writer.add(item, action, reason, origin=origin)
             record(db, owner, action, writer.changed[-1].id, now)
         return writer.changed[-1]
 
@@ -112,6 +121,10 @@ class RelationalStore:
         """Return the changes of an item, oldest first."""
         item = changes.read_item(self.database, self.owner(scope), id)
         return changes.history(self.database, int(item.id[1:]))
+
+    def led_to(self, scope: Scope, id: str) -> list[Change]:
+        """Return the changes that a turn led to, oldest first."""
+        return changes.led_to(self.database, self.owner(scope) or 0, id)
 
     def recent(
         self, scope: Scope, limit: int, offset: int = 0, made_by: str | None = None
@@ -185,6 +198,11 @@ class RelationalStore:
     def origins(self, scope: Scope, origins: Sequence[str]) -> set[str]:
         """Return which of these origins are among the imported turns."""
         return set(transfer.origins(self.database, "turns", self.owner(scope) or 0, origins))
+
+    def by_origin(self, scope: Scope, origins: Sequence[str]) -> dict[str, str]:
+        """Return {origin: id} of the items that have one of these origins, retired ones too."""
+        found = transfer.origins(self.database, "items", self.owner(scope) or 0, origins)
+        return {origin: rows.item_id(seq) for origin, seq in found.items()}
 
     def pending(self, owner: int | None, limit: int) -> list[tuple[int, int, int, str]]:
         """Return (layer, number, owner, text) of what waits for a vector, oldest first."""

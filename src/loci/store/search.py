@@ -143,9 +143,11 @@ class View:
         return found[id]
 
     def turns(self, ids: Sequence[str]) -> dict[str, Turn]:
-        """Return many turns; unknown ids are left out."""
+        """Return many turns; unknown ids, and what was said after `as_of`, are left out."""
         seqs = [seq for seq in (rows.seq_of(id, "t") for id in ids) if seq is not None]
         mine, values = self._mine("t")
+        if self._asked.as_of is not None:
+            mine, values = f"{mine} AND t.said_at <= ?", [*values, to_micros(self._asked.as_of)]
         names = ", ".join(f"t.{name}" for name in rows.TURN_COLUMNS.split(", "))
         sql = f"SELECT {names} FROM turns t WHERE +t.owner = ? AND t.seq IN (%s){mine}"
         found = {f"t{row[0]}": rows.turn_of(row) for row in self._many(sql, seqs, values)}
@@ -236,6 +238,15 @@ class View:
                 score[seq] = score.get(seq, 0.0) + rare[stem] * often * 2.2 / (often + 1.2)
         return _best(score, limit)
 
+    def allows(self, id: str, kind: Layer) -> bool:
+        """Return whether what this view is limited to has a turn or an item in it."""
+        table, letter = ("turns", "t") if kind == "turn" else ("items", "i")
+        condition, values = self._condition(kind)
+        sql = f"SELECT 1 FROM {table} {letter} WHERE {letter}.owner = ? AND {letter}.seq = ?"
+        given = (self._owner, rows.seq_of(id, letter), *values)
+        found = self._database.one(f"{sql} {condition}", given) is not None
+        return found and (kind == "turn" or id in self.items([id]))
+
     def items_of_turn(self, id: str) -> list[Item]:
         """Return what was made of a turn and is allowed in this view, oldest first."""
         condition, values = self._condition("item")
@@ -286,10 +297,10 @@ class View:
                 f"WHERE +l.owner = ? AND l.{end} IN (%s){known}"
             )
             found.update((row[0], row[1:]) for row in self._many(sql, seqs, values))
-        condition, values = self._condition("item")
+        condition, more = self._condition("item")
         sql = f"SELECT i.seq FROM items i WHERE +i.owner = ? AND i.seq IN (%s) {condition}"
         ends = sorted({row[place] for row in found.values() for place in (0, 2)})
-        allowed = {row[0] for row in self._many(sql, ends, values)}
+        allowed = {row[0] for row in self._many(sql, ends, more)}
         return [
             Link(source=f"i{a}", relation=word, target=f"i{b}", made_by=by, weight=weight)
             for _, (a, word, b, by, weight) in sorted(found.items())
