@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import random
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from gguf_files import write_llama
+from packing_process import pack_forever
 
 from loci.errors import FormatError, ModelError, StorageError
 from loci.models.hf_folder import HfSource
 from loci.models.load import locate, names, resolve, spec_of
-from loci.models.pack import write_pack
+from loci.models.pack import open_pack, write_pack
 from loci.models.tokenizer import Tokenizer
 from loci.testing.models import RoundToGrid, dense, hf_of, tiny_hf, tiny_tokenizer_json
 
@@ -261,6 +265,38 @@ def test_a_whole_pack_is_compared_once(tmp_path: Path) -> None:
     note.write_text("{")
     assert steps() == {"checking"}
     assert names(tmp_path) == ["little"]
+
+
+@pytest.mark.slow
+def test_packing_that_is_killed_leaves_the_old_pack_or_the_new_one(tmp_path: Path) -> None:
+    """The whole way from a GGUF file; the file of blocks alone is killed in test_blocks."""
+    away, folder, rng = tmp_path / "away.gguf", tmp_path / "models", random.Random(0)
+    write_llama(away)
+    with resolve(str(away), folder) as pack:
+        path, fingerprint = pack.path, pack.fingerprint
+    context = multiprocessing.get_context("forkserver")  # torch is loaded once, by the server
+    context.set_forkserver_preload(["loci.models.pack", "loci.models.gguf_tensors"])
+    seen: set[int] = set()
+    for _ in range(12):
+        ours, theirs = context.Pipe(duplex=False)
+        packing = context.Process(target=pack_forever, args=(away, folder, theirs), daemon=True)
+        packing.start()
+        theirs.close()
+        assert ours.recv() == "packed"
+        time.sleep(rng.random() * 0.2)
+        packing.kill()
+        packing.join()
+        ours.close()
+        with open_pack(path) as pack:
+            pack.verify()
+            assert pack.fingerprint == fingerprint
+            assert Tokenizer(pack.folder).encode("a")
+            seen.add(pack.header["source"]["mtime_ns"])
+        left = {file.name for file in path.parent.iterdir()} - {path.name, "tokenizer.json"}
+        assert len(left) <= 2, left  # the lock, and what the killed one was writing
+    assert len(seen) == 12  # each wrote at least once
+    resolve(str(away), folder).close()
+    assert {file.name for file in path.parent.iterdir()} == {path.name, "tokenizer.json", ".lock"}
 
 
 def test_what_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
