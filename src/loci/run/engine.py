@@ -146,10 +146,7 @@ class Session:
             ParameterError: if the schema cannot be decoded by, or needs more tokens.
             ContextError: if prompt and answer do not fit the plan's context; nothing is cut.
         """
-        ids = self._ids_of(prompt, raw)
-        limit = max_tokens if max_tokens is not None else self.plan.workload.new_tokens
-        if limit < 1:
-            raise ParameterError("max_tokens must be >= 1", value=limit)
+        ids, limit = self._ids_of(prompt, raw), self._limit(max_tokens)
         if not ids:
             raise ParameterError("the prompt is empty", way_out="say something")
         context = self.plan.workload.context
@@ -178,7 +175,7 @@ class Session:
         its reply are remembered afterwards, without the notes.
         """
         text = _said(text, "the message")
-        limit = max_tokens if max_tokens is not None else self.plan.workload.new_tokens
+        limit = self._limit(max_tokens)
         recalled = self.recall(text, user=user)
         content = text
         if recalled:
@@ -355,12 +352,20 @@ class Session:
         self._closers.append(lease.release)
         return embedder
 
+    def _limit(self, max_tokens: int | None) -> int:
+        limit = self.plan.workload.new_tokens if max_tokens is None else max_tokens
+        if limit < 1:
+            raise ParameterError("max_tokens must be >= 1", value=limit)
+        return limit
+
     def _ids_of(self, prompt: Any, raw: bool) -> list[int]:
         if isinstance(prompt, (str, bytes)):
             text = _said(prompt, "the prompt")
             if raw:
                 return self.tokenizer.prompt(text)
             return self.tokenizer.chat([{"role": "user", "content": text}])
+        if not isinstance(prompt, Sequence):
+            raise ParameterError("a prompt is text, messages or token ids", value=prompt)
         prompt = list(prompt)
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.chat(prompt)
