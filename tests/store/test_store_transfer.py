@@ -53,6 +53,15 @@ def test_an_export_makes_the_same_memory(
         assert contents(other) == contents(memory)
         assert [c.action for c in other.history("i3")] == ["add", "edit"]
         assert [c.action for c in other.history("i1")] == ["add", "retire"]
+        assert other.history("i2")[0].sources == other.get("i2").sources  # type: ignore[union-attr]
+        assert {item.text for item in other.undo("i1")} == {
+            "Ada lives in Ghent",
+            "Ada lives in Rome",
+        }
+        assert {item.text for item in other.redo("i1")} == {
+            "Ada lives in Ghent",
+            "Ada lives in Rome",
+        }
         assert other.search("Ghent", user="ada", as_of="2024-06-01", kinds="fact")
         assert other.import_(path, "loci") == 0, "a second time adds nothing"
         assert other.import_(path, user="eve") == count
@@ -102,13 +111,16 @@ def test_bad_files_are_refused(memory: Memory, tmp_path: Path) -> None:
         (json.dumps(head) + '\n{"type": "tu', "cut short"),
         (json.dumps(head) + '\n{"type": "cube"}', "unknown type"),
         (json.dumps(head) + '\n{"type": "turn"}', "not complete"),
-        ('[{"qa": []}]', "no conversation"),
+        ('[{"qa": []}]', "no format"),
         ("[1, 2", "not JSON"),
         ('[{"conversation": {"session_1": [{"text": "a"}]}}]', "date of a session"),
     ]:
         path.write_text(text)
         with pytest.raises(FormatError, match=words):
             memory.import_(path)
+    path.write_text('[{"qa": []}]')
+    with pytest.raises(FormatError, match="no conversation"):
+        memory.import_(path, "locomo")
     with pytest.raises(ParameterError, match="unknown format"):
         memory.import_(path, "docx")
     with pytest.raises(StoreError, match="cannot read"):
@@ -135,6 +147,15 @@ SAMPLE = {
     },
     "qa": [],
 }
+
+
+def test_a_locomo_file_with_many_questions_first_is_recognised(
+    memory: Memory, tmp_path: Path
+) -> None:
+    path = tmp_path / "locomo.json"
+    questions = [{"question": f"what is number {n}?", "answer": n} for n in range(4000)]
+    path.write_text(json.dumps([{"qa": questions, **{k: SAMPLE[k] for k in SAMPLE if k != "qa"}}]))
+    assert memory.import_(path, infer=False) == 3
 
 
 def test_a_locomo_conversation(memory: Memory, tmp_path: Path) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # JSON values
 
 from loci import __version__
 from loci.core.item import Scope
 from loci.errors import FormatError, ParameterError, StorageError, StoreError
-from loci.store import importers
+from loci.store import foreign, importers
 from loci.store.base import Store
-from loci.store.messages import drafts
+from loci.store.messages import drafts, key_text
 from loci.store.transfer import FORMAT, VERSION
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ def import_(
             return _locomo(memory, path, user, infer, conversation, progress)
         if conversation is not None:
             raise ParameterError("only a LoCoMo file has conversations", value=conversation)
+        if name in ("mem0", "langmem"):
+            read = foreign.mem0 if name == "mem0" else foreign.langgraph
+            store = foreign.MEM0 if name == "mem0" else foreign.LANGGRAPH
+            return _foreign(memory, list(read(path, user, memory.zone)), store, progress)
         return _loci(memory, path, user, progress)
     except UnicodeDecodeError as problem:
         raise FormatError(
@@ -102,6 +106,30 @@ def _loci(
         done += len(batch)
         if progress is not None:
             progress(done, total)
+    return new
+
+
+def _foreign(
+    memory: Memory,
+    found: Sequence[foreign.Found],
+    store: str,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Store memories of others: those of one user together, some at a time."""
+    done = new = 0
+    ordered = sorted(found, key=lambda one: one.user)
+    for user, part in groupby(ordered, key=lambda one: one.user):
+        scope = Scope(tenant=memory.tenant, user=key_text(user, "user"))
+        while batch := list(islice(part, _BATCH)):
+            records = [record for one in batch for record in one.records]
+            have = memory.store.by_origin(
+                scope, [f"{store}:{one.records[0]['id']}" for one in batch]
+            )
+            memory.store.put_records(scope, records, store, memory.clock.now())
+            new += len(batch) - len(have)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(found))
     return new
 
 

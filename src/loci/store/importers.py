@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 from loci.errors import FormatError, ParameterError
+from loci.store import foreign
 from loci.units import nearest
 
-FORMATS = ("auto", "loci", "locomo")
+FORMATS = ("auto", "loci", "locomo", "mem0", "langmem")
 _SESSION = re.compile(r"session_(\d+)$")
 _DATE = "%I:%M %p on %d %B, %Y"
+_SNIFF = 2**16  # characters looked at to tell a format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +52,30 @@ def locomo_time(text: str, zone: tzinfo) -> datetime:
 
 def detect(path: Path) -> str:
     """Return which format a file has, by its first bytes."""
+    if foreign.is_database(path):
+        return "mem0"
     with open(path, encoding="utf-8") as file:
-        head = file.read(4096).lstrip()
+        head = file.read(_SNIFF).lstrip()
     if head.startswith("{") and '"loci-memory"' in head.splitlines()[0]:
         return "loci"
     if head[:1] in ("[", "{"):
-        return "locomo"
+        if '"conversation"' in head:
+            return "locomo"
+        like = foreign.looks_like(head)
+        if like is not None:
+            return like
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as problem:
+            raise FormatError(f"this file is not JSON: {problem}", value=str(path)) from None
+        first = data[0] if isinstance(data, list) and data else data
+        if isinstance(first, Mapping) and "conversation" in first:  # after many questions
+            return "locomo"
     raise FormatError(
-        "this file is in no format that can be imported",
+        "this file is in no format that is recognised",
         value=str(path),
-        allowed="an export of Loci (JSON lines), or LoCoMo's JSON",
+        allowed="an export of Loci (JSON lines), of Mem0 or of a LangGraph store, or LoCoMo's JSON",
+        way_out=f"name its format: {', '.join(FORMATS[1:])}",
     )
 
 

@@ -31,25 +31,31 @@ def records(database: Database, owner: int) -> Iterator[dict[str, Any]]:
         turn = rows.turn_record(rows.turn_of(row[:-2]))
         recorded = from_micros(row[-1]).isoformat()
         yield {"type": "turn", **turn, "agent": row[-2], "recorded_at": recorded}
-    for row in _pages(database, "items", f"{rows.ITEM_COLUMNS}, agent, session", owner):
+    origin_of = "(SELECT origin FROM items i WHERE i.seq = {})"
+    for row in _pages(database, "items", f"{rows.ITEM_COLUMNS}, agent, session, origin", owner):
         sql = "SELECT turn FROM item_sources WHERE item = ? ORDER BY turn"
         sources = [rows.turn_id(turn) for (turn,) in database.rows(sql, (row[0],))]
-        item = rows.item_record(rows.item_of(row[:-2], sources))
-        yield {"type": "item", **item, "agent": row[-2], "session": row[-1]}
-    names = "seq, source, relation, target, made_by, recorded_at"
-    for _, source, relation, target, made_by, at in _pages(database, "links", names, owner):
-        yield {
+        item = rows.item_record(rows.item_of(row[:-3], sources))
+        yield _named({"type": "item", **item, "agent": row[-3], "session": row[-2]}, origin=row[-1])
+    names = "seq, source, relation, target, made_by, recorded_at, weight, "
+    names += f"{origin_of.format('links.source')}, {origin_of.format('links.target')}"
+    for row in _pages(database, "links", names, owner):
+        _, source, relation, target, made_by, at, weight, source_origin, target_origin = row
+        link = {
             "type": "link",
             "source": rows.item_id(source),
             "relation": relation,
             "target": rows.item_id(target),
             "made_by": made_by,
             "recorded_at": from_micros(at).isoformat(),
+            "weight": weight,
         }
-    names = "seq, item, batch, action, before, after, made_by, reason, at, undone_by"
+        yield _named(link, source_origin=source_origin, target_origin=target_origin)
+    names = "seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources, "
+    names += origin_of.format("changes.item")
     for row in _pages(database, "changes", names, owner):
-        seq, item, batch, action, before, after, made_by, reason, at, undone_by = row
-        yield {
+        seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources = row[:-1]
+        change = {
             "type": "change",
             "id": rows.change_id(seq),
             "item": rows.item_id(item),
@@ -61,7 +67,14 @@ def records(database: Database, owner: int) -> Iterator[dict[str, Any]]:
             "reason": reason,
             "at": from_micros(at).isoformat(),
             "undone_by": None if undone_by is None else rows.change_id(undone_by),
+            "sources": json.loads(sources) if sources else [],
         }
+        yield _named(change, item_origin=row[-1])
+
+
+def _named(record: dict[str, Any], **origins: str | None) -> dict[str, Any]:
+    """Return a record with the origins of items that have one: their name in every store."""
+    return {**record, **{key: origin for key, origin in origins.items() if origin is not None}}
 
 
 def _pages(database: Database, table: str, names: str, owner: int) -> Iterator[tuple[Any, ...]]:
@@ -149,27 +162,30 @@ class _Putter:
         self.count += 1
 
     def item(self, one: Mapping[str, Any]) -> None:
-        if self._seq("items", one["id"]) is not None:
+        own = one.get("origin")
+        if self._seq("items", one["id"], own) is not None:
             return
         place = replace(self.scope, agent=one.get("agent"), session=one.get("session"))
-        item = self._translated(one)
-        insert_item(self.database, self.owner, place, item, origin=self._origin(one["id"]))
+        origin = self._origin(one["id"]) if own is None else str(own)
+        insert_item(self.database, self.owner, place, self._translated(one), origin=origin)
         self.count += 1
 
     def link(self, one: Mapping[str, Any]) -> None:
-        source, target = self._seq("items", one["source"]), self._seq("items", one["target"])
+        source = self._seq("items", one["source"], one.get("source_origin"))
+        target = self._seq("items", one["target"], one.get("target_origin"))
         if source is None or target is None:
             return
         at = to_micros(datetime.fromisoformat(one["recorded_at"]))
         db, relation, by = self.database.connection, str(one["relation"]), str(one["made_by"])
-        self.count += insert_link(db, self.owner, source, relation, target, by, at)
+        weight = float(one.get("weight", 1.0))
+        self.count += insert_link(db, self.owner, source, relation, target, by, at, weight)
 
     def change(self, one: Mapping[str, Any]) -> None:
-        item = self._seq("items", one["item"])
+        item = self._seq("items", one["item"], one.get("item_origin"))
         at = to_micros(datetime.fromisoformat(one["at"]))
         db, action = self.database.connection, str(one["action"])
         before, after = (
-            rows.item_json(None if one[side] is None else self._translated(one[side]))
+            rows.item_json(None if one[side] is None else self._translated(one[side], item))
             for side in ("before", "after")
         )
         same = (
@@ -180,30 +196,49 @@ class _Putter:
             return
         seq = self.database.next_seq("changes")
         undone = None if one.get("undone_by") is None else seq  # undone, by which is not kept
+        told = self._turns(one.get("sources") or ())
         db.execute(
             "INSERT INTO changes (seq, owner, item, batch, action, before, after, made_by, reason, "
-            "at, undone_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "at, undone_by, sources) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(seq, self.owner, item, seq, action, before, after),
-                *(one["made_by"], one["reason"], at, undone),
+                *(seq, self.owner, item, self._batch(one, seq, at), action, before, after),
+                # Undo and redo name a change by its number, which is another one here.
+                *(one["made_by"], action if action in ("undo", "redo") else one["reason"]),
+                *(at, undone, json.dumps(list(told)) if told else None),
             ),
         )
         self.count += 1
 
-    def _translated(self, one: Mapping[str, Any]) -> Item:
+    def _batch(self, one: Mapping[str, Any], seq: int, at: int) -> int:
+        """Return the first change of what was done together: it is the one just before, if any."""
+        if one.get("batch", one.get("id")) == one.get("id"):
+            return seq
+        row = self.database.one(
+            "SELECT batch FROM changes WHERE owner = ? AND at = ? AND seq < ? "
+            "ORDER BY seq DESC LIMIT 1",
+            (self.owner, at, seq),
+        )
+        return seq if row is None else int(row[0])
+
+    def _translated(self, one: Mapping[str, Any], seq: int | None = None) -> Item:
         item = rows.item_from_record(one)
-        sources = [self._seq("turns", id) for id in item.sources]
-        seq = self._seq("items", item.id)
+        if item.gloss is not None:
+            item = replace(item, gloss=replace(item.gloss, sources=self._turns(item.gloss.sources)))
         return replace(
             item,
             id="" if seq is None else rows.item_id(seq),
-            sources=tuple(rows.turn_id(turn) for turn in sources if turn is not None),
+            sources=self._turns(item.sources),
         )
+
+    def _turns(self, ids: Sequence[str]) -> tuple[str, ...]:
+        """Return the ids here of turns there; those that were not exported are left out."""
+        seqs = [self._seq("turns", id) for id in ids]
+        return tuple(rows.turn_id(turn) for turn in seqs if turn is not None)
 
     def _origin(self, id: object) -> str:
         return f"{self.store}:{id}"
 
-    def _seq(self, table: str, id: object) -> int | None:
+    def _seq(self, table: str, id: object, own: object = None) -> int | None:
         """Return the number here of a row there: its own at home, else by its origin."""
         if self.is_own:
             seq = rows.seq_of(str(id), table[0])
@@ -211,5 +246,5 @@ class _Putter:
             row = self.database.one(sql, (self.owner, seq))
             if row is not None:
                 return int(row[0])
-        origin = self._origin(id)
+        origin = self._origin(id) if own is None else str(own)
         return origins(self.database, table, self.owner, [origin]).get(origin)
