@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any  # results hold whatever JSON can hold
 
 from loci import config
 from loci.core.card import Card, load_card
@@ -32,6 +32,7 @@ def plan(
     prompt_tokens: str | int | None = None,
     new_tokens: int | None = None,
     kv: str | None = None,
+    quant: str | None = None,
     machine: str | None = None,
 ) -> Plan:
     """Return what Loci would do with this model in this budget, why, and what it costs.
@@ -45,6 +46,8 @@ def plan(
         process: a limit on the whole process, Python and its libraries included.
         context: tokens of prompt and answer together.
         kv: the chain of KV methods to use, "" for none; None lets Loci choose.
+        quant: the method that packs weights in levels, "" for weights as they are; None lets Loci
+            choose, which cuts weights only where nothing without loss fits.
         machine: plan for the machine of that name instead of this one.
 
     Raises:
@@ -66,6 +69,7 @@ def plan(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens if new_tokens is not None else NEW_TOKENS,
         kv=kv,
+        quant=quant,
         machine=machine,
         runtime_bytes=runtime_bytes(settings.cache_dir) if machine is None else None,
         folder=settings.models_dir,
@@ -88,6 +92,34 @@ def open(
     from loci.run import engine
 
     return engine.open(plan, memory=memory, folder=config.load().models_dir, progress=progress)
+
+
+def prepare(
+    method: str,
+    model: str | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Do now what a method of weights needs once for a model; return where it is kept.
+
+    The result has "path", and what was measured on the way: "kl" in nats per token at "bytes".
+
+    Args:
+        method: as the catalogue writes it, "bitstack".
+        progress: called with (what, done, total).
+
+    Raises:
+        ParameterError: if the method needs nothing prepared.
+    """
+    from loci.models.load import resolve
+    from loci.run.stack_build import prepared
+
+    settings = config.load()
+    name = model if model is not None else settings.model
+    with resolve(name, settings.models_dir, progress=progress) as pack:
+        path, table = prepared(pack, method, progress=progress)
+    sizes, losses = [point[0] for point in table.curve], [point[1] for point in table.curve]
+    return {"path": str(path), "method": table.method, "bytes": sizes, "kl": losses}
 
 
 def methods(kind: str | None = None) -> list[tuple[type[Method], Card | None]]:

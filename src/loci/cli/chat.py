@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any  # click hands keyword arguments through
+import time
+from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 
 import click
 
@@ -17,9 +18,14 @@ from loci.cli.options import (
     whose,
 )
 from loci.cli.output import note, progress, stream, summary
-from loci.errors import ContextError, ParameterError
+from loci.errors import BudgetError, ContextError, MethodError, ParameterError
+from loci.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from loci.run.engine import Session
 
 LEAVE = ("/exit", "/quit")
+WEIGHTS = "/weights"
 
 
 @click.command()
@@ -36,7 +42,8 @@ def command(
 ) -> None:
     """Talk with a model, line by line; it remembers across runs when --memory is given.
 
-    End with /exit or Ctrl-D. Ctrl-C stops an answer.
+    End with /exit or Ctrl-D. Ctrl-C stops an answer. /weights SIZE changes how much memory the
+    weights take while the conversation goes on.
     """
     plan = make_plan(model if model is not None else config.load().model, max_tokens, given)
     sampling = make_sampling(given)
@@ -48,6 +55,9 @@ def command(
             if line.strip() in LEAVE:
                 break
             try:
+                if line.split()[0] == WEIGHTS:
+                    _resize(session, line.split()[1:])
+                    continue
                 pieces = session.chat(
                     line.rstrip("\r\n"), user=name, max_tokens=max_tokens, sampling=sampling
                 )
@@ -55,10 +65,25 @@ def command(
             except KeyboardInterrupt:
                 note("\nstopped; this turn is forgotten")
                 continue
-            except (ContextError, ParameterError) as error:  # of this line alone
+            except (BudgetError, ContextError, MethodError, ParameterError) as error:  # this line
                 note(f"{type(error).__name__}: {error}")
                 continue
             note(summary(session.report()))
+
+
+def _resize(session: Session, sizes: list[str]) -> None:
+    """Change the size of the weights, and say what they take and lose now."""
+    if len(sizes) > 1:
+        raise ParameterError("one size is given", value=" ".join(sizes), allowed="/weights 48MiB")
+    began = time.perf_counter()
+    if sizes:
+        session.resize(sizes[0])
+    plan = session.plan
+    lost = "nothing is lost" if plan.loss == 0 else "what is lost is not known"
+    if plan.loss:
+        lost = f"about {plan.loss:.3f} nats a token are lost"
+    took = f", in {format_seconds(time.perf_counter() - began)}" if sizes else ""
+    note(f"weights take {format_bytes(plan.held('weights'))}; {lost}{took}")
 
 
 def _line() -> str | None:

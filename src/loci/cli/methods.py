@@ -2,41 +2,83 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any  # parameters are whatever JSON can hold
 
 import click
 
-from loci import api
-from loci.cli.output import as_json_option, emit, say, table
+from loci import api, config
+from loci.cli.output import as_json_option, emit, note, progress, say, table
 from loci.core.card import Card
 from loci.core.method import Method
+from loci.units import format_bytes
 
 
-@click.command()
-@click.argument("name", required=False)
+class Methods(click.Group):
+    """A group in which every name that is no command is a method to show."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return `prepare`, or a command that shows the method of this name."""
+        known = super().get_command(ctx, cmd_name)
+        if known is not None or cmd_name.startswith("-"):
+            return known
+        return click.Command(
+            cmd_name,
+            callback=partial(show, cmd_name),
+            params=[click.Option(["--json", "as_json"], is_flag=True, help="Print it as JSON.")],
+            help="Show this method with its parameters and card.",
+        )
+
+
+@click.group(cls=Methods, invoke_without_command=True, subcommand_metavar="[NAME | prepare ...]")
 @as_json_option
-def command(name: str | None, as_json: bool) -> None:
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
     """List the published methods that Loci has, or show one with its parameters and card."""
-    entries = api.methods()
-    if name is None:
-        if as_json:
-            emit([described(method, card) for method, card in entries])
-            return
-        rows = [
-            (m.about.kind, m.about.name, card.verdict if card else "no card", m.about.idea)
-            for m, card in entries
-        ]
-        table(rows, ("kind", "name", "verdict", "idea"))
+    if ctx.invoked_subcommand is not None:
+        ctx.obj = as_json
         return
+    entries = api.methods()
+    if as_json:
+        emit([described(method, card) for method, card in entries])
+        return
+    rows = [
+        (m.about.kind, m.about.name, card.verdict if card else "no card", m.about.idea)
+        for m, card in entries
+    ]
+    table(rows, ("kind", "name", "verdict", "idea"))
+
+
+def show(name: str, as_json: bool) -> None:
+    """Print one method."""
     from loci.methods import catalogue
 
+    as_json = as_json or bool(click.get_current_context().obj)
     asked = catalogue.method_class(name)
-    found = described(asked, next(card for method, card in entries if method is asked))
+    found = described(asked, next(card for method, card in api.methods() if method is asked))
     if as_json:
         emit(found)
         return
     for line in lines(found):
         say(line)
+
+
+@command.command()
+@click.argument("method")
+@click.option("--model", help="The model to prepare it for; else the configured one.")
+@as_json_option
+def prepare(method: str, model: str | None, as_json: bool) -> None:
+    """Do now what a method needs once for a model, so that no run has to wait for it."""
+    settings = config.load()
+    name = model if model is not None else settings.model
+    with progress() as report:
+        made = api.prepare(method, name, progress=report)
+    if as_json:
+        emit(made)
+        return
+    note(f"kept in {made['path']}")
+    for size, loss in zip(made["bytes"], made["kl"], strict=True):
+        say(f"{format_bytes(size):>10}  {loss:.4f} nats a token")
 
 
 def described(method: type[Method], card: Card | None) -> dict[str, Any]:

@@ -72,6 +72,7 @@ BUDGET_NAMES = (
     "disk",
     "weights",
     "kv",
+    "quant",
     "process",
     "context",
     "prompt_tokens",
@@ -89,6 +90,11 @@ _BUDGET = (
         type=KvChoice(),
         metavar="SIZE|CHAIN",
         help='A cap on the KV cache, or the methods to use: "snapkv | bfp(bits=4)".',
+    ),
+    click.option(
+        "--quant",
+        metavar="METHOD",
+        help='Pack the weights in levels by this method: bitstack; "" keeps them as they are.',
     ),
     click.option(
         "--process", type=SIZE, help="A limit on the whole process, Python and libraries included."

@@ -49,7 +49,8 @@ class StackTable:
         method: as the catalogue writes it; fingerprint: of the model it was made from.
         order: the part whose next level comes next, for every level above the smallest forms.
         sizes: bytes of all weights with none, one, two .. levels of `order`.
-        curve: (bytes, KL in nats per token) measured when the stack was made, smallest first.
+        curve: (bytes, KL in nats per token, seconds that one token's products took), measured when
+            and where the stack was made, smallest first; none where it is not made yet.
         buffer_bytes: what its largest block takes while it is read.
     """
 
@@ -58,7 +59,7 @@ class StackTable:
     parts: Mapping[str, Part]
     order: tuple[str, ...]
     sizes: tuple[int, ...]
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[int, float, float], ...]
     buffer_bytes: int
 
     @property
@@ -83,19 +84,31 @@ class StackTable:
         return bisect.bisect_right(self.sizes, room) - 1
 
     def held_bytes(self, budget_bytes: int) -> int:
-        """Return the bytes that are held within a budget: less than it by one block at most."""
-        return self.sizes[self.levels_within(budget_bytes)] + self.buffer_bytes
+        """Return the bytes that are held within a budget: less than it by one block at most.
+
+        The order of a stack that is not made yet is not known, so then it is all of the budget.
+        """
+        levels = self.levels_within(budget_bytes)
+        if not self.curve:
+            return min(budget_bytes, self.sizes[-1] + self.buffer_bytes)
+        return self.sizes[levels] + self.buffer_bytes
 
     def loss(self, held_bytes: int) -> float | None:
         """Return the KL at a size, between the measured points; None where none was measured."""
-        if not self.curve:
-            return None
-        places = [nbytes for nbytes, _ in self.curve]
+        return self._between(held_bytes, 1) if self.curve else None
+
+    def seconds(self, held_bytes: int) -> float:
+        """Return the time of one token's products at a size; 0 where none was measured."""
+        return self._between(held_bytes, 2) if self.curve else 0.0
+
+    def _between(self, held_bytes: int, column: int) -> float:
+        places = [point[0] for point in self.curve]
         at = bisect.bisect_left(places, held_bytes)
         if at == 0 or at == len(places):
-            return self.curve[min(at, len(places) - 1)][1]
-        (low, more), (high, less) = self.curve[at - 1], self.curve[at]
-        return less + (more - less) * (high - held_bytes) / (high - low)
+            return self.curve[min(at, len(places) - 1)][column]
+        before, after = self.curve[at - 1], self.curve[at]
+        share = (held_bytes - before[0]) / (after[0] - before[0])
+        return before[column] + share * (after[column] - before[column])
 
 
 def stack_path(pack: Path, method: str, fingerprint: str) -> Path:
@@ -135,7 +148,7 @@ def header_of(
     text: str,
     parts: Mapping[str, Part],
     order: Sequence[str],
-    curve: Sequence[tuple[int, float]],
+    curve: Sequence[tuple[int, float, float]],
 ) -> dict[str, Any]:
     """Return the header of a stack file."""
     return {
@@ -191,7 +204,7 @@ def _table(
         for name in order:
             sizes.append(sizes[-1] + nbytes[block_name(name, depth[name])])
             depth[name] += 1
-        curve = tuple((int(size), float(kl)) for size, kl in header["curve"])
+        curve = tuple((int(n), float(kl), float(s)) for n, kl, s in header["curve"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FormatError(f"the header of {path} cannot be read: {error}") from error
     return StackTable(

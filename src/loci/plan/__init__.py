@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def plan(
     prompt_tokens: str | int | None = None,
     new_tokens: int = 256,
     kv: str | None = None,
+    quant: str | None = None,
     machine: str | None = None,
     runtime_bytes: int | None = None,
     folder: Path,
@@ -40,6 +42,8 @@ def plan(
         context: tokens of prompt and answer; None takes the longest of `CONTEXTS` that fits
             without loss, or else the longest that fits.
         kv: a chain of KV methods, "" for an exact cache; None leaves it to the planner.
+        quant: a method that packs weights in levels, "" for weights as they are; None takes
+            levels only where nothing without loss fits.
         machine: a name of machines.toml; None is this machine, measured once.
         runtime_bytes: Python and its libraries, measured; counted against `process`.
         folder: where models are kept; cache: where the machine's speed is remembered.
@@ -51,7 +55,8 @@ def plan(
     from loci.core.card import load_card
     from loci.core.spec import Workload
     from loci.hw import probe, profiles
-    from loci.models.load import spec_of
+    from loci.models.load import locate, spec_of
+    from loci.plan import stacks
     from loci.plan.solve import solve
 
     spec, blocks, _ = spec_of(model, folder)
@@ -75,7 +80,8 @@ def plan(
     def attempt(tokens: int) -> Plan:
         prompt = None if prompt_tokens is None else _tokens("prompt_tokens", prompt_tokens)
         load = Workload(context=tokens, prompt_tokens=prompt, new_tokens=new_tokens)
-        return solve(
+        solved = partial(
+            solve,
             spec,
             blocks,
             budget,
@@ -85,8 +91,17 @@ def plan(
             kv=kv,
             model=model,
             runtime_bytes=runtime_bytes,
-            notes=notes,
         )
+        if quant:
+            table, note = stacks.table_for(spec, locate(model, folder).pack, quant)
+            return solved(stack=table, weights="stacked", notes=(*notes, *([note] if note else [])))
+        try:
+            return solved(notes=notes)
+        except BudgetError:
+            if quant is not None:
+                raise
+            table, note = stacks.table_for(spec, locate(model, folder).pack, stacks.DEFAULT)
+            return solved(stack=table, notes=(*notes, *([note] if note else [])))
 
     if context is not None:
         return attempt(_tokens("context", context))

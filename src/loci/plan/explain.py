@@ -67,6 +67,8 @@ def explain(plan: Plan) -> str:
 
 
 def _where(plan: Plan) -> str:
+    if plan.weights == "stacked":
+        return "Of the weights as much is in memory as fits; answering reads nothing from disk."
     if plan.placement is None:
         return "All weights stay in memory; answering reads nothing from disk."
     moved = sum(plan.moved_per_token.values())
@@ -77,6 +79,8 @@ def _quality(plan: Plan) -> str:
     if plan.loss == 0:
         return "Quality: the same as the full model's."
     kept = f"the conversation is kept in {plan.words}"
+    if plan.weights == "stacked":
+        kept = f"weights are cut to fit, {kept}"
     if plan.loss is not None:
         return (
             f"Quality: {kept}; measured cost {plan.loss:.4f} nats a token against the full model."

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from loci.core.budget import Budget
 from loci.core.spec import ModelSpec, Workload
 from loci.core.work import work_bytes
 from loci.methods.cost.base import Machine
 from loci.methods.offload.base import Placement
+from loci.models.stack import StackTable
 from loci.plan.kvform import EXACT, Cards, KVForm, by_loss, decoded, kv_bytes, ladder, loss_of
 from loci.plan.streaming import least_streamed, place
-from loci.plan.times import predict
+from loci.plan.times import predict, prompt_tokens
 
-Weights = Literal["resident", "streamed"]
+Weights = Literal["resident", "streamed", "stacked"]
 
 CHUNKS = (512, 256, 128, 64, 32)  # tokens of a prompt that are read at once
 
@@ -40,6 +41,7 @@ class Problem:
     forced_weights: Weights | None = None
     forced_chunk: int | None = None
     runtime_bytes: int | None = None
+    stack: StackTable | None = None  # weights in levels, which lose something; None has no such
 
     @property
     def limit(self) -> int:
@@ -69,7 +71,9 @@ class Problem:
 
     def places(self) -> tuple[Weights, ...]:
         """Return where the weights may be."""
-        return (self.forced_weights,) if self.forced_weights else ("resident", "streamed")
+        if self.forced_weights:
+            return (self.forced_weights,)
+        return ("resident", "streamed") if self.stack is None else get_args(Weights)
 
     def with_(self, **changes: object) -> Problem:
         """Return the problem with parts of its budget or workload changed."""
@@ -107,6 +111,7 @@ class Candidate:
         least: the smallest amount of memory the option could do with.
         gaps: limits it does not keep; empty when it fits.
         loss: KL in nats per token; None when unknown for this model.
+        weights_budget_bytes: what stacked weights get, else None.
         first_token_s, seconds_per_token: predicted; infinite when it does not fit.
     """
 
@@ -118,6 +123,7 @@ class Candidate:
     gaps: tuple[Gap, ...]
     placement: Placement | None = None
     kv_budget_bytes: int | None = None
+    weights_budget_bytes: int | None = None
     loss: float | None = None
     first_token_s: float = math.inf
     seconds_per_token: float = math.inf
@@ -149,7 +155,11 @@ def evaluate(
     on_disk = sum(stored for _, _, stored in problem.blocks)
     work = work_bytes(spec, chunk, load.batch, decoded_tokens=decoded(form, load.context))
     fixed = spec.tokenizer_bytes + work
-    fewest = resident if weights == "resident" else least_streamed(problem.blocks)
+    if weights == "stacked":
+        assert problem.stack is not None
+        fewest = problem.stack.least_bytes
+    else:
+        fewest = resident if weights == "resident" else least_streamed(problem.blocks)
     room = min(problem.limit - fixed - fewest, _or_inf(budget.kv))
     kv, kv_budget, least_kv = kv_bytes(form, spec, load, chunk, room)
     least = fixed + fewest + least_kv
@@ -170,6 +180,16 @@ def evaluate(
         free = free if budget.weights is None else min(free, budget.weights)
         placement = place(problem.blocks, free)
         fewest = placement.held_bytes
+    weights_budget = None
+    loss = loss_of(form, spec, problem.cards)[0]
+    if weights == "stacked" and not gaps:
+        assert problem.stack is not None
+        weights_budget = problem.limit - fixed - kv
+        if budget.weights is not None:
+            weights_budget = min(weights_budget, budget.weights)
+        fewest = problem.stack.held_bytes(weights_budget)
+        cut = problem.stack.loss(fewest)
+        loss = None if cut is None or loss is None else cut + loss
     parts += [
         ("weights", "dram", "weights", fewest),
         ("kv", "dram", "kv", kv),
@@ -184,7 +204,8 @@ def evaluate(
         gaps=tuple(gaps),
         placement=placement,
         kv_budget_bytes=kv_budget,
-        loss=loss_of(form, spec, problem.cards)[0],
+        weights_budget_bytes=weights_budget,
+        loss=loss,
     )
     if gaps or not is_timed:
         return candidate
@@ -198,6 +219,12 @@ def evaluate(
         is_decoded=decoded(form, load.context) > 0,
         placement=placement,
     )
+    if weights == "stacked":
+        assert problem.stack is not None
+        # Weights are put together for every step of the prompt, and for every token.
+        extra = problem.stack.seconds(fewest)
+        first_s += extra * -(-prompt_tokens(load) // chunk)
+        token_s += extra
     return replace(candidate, first_token_s=first_s, seconds_per_token=token_s)
 
 

@@ -17,6 +17,7 @@ from loci.core.spec import ModelSpec, Workload
 from loci.errors import BudgetError, FormatError, ParameterError
 from loci.methods.cost.base import Machine
 from loci.methods.offload.base import Placement
+from loci.models.stack import StackTable
 from loci.plan import explain, ways
 from loci.plan.kvform import Cards, KVDtype, loss_of
 from loci.plan.options import Candidate, Problem, Weights, evaluate
@@ -52,7 +53,9 @@ class Plan:
     """What will be done with a model in a budget, why, and what it costs.
 
     Attributes:
-        weights: "resident" in memory, or "streamed" from disk as `placement` says.
+        weights: "resident" in memory, "streamed" from disk as `placement` says, or "stacked": as
+            many levels as fit of the weights that `stack` made.
+        weights_budget_bytes: what stacked weights get, else None.
         kv: chain of KV methods, "" for an exact cache; kv_dtype: of tokens that are not encoded.
         kv_budget_bytes: what the store gets where methods choose tokens, else None.
         chunk: tokens of a prompt that are read at once.
@@ -87,6 +90,8 @@ class Plan:
     chosen: tuple[str, ...] = ()
     turned_down: tuple[Choice, ...] = ()
     runtime_bytes: int | None = None
+    stack: str = ""
+    weights_budget_bytes: int | None = None
 
     def held(self, kind: str, tier: str = "dram") -> int:
         """Return the bytes of one kind on a tier."""
@@ -172,6 +177,7 @@ def solve(
     chunk: int | None = None,
     model: str | None = None,
     runtime_bytes: int | None = None,
+    stack: StackTable | None = None,
     notes: tuple[str, ...] = (),
 ) -> Plan:
     """Return the best plan.
@@ -182,6 +188,7 @@ def solve(
         cards: returns the card of (kind, method name), or None.
         kv, weights, chunk: what the person decided; None leaves it to the planner.
         runtime_bytes: Python and its libraries, measured; for `budget.process`.
+        stack: weights in levels, for budgets that nothing without loss fits; None has no such.
 
     Raises:
         BudgetError: if nothing fits; with the gap and three ways out that were tried and fit.
@@ -208,6 +215,7 @@ def solve(
         forced_weights=weights,
         forced_chunk=chunk,
         runtime_bytes=runtime_bytes,
+        stack=stack,
     )
     candidates = all_candidates(problem)
     best = ways.best_of(candidates, problem)
@@ -260,6 +268,8 @@ def _plan(
         chosen=_chosen(best),
         turned_down=tuple(_turned_down(problem, best, candidates)),
         runtime_bytes=problem.runtime_bytes,
+        stack=problem.stack.method if best.weights == "stacked" and problem.stack else "",
+        weights_budget_bytes=best.weights_budget_bytes,
     )
 
 

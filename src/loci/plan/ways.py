@@ -33,12 +33,18 @@ class Way:
         """What one gets, in words."""
         loss, best = self.best.loss, self.best
         quality = {True: "nothing lost"}.get(loss == 0, f"conversation in {best.form.words}")
-        disk = ", weights read from disk" if best.weights == "streamed" else ""
-        return f"{format_bytes(best.held())} of memory, {quality}{disk}"
+        place = {"streamed": ", weights read from disk", "stacked": ", weights cut to fit"}
+        if best.weights == "stacked":
+            quality = "some quality lost" if loss is None else f"{loss:.3f} nats a token lost"
+        return f"{format_bytes(best.held())} of memory, {quality}{place.get(best.weights, '')}"
 
 
 def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | None:
-    """Return the candidate with the least loss, then time, then bytes; None when none fits."""
+    """Return the candidate with the least loss, then time, then bytes; None when none fits.
+
+    Weights that are cut lose far more than any form of the KV cache, so they come last; among
+    those the least loss of weights and cache together wins.
+    """
     forms = problem.forms()
     fitting = [c for c in candidates if c.fits]
     most = max((c.kv_budget_bytes or 0 for c in fitting), default=0)
@@ -47,10 +53,12 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
         # A chain that chooses tokens loses less the more of them it keeps; but a few more tokens
         # are not worth reading the prompt in many short steps.
         is_short = (c.kv_budget_bytes or 0) < NEARLY_ALL * most
-        order = (forms.index(c.form), is_short, c.weights == "streamed")
+        if c.weights == "stacked":
+            return (1, _cut(c, problem), forms.index(c.form), -c.chunk, c.held())
+        order = (0, forms.index(c.form), is_short, c.weights == "streamed")
         if most:
             return (*order, -c.chunk, c.held())
-        return (*order[:2], c.total_s(problem.workload), -c.chunk, c.held())
+        return (*order[:3], c.total_s(problem.workload), -c.chunk, c.held())
 
     return min(fitting, key=key, default=None)
 
@@ -58,10 +66,12 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
 def best(problem: Problem) -> Candidate | None:
     """Return the best option of a problem, or None when nothing fits."""
     for form in problem.forms():
-        found = best_of([evaluate(problem, *option) for option in _options(problem, form)], problem)
+        options = [option for option in _options(problem, form) if option[0] != "stacked"]
+        found = best_of([evaluate(problem, *option) for option in options], problem)
         if found is not None:
             return found
-    return None
+    options = [o for form in problem.forms() for o in _options(problem, form) if o[0] == "stacked"]
+    return best_of([evaluate(problem, *option) for option in options], problem)
 
 
 def fits(problem: Problem) -> bool:
@@ -131,6 +141,12 @@ def ways_out(problem: Problem) -> list[Way]:
 def improvement(problem: Problem, found: Candidate) -> str:
     """Return, in words, what to change for more, or what there is room for."""
     load, spec = problem.workload, problem.spec
+    if found.weights == "stacked":
+        least = min(
+            evaluate(problem, "resident", found.form, chunk, is_timed=False).least
+            for chunk in problem.chunks()
+        )
+        return f"--dram {_size(_up(least))} would hold all weights as they are"
     if found.loss == 0 and found.weights == "resident":
         longest = most_context(problem, load.context, spec.max_context, exact=True)
         if longest is not None and longest > load.context:
@@ -152,6 +168,24 @@ def improvement(problem: Problem, found: Candidate) -> str:
 
 
 # -- private ----------------------------------------------------------------------------------
+
+# What forms of the KV cache are taken to lose, the least lossy first, where nobody measured them:
+# only for weighing bytes of the cache against bytes of weights that are cut.
+_ASSUMED = (0.0, 1e-5, 5e-4, 5e-3, 2e-2)
+
+
+def _cut(found: Candidate, problem: Problem) -> float:
+    """Return what decides between options whose weights are cut; less is better."""
+    if found.loss is not None:
+        return found.loss
+    assert problem.stack is not None
+    place = min(problem.forms().index(found.form), len(_ASSUMED))
+    assumed = (*_ASSUMED, 0.1)[place]
+    weights = problem.stack.loss(found.held(kind="weights"))
+    if weights is None:  # not made yet: the more levels, the better
+        levels = len(problem.stack.sizes)
+        weights = 1 - problem.stack.levels_within(found.weights_budget_bytes or 0) / levels
+    return weights + assumed
 
 
 def _options(problem: Problem, form: KVForm) -> list[tuple[Weights, KVForm, int]]:

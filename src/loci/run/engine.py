@@ -21,16 +21,17 @@ from loci.core.utf8 import plain_text
 from loci.errors import ContextError, FingerprintError, MethodError, ParameterError
 from loci.methods import catalogue
 from loci.methods.kv.base import decoded_tokens
-from loci.models.load import resolve
+from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
 from loci.run import measure
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
 from loci.run.runner import Runner
 from loci.run.sampling import Sampling, choose
-from loci.run.weights import ResidentWeights, StreamedWeights, WeightSource
+from loci.run.sources import Sources
+from loci.run.weights import WeightSource
 from loci.text.quote import listed
-from loci.units import format_bytes
+from loci.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from loci.models.grammar import Grammar, Guide, Vocabulary
@@ -246,6 +247,37 @@ class Session:
             "plan": self.plan.to_json(),
         }
 
+    @property
+    def pack(self) -> Pack:
+        """The model's pack."""
+        return self._sources.pack
+
+    @property
+    def weights(self) -> WeightSource:
+        """The weights as they are now."""
+        return self._sources.weights
+
+    def resize(self, weights: str | int) -> int:
+        """Change how many bytes the weights may take, now; return how many they take.
+
+        Nothing is loaded again: levels of the weights come or go, and the conversation goes on.
+        Where all weights fit as they are, they are taken. The plan of the session changes with it.
+
+        Raises:
+            BudgetError: if the smallest weights do not fit, or the budget has no room to grow;
+                then nothing has changed.
+            MethodError: if the weights are read from disk.
+        """
+        try:
+            budget_bytes = parse_bytes(weights)
+        except ValueError as error:
+            raise ParameterError(f"weights: {error}") from None
+        try:
+            self.plan = self._sources.resize(budget_bytes, self.plan)
+        finally:
+            self.runner.weights = self.weights
+        return self.plan.held("weights")
+
     def measured_bytes(self) -> dict[str, int]:
         """Return {tier: bytes} found by walking tensors and mapped files of this process."""
         tensors = measure.held_bytes(self._before) - self._mapped_before
@@ -271,9 +303,10 @@ class Session:
     # -- private ------------------------------------------------------------------------------
 
     def _open(self, plan: Plan, folder: Path) -> None:
-        is_mapped = plan.weights == "resident"
-        self.pack = resolve(plan.model, folder, mapped=is_mapped, progress=self._progress)
-        self._closers.append(self.pack.close)
+        self._sources = Sources(
+            plan, folder, self.ledger, events=self.events, progress=self._progress
+        )
+        self._closers.append(self._sources.close)
         spec = self.pack.spec
         if spec.fingerprint != plan.spec.fingerprint:
             raise FingerprintError(
@@ -286,19 +319,7 @@ class Session:
         self._closers.append(lease.release)
         self.tokenizer = Tokenizer(self.pack.folder)
         self._tokenizer_bytes = self.tokenizer.nbytes
-        self.weights: WeightSource
-        if is_mapped:
-            self.weights = ResidentWeights(self.pack, self.ledger)
-        else:
-            assert plan.placement is not None
-            self.weights = StreamedWeights(
-                self.pack,
-                self.ledger,
-                pinned=plan.placement.pinned,
-                window=plan.placement.window_blocks,
-                events=self.events,
-            )
-        self._closers.append(self.weights.release)
+        self._sources.open(plan)
         chain = catalogue.parse_chain(plan.kv, "kv") if plan.kv else ()
         self.store = KVStore(
             spec,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loci.errors import StorageError
+from loci.errors import ParameterError, StorageError
+from loci.methods import catalogue
 from loci.methods.quant.base import Nested, Pile, sorted_levels
 from loci.models.pack import Pack
-from loci.models.stack import Part, block_name, header_of, stack_path, table_of
+from loci.models.stack import Part, StackTable, block_name, header_of, stack_path, table_of
 from loci.models.tokenizer import Tokenizer
 from loci.nn.form import Form
+from loci.nn.packed_linear import matmul
 from loci.run.calibrate import (
     Calibration,
     cached_statistics,
@@ -67,6 +70,24 @@ def prepare_stack(
             return path
         _build(pack, method, path, ids_ST, progress or (lambda what, done, total: None))
     return path
+
+
+def prepared(
+    pack: Pack, method: str, *, progress: Progress | None = None
+) -> tuple[Path, StackTable]:
+    """Return path and table of the stack of a method given as text, made when it is not there.
+
+    Raises:
+        ParameterError: if the method does not pack weights in levels.
+    """
+    nested = catalogue.find(method, "quant")
+    if not isinstance(nested, Nested):
+        able = [cls.about.name for cls in catalogue.all_methods("quant") if issubclass(cls, Nested)]
+        raise ParameterError(
+            "this method needs nothing prepared", value=method, allowed=", ".join(able)
+        )
+    path = prepare_stack(pack, nested, progress=progress)
+    return path, table_of(path, method=str(nested), fingerprint=pack.spec.fingerprint)
 
 
 # -- private ----------------------------------------------------------------------------------
@@ -116,8 +137,8 @@ def _build(
 
 def _curve(
     job: _Job, piles: dict[str, Pile], order: list[str], ids_ST: Tensor, progress: Progress
-) -> list[tuple[int, float]]:
-    """Return (bytes, KL) at sizes spread evenly over the stack."""
+) -> list[tuple[int, float, float]]:
+    """Return (bytes, KL, seconds of a token's products) at sizes spread evenly over the stack."""
     sizes = [sum(p.least_bytes for p in piles.values()) + job.vector_bytes()]
     depth = dict.fromkeys(piles, 0)
     for name in order:
@@ -135,9 +156,20 @@ def _curve(
             depth[name] += 1
         linears = {n: f for n, f in forms.items() if n.startswith("layer.")}
         kl = kl_of(job.pack, ids_ST, linears, job.tables(forms), full=full)
-        found.append((sizes[stop], kl))
+        found.append((sizes[stop], kl, _seconds(forms)))
         progress("measuring what is lost", place + 1, len(points))
     return found
+
+
+def _seconds(forms: dict[str, Form]) -> float:
+    """Return how long the products of one token take: the faster of two rounds."""
+    rounds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        for form in forms.values():
+            matmul(torch.ones(1, form.shape[1]), form)
+        rounds.append(time.perf_counter() - began)
+    return min(rounds)
 
 
 class _Job:
