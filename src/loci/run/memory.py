@@ -22,21 +22,26 @@ from loci.core.item import Edit, Hit, Item, Link, Scope, Source, Turn
 from loci.core.ports import Clock, Embedder, Llm
 from loci.core.utf8 import plain_text
 from loci.errors import (
+    BusyError,
     FingerprintError,
     MethodError,
     NotFoundError,
     ParameterError,
     StoreError,
 )
+from loci.methods import catalogue
 from loci.methods.recall.base import Query, Recall, RecallPorts
 from loci.run import memory_files
+from loci.run.preview import Preview, drafted, stored_as
 from loci.store import open_store
 from loci.store.base import Erased
 from loci.store.changes import Change
-from loci.store.messages import drafts, json_text, key_text
+from loci.store.filters import GRAMMAR
+from loci.store.messages import body_text, drafts, json_text, key_text
 from loci.store.rows import source_of
 from loci.store.search import Asked, View
 from loci.store.times import read_time, zone
+from loci.text.ladder import Ladder, Rung, Step
 
 if TYPE_CHECKING:
     from loci.store.vectors import Floats
@@ -47,6 +52,9 @@ EMBED_AT_SEARCH = 2000
 EXPLAIN_AMONG = 200
 """How far down the hits of a query `explain` looks."""
 
+PLANS = 5
+"""How often an `add` that asks a model, or searches by meaning, starts again."""
+
 _BATCH = 64  # texts given to an embedder at once
 _MODES = ("hybrid", "lexical")
 # `list` means Memory.list inside the class.
@@ -56,16 +64,25 @@ Changes = list[Change]
 Edits = list[Edit]
 Users = list[str]
 Progress = Callable[[int, int], None]
-_KINDS = ("fact", "note", "turn")
+_KINDS = ("fact", "note", "relation", "entity", "turn")
+
+
+class _Moved(Exception):  # noqa: N818
+    """What is known changed since it was read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddResult:
-    """What one `add` stored: the turns, and the items they changed or made."""
+    """What one `add` stored: the turns, and the items they changed or made.
+
+    Attributes:
+        steps: which back end did what, what models cost, and what of theirs was refused.
+    """
 
     turns: tuple[Turn, ...]
     items: tuple[Item, ...] = ()
     edits: tuple[Edit, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +133,13 @@ class Memory:
     Args:
         url: a path, or a URL such as "sqlite:///ada.db". Made with mode 0600 if it is new.
         embedder: any object with `encode(texts)`; without one, search works by words.
-        recall: the method that draws facts and finds them again; None is Mem0.
-        llm: a model for methods that ask for one.
+        recall: the method that draws facts and finds them again, or its name such as "a_mem"; None
+            is Mem0.
+        backend: what carries out the operations of a write: "rules", or a model as "slm" (local)
+            or "endpoint". A model is asked before anything is stored, and no lock is held then.
+        llm: the model of that back end.
+        fall_back: whether a model that fails gives way to the rules, which is told in the result
+            and in the history; otherwise `add` fails and stores nothing.
         tz: zone of times that come without; they are recorded as assumed.
         extract: whether `add` draws facts from messages unless told otherwise.
         busy_s: how long to wait for another process that writes.
@@ -128,8 +150,10 @@ class Memory:
         url: str | Path,
         *,
         embedder: Embedder | None = None,
-        recall: Recall | None = None,
+        recall: Recall | str | None = None,
+        backend: Rung = "rules",
         llm: Llm | None = None,
+        fall_back: bool = False,
         clock: Clock | None = None,
         tz: str = "UTC",
         tenant: str = "local",
@@ -141,8 +165,15 @@ class Memory:
         self.zone = zone(tz)
         self.extract = extract
         self.embedder = embedder
-        self._recall = recall
-        self._ports = RecallPorts(llm=llm, embedder=embedder)
+        self._recall = _method(recall) if isinstance(recall, str) else recall
+        Ladder(backend)  # refuses an unknown one
+        if backend != "rules" and llm is None:
+            raise ParameterError(
+                f"the back end {backend} needs a language model",
+                value=None,
+                way_out="pass llm=, such as loci.models.endpoint.Endpoint(url, model)",
+            )
+        self.backend, self.llm, self.fall_back = backend, llm, fall_back
         self.store = open_store(url, busy_s=busy_s)
 
     @property
@@ -238,7 +269,7 @@ class Memory:
             mode: "lexical" leaves meaning out and loads no model.
             progress: called with (done, total) while texts are embedded that wait for it.
         """
-        text = key_text(query, "the query", "a question")
+        text = body_text(query, "the query")
         if mode not in _MODES:
             raise ParameterError("unknown mode", value=mode, allowed=", ".join(_MODES))
         count = _limit(limit)
@@ -359,9 +390,9 @@ class Memory:
         asked = self._asked(as_of, known_at, filters)
         view = self._view(self._scope(user, agent, session), asked)
         found: Listed = []
-        if set(wanted) & {"fact", "note"}:
-            ids = view.listed("item", _limit(limit) + offset)
-            found += [item for item in view.items(ids).values() if item.kind in wanted]
+        kept = [kind for kind in wanted if kind != "turn"]
+        if kept:
+            found += view.items(view.listed("item", _limit(limit) + offset, kinds=kept)).values()
         if "turn" in wanted:
             found += view.turns(view.listed("turn", _limit(limit) + offset)).values()
         return found[offset : offset + limit]
@@ -379,7 +410,7 @@ class Memory:
         json_text(metadata)
         item = Item(
             id="",
-            text=key_text(text, "the note", "text with a word in it"),
+            text=body_text(text, "the note"),
             kind="note",
             made_by="person",
             metadata=dict(metadata or {}),
@@ -390,7 +421,7 @@ class Memory:
     def edit(self, id: str, text: str, *, user: str | None = None, reason: str = "") -> Item:
         """Write an item anew by a person's hand; the old text stays in its history."""
         before = self._item(id, user)
-        fresh = key_text(text, "the text", "text with a word in it")
+        fresh = body_text(text, "the text")
         after = replace(before, text=fresh, made_by="person")
         after = replace(after, subject=None, predicate=None, object=None)
         return self.store.change(
@@ -555,11 +586,62 @@ class Memory:
 
     def _store(self, scope: Scope, made: Sequence[Any], infer: bool | None) -> AddResult:
         draws = self.extract if infer is None else infer
-        added = self.store.add(scope, made, self._revise if draws else None, self.clock.now())
-        return AddResult(turns=added.turns, items=added.items, edits=added.edits)
+        if not draws:
+            added = self.store.add(scope, made, None, self.clock.now())
+            return AddResult(turns=added.turns)
+        by_meaning = self.recall.writes_by_meaning and self.embedder is not None
+        if self.backend != "rules" or by_meaning:
+            return self._store_planned(scope, made)
+        ports = RecallPorts(llm=self.llm, embedder=self.embedder)
 
-    def _revise(self, turns: Sequence[Turn], view: View) -> Edits:
-        return self.recall.revise(turns, view, self._ports)
+        def revise(turns: Sequence[Turn], view: View) -> Edits:
+            return self.recall.revise(turns, view, ports)
+
+        added = self.store.add(scope, made, revise, self.clock.now())
+        steps = tuple(ports.ladder.steps)
+        return AddResult(turns=added.turns, items=added.items, edits=added.edits, steps=steps)
+
+    def _store_planned(self, scope: Scope, made: Sequence[Any]) -> AddResult:
+        """Find out what to change before the write begins, so that no lock waits for a model.
+
+        If what is known changed meanwhile, it is found out anew.
+        """
+        whole = replace(scope, session=None)
+        for _ in range(PLANS):
+            owner = self.store.owner(scope)
+            if self.embedder is not None:
+                self._check_embedder()
+                if owner is not None:
+                    self._embed(owner, EMBED_AT_SEARCH)
+            ladder = Ladder(self.backend, self.llm, fall_back=self.fall_back)
+            ports = RecallPorts(llm=self.llm, embedder=self.embedder, ladder=ladder)
+            view = self._view(whole, Asked(), dense=self.embedder is not None)
+            mark = view.mark()
+            turns = drafted(made, scope.session)
+            edits = self.recall.revise(turns, Preview(view, turns, view.last(scope.session)), ports)
+
+            def revise(turns: Sequence[Turn], view: View) -> Edits:
+                if view.mark() != mark:
+                    raise _Moved
+                return stored_as(edits, {f"new{n}": turn.id for n, turn in enumerate(turns)})
+
+            try:
+                added = self.store.add(
+                    scope, made, revise, self.clock.now(), steps=tuple(ladder.steps)
+                )
+            except _Moved:
+                continue
+            return AddResult(
+                turns=added.turns,
+                items=added.items,
+                edits=added.edits,
+                steps=tuple(ladder.steps),
+            )
+        raise BusyError(
+            f"the memory changed {PLANS} times while it was found out what to change",
+            value=scope.user,
+            way_out="try again; nothing was stored",
+        )
 
     def _scope(self, user: str, agent: str | None = None, session: str | None = None) -> Scope:
         return Scope(
@@ -592,7 +674,7 @@ class Memory:
 
     def _asked(self, as_of: object, known_at: object, filters: object) -> Asked:
         if filters is not None and not isinstance(filters, Mapping):
-            raise ParameterError("filters must be a dict", value=filters)
+            raise ParameterError("filters must be a dict", value=filters, way_out=GRAMMAR)
         return Asked(
             as_of=None if as_of is None else read_time(as_of, self.zone, "as_of")[0],
             known_at=None if known_at is None else read_time(known_at, self.zone, "known_at")[0],
@@ -689,3 +771,9 @@ def _kinds(kinds: str | Sequence[str] | None) -> tuple[str, ...] | None:
         if kind not in _KINDS:
             raise ParameterError("unknown kind", value=kind, allowed=", ".join(_KINDS))
     return wanted
+
+
+def _method(text: str) -> Recall:
+    found = catalogue.find(text, "recall")
+    assert isinstance(found, Recall)
+    return found

@@ -60,6 +60,16 @@ _ALIASES = {
     "NOT": "not",
 }
 _DEEPEST = 32
+GRAMMAR = (
+    (
+        'a filter: {FIELD: VALUE}, {FIELD: {OP: VALUE, ...}}, {"and": [filter, ...]}, '
+        '{"or": [filter, ...]} or {"not": filter}; all parts of one dict must hold'
+    ),
+    f"OP: {', '.join(_OPERATORS)} ({', '.join(alias for alias in _ALIASES if alias.islower())})",
+    f"FIELD: {', '.join(_FIELDS)}, metadata.KEY",
+)
+"""What every refusal of a filter shows."""
+
 # What a turn or an item does not have: NULL, with a type.
 _NO_TEXT, _NO_NUMBER = "CAST(NULL AS TEXT)", "CAST(NULL AS INTEGER)"
 
@@ -84,13 +94,13 @@ class _Compiler:
 
     def group(self, filters: object, depth: int = 0) -> Condition:
         if not isinstance(filters, Mapping) or not filters:
-            raise ParameterError(
+            raise _refused(
                 "a filter is a dict with something in it",
-                value=filters,
-                allowed='for example {"metadata.ref": "D1:3"}',
+                filters,
+                'for example {"metadata.ref": "D1:3"}',
             )
         if depth > _DEEPEST:
-            raise ParameterError(f"a filter is nested more than {_DEEPEST} deep")
+            raise _refused(f"a filter is nested more than {_DEEPEST} deep")
         parts, values = [], []
         for key, wanted in filters.items():
             sql, more = self._entry(_ALIASES.get(key, key), wanted, depth)
@@ -104,14 +114,14 @@ class _Compiler:
             return f"NOT coalesce({sql}, FALSE)", values
         if key in ("and", "or"):
             if isinstance(wanted, (str, Mapping)) or not isinstance(wanted, Sequence) or not wanted:
-                raise ParameterError(f"{key!r} takes a list of filters", value=wanted)
+                raise _refused(f"{key!r} takes a list of filters", wanted)
             made = [self.group(one, depth + 1) for one in wanted]
             joined = f" {str(key).upper()} ".join(f"coalesce({sql}, FALSE)" for sql, _ in made)
             return f"({joined})", [value for _, values in made for value in values]
         field, instant = self._field(key)
         tests = wanted if isinstance(wanted, Mapping) else {"=": wanted}
         if not tests:
-            raise ParameterError("a field is compared with nothing", value=key)
+            raise _refused("a field is compared with nothing", key)
         parts, values = [], []
         for name, value in tests.items():
             sql, more = self._test(field, _ALIASES.get(name, name), value, instant)
@@ -124,24 +134,24 @@ class _Compiler:
         name = str(key)
         if name.startswith("metadata.") and len(name) > len("metadata."):
             if any(sign in '"\\' or ord(sign) < ord(" ") for sign in name):
-                raise ParameterError(
+                raise _refused(
                     "this key of metadata cannot be asked for",
-                    value=name,
-                    allowed="keys without quotes, backslashes and control characters",
+                    name,
+                    "keys without quotes, backslashes and control characters",
                 )
             path = plain_text(name, "a field").split(".")[1:]
-            own = "i.metadata" if self.item else "t.metadata"
-            data = f"coalesce(t.metadata, {own})" if self.item else own
-            return self.database.field(data, path), False
+            said = self.database.field("t.metadata", path)
+            if not self.item:
+                return said, False
+            own = self.database.field("i.metadata", path)  # what an item says of itself wins
+            return Field(
+                any=f"coalesce({own.any}, {said.any})",
+                text=f"coalesce({own.text}, {said.text})",
+                number=f"coalesce({own.number}, {said.number})",
+            ), False
         if name not in _FIELDS:
-            names = [*_FIELDS, "metadata.KEY", *_JOINED]
-            near = nearest(name, names)
-            raise ParameterError(
-                "a filter names an unknown field",
-                value=key,
-                allowed=", ".join(names),
-                way_out=f"did you mean {near!r}?" if near else (),
-            )
+            near = nearest(name, [*_FIELDS, "metadata.KEY", *_JOINED])
+            raise _refused("a filter names an unknown field", key, near=near)
         of_turn, of_item, holds = _FIELDS[name]
         column = (of_item or of_turn) if self.item else of_turn
         text = column if column is not None and holds is _TEXT else _NO_TEXT
@@ -151,26 +161,21 @@ class _Compiler:
     def _test(self, field: Field, name: object, value: Any, instant: bool) -> Condition:
         if name not in _OPERATORS:
             near = nearest(str(name), _OPERATORS)
-            raise ParameterError(
-                "a filter uses an unknown operator",
-                value=name,
-                allowed=", ".join(_OPERATORS),
-                way_out=f"did you mean {near!r}?" if near else (),
-            )
+            raise _refused("a filter uses an unknown operator", name, near=near)
         if name == "exists":
             if not isinstance(value, bool):
-                raise ParameterError("'exists' takes true or false", value=value)
+                raise _refused("'exists' takes true or false", value)
             return f"{field.any} IS {'NOT ' if value else ''}NULL", []
         if name in ("in", "not in"):
             if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-                raise ParameterError(f"{name!r} takes a list", value=value)
+                raise _refused(f"{name!r} takes a list", value)
             found = [self._test(field, "=", one, instant) for one in value]
             sql = " OR ".join(sql for sql, _ in found) or "FALSE"
             values = [given for _, more in found for given in more]
             return (f"({sql})" if name == "in" else f"NOT coalesce({sql}, FALSE)"), values
         if name == "contains":
             if not isinstance(value, str):
-                raise ParameterError("'contains' takes text", value=value)
+                raise _refused("'contains' takes text", value)
             part = plain_text(value, "a filter")
             return self.database.holds(field.text, folded=True), [part]
         if value is None and name in ("=", "!="):
@@ -190,4 +195,12 @@ class _Compiler:
             return value
         if isinstance(value, str):
             return plain_text(value, "a filter")
-        raise ParameterError("a filter compares with text, numbers, true or false", value=value)
+        raise _refused("a filter compares with text, numbers, true or false", value)
+
+
+def _refused(
+    what: str, value: object = None, allowed: str | None = None, near: str | None = None
+) -> ParameterError:
+    """Return the error for a filter that cannot be read, with the grammar of those that can."""
+    lines = [f"did you mean {near!r}?"] if near else []
+    return ParameterError(what, value=value, allowed=allowed, way_out=[*lines, *GRAMMAR])
