@@ -307,14 +307,38 @@ class View:
             if a in allowed and b in allowed
         ]
 
+    def mark(self) -> tuple[int, int]:
+        """Return a mark that is another one after items of this owner changed or were forgotten."""
+        row = self._database.one(
+            "SELECT (SELECT coalesce(max(seq), 0) FROM changes WHERE owner = ?), "
+            "(SELECT count(*) FROM items WHERE owner = ?)",
+            (self._owner, self._owner),
+        )
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    def last(self, session: str | None) -> str | None:
+        """Return the id of the last turn of a session, None where there is none."""
+        mine, values = self._mine()
+        sql = (
+            f"SELECT seq FROM turns WHERE owner = ? AND session {self._database.same} ?{mine} "
+            "ORDER BY position DESC, seq DESC LIMIT 1"
+        )
+        row = self._database.one(sql, (self._owner, session, *values))
+        return None if row is None else f"t{row[0]}"
+
     def speakers(self) -> list[str]:
         """Return the names of those who spoke to this user's memory."""
         sql = "SELECT name FROM speakers WHERE owner = ? ORDER BY name"
         return [name for (name,) in self._database.rows(sql, (self._owner,))]
 
-    def listed(self, layer: Layer, limit: int, offset: int = 0) -> list[str]:
-        """Return the ids of all that is allowed here, newest first."""
+    def listed(
+        self, layer: Layer, limit: int, offset: int = 0, *, kinds: Sequence[str] = ()
+    ) -> list[str]:
+        """Return the ids of all that is allowed here, newest first; items of some kinds if named."""
         condition, values = self._condition(layer)
+        if kinds:
+            condition += f" AND i.kind IN ({','.join('?' * len(kinds))})"
+            values = [*values, *kinds]
         table, letter = ("turns", "t") if layer == "turn" else ("items", "i")
         sql = (
             f"SELECT {letter}.seq FROM {table} {letter} WHERE {letter}.owner = ? {condition} "
