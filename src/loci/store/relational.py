@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any  # JSON values
 
@@ -57,6 +58,12 @@ class RelationalStore:
             record(db, owner, "add", subject, now)
         return Added(turns=tuple(turns), items=tuple(writer.changed), edits=tuple(edits))
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all that is written inside one transaction."""
+        with self.database.write():
+            yield
+
     def owner(self, scope: Scope) -> int | None:
         """Return the number of the scope's user, None if nothing was ever stored for them."""
         sql = 'SELECT seq FROM owners WHERE tenant = ? AND "user" = ?'
@@ -105,6 +112,7 @@ class RelationalStore:
         now: datetime,
         *,
         origin: str = "",
+        derived_from: str | None = None,
     ) -> Item:
         """Write an item over itself by a person's hand, or add a new one (without an id)."""
         with self.database.write() as db:
@@ -114,6 +122,10 @@ class RelationalStore:
                 writer.change(writer.item(item.id), item, action, item.made_by, reason)
             else:
                 writer.add(item, action, reason, origin=origin)
+            changed = writer.changed[-1]
+            if derived_from is not None:
+                source = writer.item(derived_from).id
+                writer.relate(changed.id, "derived_from", source, changed.made_by)
             record(db, owner, action, writer.changed[-1].id, now)
         return writer.changed[-1]
 
@@ -262,6 +274,7 @@ class RelationalStore:
 
     def close(self) -> None:
         """Close it; closing twice is fine."""
+        self.vectors.close()
         self.database.close()
 
 

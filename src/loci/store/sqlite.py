@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any  # whatever a column holds
@@ -22,7 +23,7 @@ from loci.store.fulltext import Condition, FullText, Layer, Whose
 from loci.store.relational import RelationalStore
 from loci.store.rows import key_words
 from loci.store.scan import count
-from loci.store.vectors import FileVectors
+from loci.store.vector_file import FileVectors
 
 APPLICATION = 0x4C6F6369
 """SQLite's application id of a memory: "Loci"."""
@@ -185,6 +186,8 @@ class SqliteDatabase(Database):
         """Return the files that belong to this memory and exist."""
         names = ("", "-wal", "-shm", "-journal", ".vec")
         paths = [self.path.with_name(self.path.name + end) for end in names]
+        indexes = self.path.parent.glob(f"{escape(self.path.name)}.vec.*")
+        paths += sorted(indexes)
         return [path for path in paths if path.exists()]
 
     def close(self) -> None:
