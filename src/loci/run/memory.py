@@ -341,7 +341,7 @@ class Memory:
         view = self._view(scope, Asked())
         if str(id).startswith("t"):
             about: Item | Turn = view.turn(id)
-            sources = (source_of(view.turn(id)),)
+            sources: tuple[Source, ...] = (source_of(view.turn(id)),)
             history = self.store.led_to(scope, id)
         else:
             about = view.item(id)

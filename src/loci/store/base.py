@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Protocol  # JSON values
@@ -85,6 +86,10 @@ class Store(Protocol):
         """
         ...
 
+    def together(self) -> AbstractContextManager[None]:
+        """Make all that is written inside one transaction."""
+        ...
+
     def owner(self, scope: Scope) -> int | None:
         """Return the number of the scope's user, None if nothing was ever stored for them."""
         ...
@@ -118,10 +123,13 @@ class Store(Protocol):
         now: datetime,
         *,
         origin: str = "",
+        derived_from: str | None = None,
     ) -> Item:
         """Write an item over itself by a person's hand, or add a new one (without an id).
 
-        `origin` names a new item for `by_origin`; no other item of the user may have it.
+        Args:
+            origin: names a new item for `by_origin`; no other item of the user may have it.
+            derived_from: an item whose erasure takes this one along.
         """
         ...
 

@@ -30,8 +30,10 @@ MEM0, LANGGRAPH = "mem0", "langgraph"
 
 _SQLITE = b"SQLite format 3\0"
 _PROMOTED = ("actor_id", "role", "attributed_to", "expiration_date", "categories")
-_MEM0_KEYS = ("id", "memory", "text", "data", "hash", "score", "score_details", "text_lemmatized")
-_MEM0_KEYS += ("created_at", "updated_at", "user_id", "agent_id", "run_id", "app_id", "metadata")
+_MEM0_KEYS = (
+    *("id", "memory", "text", "data", "hash", "score", "score_details", "text_lemmatized"),
+    *("created_at", "updated_at", "user_id", "agent_id", "run_id", "app_id", "metadata"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,7 @@ def langgraph_item(
         text=text,
         kind="note",
         entities=tuple(entities(text)),
+        valid_from=created,
         recorded_at=created,
         made_by=LANGGRAPH,
         metadata={LANGGRAPH: {**about, "updated_at": updated.isoformat()}},

@@ -1,0 +1,5 @@
+"""Faces of other memory systems over Loci's: their programs run with another import.
+
+`mem0` is Mem0's `Memory`, `a_mem` A-MEM's `AgenticMemorySystem`, `langgraph` a store of LangGraph.
+Each says in its docstring where it differs.
+"""
