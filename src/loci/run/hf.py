@@ -14,11 +14,12 @@ have seen it.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any  # transformers' signatures are open keyword arguments
@@ -32,6 +33,7 @@ from loci.core.method import Method
 from loci.core.spec import ModelSpec
 from loci.errors import ModelError, ParameterError, missing_extra
 from loci.methods import catalogue
+from loci.methods.kv.base import check_chain
 from loci.methods.quant.base import Quant
 from loci.models.hf_folder import spec_of_config
 from loci.models.load import resolve
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 NAME = "loci"
 DEFAULT_CONTEXT = 4096
+_SAMPLES = 1024  # elements of each tensor that go into a fingerprint
 _CONFIGS = {
     "llama": "LlamaConfig",
     "qwen2": "Qwen2Config",
@@ -120,6 +123,21 @@ def model_of(pack: Pack) -> PreTrainedModel:
     model.load_state_dict(state, assign=True, strict=True)
     model.tie_weights()
     return model.eval()
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """Return a hash of a model's weights: names, types, shapes, and samples of each tensor.
+
+    A sample, because hashing gigabytes would cost more than reading a prompt; training and merging
+    change weights everywhere.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        part = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].cpu().contiguous()
+        digest.update(part.view(torch.uint8).numpy().tobytes())
+    return f"sample:{digest.hexdigest()}"
 
 
 def config_of(spec: ModelSpec) -> Any:
@@ -275,7 +293,9 @@ class LociCache(Cache):
         dtype: torch.dtype,
         seed: int,
     ) -> None:
-        self.spec = spec_of_config(model.config.to_dict(), type(model).__name__, Path())
+        check_chain(chain)  # before anything is attached
+        spec = spec_of_config(model.config.to_dict(), type(model).__name__, Path())
+        self.spec = replace(spec, fingerprint=fingerprint_of(model))
         self.chain, self.dtype = chain, dtype
         self.context = context or min(self.spec.max_context, DEFAULT_CONTEXT)
         self.chunk = chunk if chain else self.context
@@ -331,18 +351,29 @@ class LociCache(Cache):
         tensors, facts = self.store.snapshot()
         if self._pad_B is not None:
             tensors = {**tensors, "hf.pad": self._pad_B.clone()}
+        if self._ids:
+            tensors = {**tensors, "hf.ids": torch.cat(self._ids, dim=1)}
         return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Hold what a snapshot held; it must come from the same model and chain."""
+        """Hold what a snapshot held.
+
+        Raises:
+            FingerprintError: if it comes from another model or chain; nothing changes then.
+            FormatError: if it is incomplete, or of another version; nothing changes then.
+        """
         tensors = dict(tensors)
-        self._pad_B = tensors.pop("hf.pad", None)
-        if self.store is not None:
-            self.store.release()
-        self.store = KVStore.restore(
+        pad_B, ids_BT = tensors.pop("hf.pad", None), tensors.pop("hf.ids", None)
+        self._alive()
+        fresh = KVStore.restore(
             self.spec, self.chain, tensors, facts, ledger=self.ledger,
             generator=torch.Generator().manual_seed(self._seed),
         )  # fmt: skip
+        if self.store is not None:
+            self.store.release()
+        self.store, self._pad_B = fresh, pad_B
+        self._ids = [] if ids_BT is None else [ids_BT]
+        self.context, self.chunk = fresh.max_tokens, fresh.chunk
         for layer in self._faces:
             layer.is_initialized = True
 
@@ -387,6 +418,7 @@ class LociCache(Cache):
 
     def append(self, index: int, keys_BKTD: Tensor, values_BKTD: Tensor) -> _Handle:
         """Append one layer's tokens; positions count slots, less the padding on the left."""
+        self._alive()
         assert self.store is not None
         start, count = self.store.length, keys_BKTD.shape[2]
         if self.chunk is not None and count > self.chunk:
@@ -456,6 +488,8 @@ class LociCache(Cache):
             self.store.reorder(rows)
             if self._pad_B is not None:
                 self._pad_B = self._pad_B[rows]
+            if self._ids:
+                self._ids = [torch.cat(self._ids, dim=1)[rows]]
 
     def repeat(self, repeats: int) -> None:
         """Refuse to grow the batch: its room was taken with the first token."""
@@ -470,6 +504,8 @@ class LociCache(Cache):
         """Forget the last tokens."""
         if self.store is not None and tokens:
             self.store.crop(self.store.length - tokens)
+            if self._ids:
+                self._ids = [torch.cat(self._ids, dim=1)[:, : self.store.length]]
 
     def _alive(self) -> PreTrainedModel:
         if self._model is None:
