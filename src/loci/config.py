@@ -25,6 +25,7 @@ from loci.units import nearest, parse_bytes, parse_tokens
 
 APP = "loci"
 PREFIX = "LOCI_"
+BACKENDS = ("rules", "slm", "endpoint")
 FILE_VARIABLE = "LOCI_CONFIG"  # where the file is; not a key, as it cannot stand in the file
 
 
@@ -45,6 +46,12 @@ def _zone(text: object) -> str:
         raise ValueError("a zone such as Europe/Berlin or UTC") from None
     except KeyError:
         raise ValueError("a zone such as Europe/Berlin or UTC") from None
+
+
+def _backend(text: object) -> str:
+    if text not in BACKENDS:
+        raise ValueError(", ".join(BACKENDS))
+    return str(text)
 
 
 def _flag(value: object) -> bool:
@@ -69,12 +76,16 @@ def _tokens(value: object) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One key: its name in the file, its variable, how it is read, and what it is for."""
+    """One key: its name in the file, its variable, how it is read, and what it is for.
+
+    A secret one is shown nowhere, and the file it is written to is for its owner alone.
+    """
 
     name: str
     variable: str
     read: Callable[[object], Any]
     help: str
+    secret: bool = False
 
 
 KEYS = (
@@ -100,6 +111,43 @@ KEYS = (
         read=_zone,
         help="the zone of times that are given without one",
     ),
+    Key(
+        name="recall",
+        variable="LOCI_RECALL",
+        read=_text,
+        help="the method that keeps memories: mem0, mem0_graph, a_mem",
+    ),
+    Key(
+        name="backend",
+        variable="LOCI_BACKEND",
+        read=_backend,
+        help="what draws and settles facts: rules, slm (the model above) or endpoint",
+    ),
+    Key(
+        name="fall_back",
+        variable="LOCI_FALL_BACK",
+        read=_flag,
+        help="a model that fails at that gives way to rules",
+    ),
+    Key(
+        name="endpoint",
+        variable="LOCI_ENDPOINT",
+        read=_text,
+        help="an OpenAI-compatible server, such as http://localhost:11434/v1",
+    ),
+    Key(
+        name="endpoint_model",
+        variable="LOCI_ENDPOINT_MODEL",
+        read=_text,
+        help="the name of the model there",
+    ),
+    Key(
+        name="endpoint_key",
+        variable="LOCI_ENDPOINT_KEY",
+        read=_text,
+        help="sent to that server, shown nowhere",
+        secret=True,
+    ),
     Key(name="dram", variable="LOCI_DRAM", read=_size, help="--dram when it is not given"),
     Key(name="gpu", variable="LOCI_GPU", read=_size, help="--gpu when it is not given"),
     Key(name="disk", variable="LOCI_DISK", read=_size, help="--disk when it is not given"),
@@ -124,6 +172,12 @@ class Config:
     model: str = "smollm2"
     user: str = "local"
     timezone: str = "UTC"
+    recall: str = "mem0"
+    backend: str = "rules"
+    fall_back: bool = False
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    endpoint_key: str | None = field(default=None, repr=False)
     dram: int | None = None
     gpu: int | None = None
     disk: int | None = None
@@ -220,6 +274,8 @@ def store(name: str, text: str | None, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(file.name + ".new")
     fresh.write_text("\n".join(lines).strip("\n") + "\n", encoding="utf-8")
+    if key.secret or (file.exists() and file.stat().st_mode & 0o77 == 0):
+        fresh.chmod(0o600)
     fresh.replace(file)
 
 
@@ -242,7 +298,8 @@ def _value(key: Key, raw: object, where: str) -> Any:
     try:
         return key.read(raw)
     except ValueError as error:
-        raise ConfigError(f"{where} cannot be read", value=raw, allowed=str(error)) from None
+        shown = None if key.secret else raw
+        raise ConfigError(f"{where} cannot be read", value=shown, allowed=str(error)) from None
 
 
 def _login() -> str:

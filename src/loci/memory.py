@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from loci import config
-from loci.errors import ParameterError
+from loci.errors import ConfigError, ParameterError
 from loci.models.late import default_embedder
 from loci.run import memory as run_memory
+from loci.run.llm import LateLlm
 from loci.run.threads import AsyncFace, in_thread
 
 if TYPE_CHECKING:
     from loci.core.ports import Clock, Embedder, Llm
     from loci.methods.recall.base import Recall
+    from loci.run.engine import Session
+    from loci.text.ladder import Rung
+
+SLM_CONTEXT = 4096
+"""Tokens of instruction, messages and reply together, where the configuration names none."""
 
 
 class Memory(run_memory.Memory):
@@ -23,6 +29,11 @@ class Memory(run_memory.Memory):
         url: a path or a URL; None takes the configured memory file.
         embedder: any object with `encode(texts)`; "default" is MiniLM where it was pulled, loaded
             when a search first needs it; None searches by words.
+        recall: the method that keeps the memory, or its name; None takes the configured one.
+        backend: "rules", "slm" or "endpoint"; None takes the configured one.
+        llm: the model of that back end; if not given, the configured model, opened when it is first
+            asked, or the configured endpoint.
+        fall_back: whether a model that fails gives way to rules; None takes the configuration's.
         tz: zone of times that come without one; None takes the configured zone.
 
     >>> import loci, tempfile, pathlib
@@ -39,8 +50,10 @@ class Memory(run_memory.Memory):
         url: str | Path | None = None,
         *,
         embedder: Embedder | Literal["default"] | None = "default",
-        recall: Recall | None = None,
+        recall: Recall | str | None = None,
+        backend: Rung | None = None,
         llm: Llm | None = None,
+        fall_back: bool | None = None,
         clock: Clock | None = None,
         tz: str | None = None,
         tenant: str = "local",
@@ -52,17 +65,62 @@ class Memory(run_memory.Memory):
             url = settings.memory_file
             if "://" not in url:
                 Path(url).expanduser().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        chosen: Rung = backend if backend is not None else cast("Rung", settings.backend)
+        self._opened = _model(chosen, settings) if llm is None else None
         super().__init__(
             url,
             embedder=default_embedder(settings.models_dir) if embedder == "default" else embedder,
-            recall=recall,
-            llm=llm,
+            recall=recall if recall is not None else settings.recall,
+            backend=chosen,
+            llm=llm if llm is not None else self._opened,
+            fall_back=fall_back if fall_back is not None else settings.fall_back,
             clock=clock,
             tz=tz if tz is not None else settings.timezone,
             tenant=tenant,
             extract=extract,
             busy_s=busy_s,
         )
+
+    def close(self) -> None:
+        """Close the file, and give back what a model of the configuration holds."""
+        super().close()
+        if isinstance(self._opened, LateLlm):
+            self._opened.close()
+
+
+def _model(backend: str, settings: config.Config) -> Llm | None:
+    """Return the configured model of a back end, not opened yet."""
+    if backend == "endpoint":
+        from loci.models.endpoint import Endpoint
+
+        for name in ("endpoint", "endpoint_model"):
+            if getattr(settings, name) is None:
+                raise ConfigError(
+                    f"the back end endpoint needs {name}",
+                    way_out=f"loci config set {name} ..., or pass llm=",
+                )
+        url, model = settings.endpoint or "", settings.endpoint_model or ""
+        return Endpoint(url, model, settings.endpoint_key)
+    if backend != "slm":
+        return None
+
+    def opens() -> Session:
+        from loci.plan import plan
+        from loci.run import engine
+
+        solved = plan(
+            settings.model,
+            dram=settings.dram,
+            gpu=settings.gpu,
+            disk=settings.disk,
+            process=settings.process,
+            context=settings.context or SLM_CONTEXT,
+            folder=settings.models_dir,
+            cache=settings.cache_dir,
+        )
+        return engine.open(solved, folder=settings.models_dir)
+
+    return LateLlm(settings.model, opens)
 
 
 class AsyncMemory(AsyncFace):

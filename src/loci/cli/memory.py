@@ -16,22 +16,33 @@ from loci import config
 from loci.cli.app import Group
 from loci.cli.input import piped, read_text
 from loci.cli.options import whose
-from loci.cli.output import as_json_option, emit, note, progress, say, table
+from loci.cli.output import as_json_option, emit, note, plain, progress, say, table
+from loci.core.item import Gloss, with_gloss
 from loci.errors import ParameterError, StoreError
 from loci.units import format_bytes
 
 if TYPE_CHECKING:
     from loci.core.item import Item, Turn
     from loci.memory import Memory
+    from loci.text.ladder import Step
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-KINDS = click.Choice(["fact", "note", "turn"])
+KINDS = click.Choice(["fact", "note", "relation", "entity", "turn"])
 
 _FILE = click.option("--file", "file", help="The memory; else the configured one.")
 _USER = click.option("--user", help="Whose memory; else the login name.")
 _OWNER = click.option("--user", help="Refuse an id that is not this user's.")
 _SESSION = click.option("--session", help="Only this conversation.")
 _AGENT = click.option("--agent", help="Only what this agent was told.")
+_RECALL = click.option("--recall", help="The method that keeps it; else the configured one.")
+_BACKEND = click.option(
+    "--backend",
+    type=click.Choice(config.BACKENDS),
+    help="What draws and settles facts; else the configured one.",
+)
+_FALL_BACK = click.option(
+    "--fall-back", is_flag=True, help="Let rules do what a model fails at, and say so."
+)
 
 
 @click.group(cls=Group)
@@ -56,6 +67,9 @@ def command() -> None:
 @click.option("--session", help="Which conversation it belongs to.")
 @click.option("--agent", help="Which agent is told.")
 @click.option("--time", help="When it was said, ISO 8601; else now.")
+@_RECALL
+@_BACKEND
+@_FALL_BACK
 @_FILE
 @_USER
 @as_json_option
@@ -68,6 +82,9 @@ def add(
     session: str | None,
     agent: str | None,
     time: str | None,
+    recall: str | None,
+    backend: str | None,
+    fall_back: bool,
     file: str | None,
     user: str | None,
     as_json: bool,
@@ -75,7 +92,7 @@ def add(
     """Remember a text, a file of messages, or what is piped in."""
     said = _said(text, messages, name)
     who = whose(user)
-    with _opened(file, make=True) as memory:
+    with _opened(file, True, recall, backend, fall_back) as memory:
         if as_note:
             if not isinstance(said, str) or time is not None:
                 raise click.UsageError("--as-note goes with a text alone")
@@ -94,9 +111,12 @@ def add(
             infer=False if no_facts else None,
         )
     if as_json:
-        emit({"turns": added.turns, "items": added.items})
+        emit({"turns": added.turns, "items": added.items, "steps": _steps(added.steps)})
         return
     note(f"{_count(len(added.turns), 'message')} kept")
+    for step in added.steps:
+        if step.calls or step.refused:
+            note(str(step))
     _print_items(added.items)
 
 
@@ -108,6 +128,7 @@ def add(
 @click.option("--kind", "kinds", type=KINDS, multiple=True, help="Only this kind; repeatable.")
 @click.option("--where", "filters", multiple=True, metavar="KEY=VALUE", help="Such as role=user.")
 @click.option("--lexical", is_flag=True, help="Search by words alone; loads no model.")
+@_RECALL
 @_SESSION
 @_AGENT
 @_FILE
@@ -121,6 +142,7 @@ def search(
     kinds: tuple[str, ...],
     filters: tuple[str, ...],
     lexical: bool,
+    recall: str | None,
     session: str | None,
     agent: str | None,
     file: str | None,
@@ -129,7 +151,7 @@ def search(
 ) -> None:
     """Find what answers a question, best first, with the messages it rests on."""
     who = whose(user)
-    with _opened(file) as memory:
+    with _opened(file, recall=recall) as memory:
         is_lexical = lexical or memory.embedder is None
         if is_lexical and not lexical:
             note("searching by words alone; loci pull minilm adds meaning")
@@ -216,13 +238,16 @@ def show(id: str, file: str | None, user: str | None, as_json: bool) -> None:
     """Show one item or message, with everything known about it."""
     with _opened(file) as memory:
         found = memory.get(id, user=user)
+        steps = [] if id.startswith("t") else memory.history(found.id, user=user)[0].steps
     if as_json:
-        emit(found)
+        emit({**plain(found), "steps": _steps(steps)})
         return
     for name in type(found).__dataclass_fields__:
         value = getattr(found, name)
         if value not in (None, (), {}):
             say(f"{name:<13}{_shown(value)}")
+    for step in steps:
+        say(f"{'made by':<13}{step}")
 
 
 @command.command()
@@ -254,14 +279,17 @@ def history(id: str, file: str | None, user: str | None, as_json: bool) -> None:
     with _opened(file) as memory:
         changes = memory.history(id, user=user)
     if as_json:
-        emit(changes)
+        emit([{**plain(change), "steps": _steps(change.steps)} for change in changes])
         return
     rows = []
     for change in changes:
-        after = "" if change.after is None else change.after.text
+        after = "" if change.after is None else change.after.indexed
         action = f"{change.action} (undone)" if change.undone else change.action
         rows.append((change.id, _day(change.at), action, change.made_by, after, change.reason))
     table(rows, ("change", "when", "what", "by", "text", "reason"))
+    for change in changes:
+        for step in change.steps:
+            say(f"{change.id}: {step}")
 
 
 @command.command()
@@ -355,6 +383,9 @@ def export(path: Path, file: str | None, user: str | None, as_json: bool) -> Non
 @click.option("--format", "format", default="auto", help="loci or locomo; else it is recognised.")
 @click.option("--conversation", help="Only this sample of a LoCoMo file.")
 @click.option("--no-facts", is_flag=True, help="Keep what was said and draw no facts from it.")
+@_RECALL
+@_BACKEND
+@_FALL_BACK
 @_FILE
 @click.option("--user", help="Whose memory it becomes; else the names in the file.")
 @as_json_option
@@ -363,6 +394,9 @@ def import_(
     format: str,
     conversation: str | None,
     no_facts: bool,
+    recall: str | None,
+    backend: str | None,
+    fall_back: bool,
     file: str | None,
     user: str | None,
     as_json: bool,
@@ -372,7 +406,7 @@ def import_(
     Without --user, an export keeps the user it was written for, and each conversation of a LoCoMo
     file becomes a user named like its sample.
     """
-    with _opened(file, make=True) as memory:
+    with _opened(file, True, recall, backend, fall_back) as memory:
         with progress() as report:
             count = memory.import_(
                 path,
@@ -396,7 +430,13 @@ _ERASED = ("done", "items", "turns", "cut", "texts", "found", "elsewhere", "out_
 
 
 @contextmanager
-def _opened(file: str | None, *, make: bool = False) -> Iterator[Memory]:
+def _opened(
+    file: str | None,
+    make: bool = False,
+    recall: str | None = None,
+    backend: str | None = None,
+    fall_back: bool = False,
+) -> Iterator[Memory]:
     """Open the memory; only what adds to it may make the file."""
     from loci.memory import Memory
 
@@ -406,9 +446,18 @@ def _opened(file: str | None, *, make: bool = False) -> Iterator[Memory]:
             f"there is no memory in {where}", way_out='make one: loci memory add "I like tea"'
         )
     # The configured file is made with its folder; a folder that a person typed is not.
-    memory = Memory(file)
+    memory = Memory(
+        file,
+        recall=recall,
+        backend=backend,  # type: ignore[arg-type]  # one of the choices of its option
+        fall_back=fall_back or None,
+    )
     with memory:
         yield memory
+
+
+def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    return [step.record() for step in steps]
 
 
 def _said(text: str | None, messages: Path | None, name: str | None) -> Any:
@@ -469,6 +518,8 @@ def _shown(value: object) -> str:
         return value.isoformat()
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
+    if isinstance(value, Gloss):
+        return with_gloss("", value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 

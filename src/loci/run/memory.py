@@ -34,7 +34,7 @@ from loci.methods.recall.base import Query, Recall, RecallPorts
 from loci.run import memory_files
 from loci.run.preview import Preview, drafted, stored_as
 from loci.store import open_store
-from loci.store.base import Erased
+from loci.store.base import Erased, Revise
 from loci.store.changes import Change
 from loci.store.filters import GRAMMAR
 from loci.store.messages import body_text, drafts, json_text, key_text
@@ -55,7 +55,7 @@ EXPLAIN_AMONG = 200
 PLANS = 5
 """How often an `add` that asks a model, or searches by meaning, starts again."""
 
-_BATCH = 64  # texts given to an embedder at once
+_BATCH = 256  # texts given to an embedder at once: it sorts them by length, to pad little
 _MODES = ("hybrid", "lexical")
 # `list` means Memory.list inside the class.
 Listed = list[Item | Turn]
@@ -67,7 +67,7 @@ Progress = Callable[[int, int], None]
 _KINDS = ("fact", "note", "relation", "entity", "turn")
 
 
-class _Moved(Exception):  # noqa: N818
+class _Moved(Exception):
     """What is known changed since it was read."""
 
 
@@ -550,6 +550,8 @@ class Memory:
 
     def wait(self) -> int:
         """Embed all that waits for it and build what searches want; returns how many texts."""
+        if self._beside is not None and self._beside.problem is not None:
+            raise self._beside.problem
         before = self.store.count_pending(None) if self.embedder is not None else 0
         while self.embedder is not None and self._embed(None, EMBED_AT_SEARCH):
             pass
@@ -571,6 +573,8 @@ class Memory:
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""
+        if self._beside is not None:
+            self._beside.close()
         self.store.close()
 
     def __enter__(self) -> Memory:
@@ -606,42 +610,36 @@ class Memory:
 
         If what is known changed meanwhile, it is found out anew.
         """
-        whole = replace(scope, session=None)
         for _ in range(PLANS):
-            owner = self.store.owner(scope)
-            if self.embedder is not None:
-                self._check_embedder()
-                if owner is not None:
-                    self._embed(owner, EMBED_AT_SEARCH)
-            ladder = Ladder(self.backend, self.llm, fall_back=self.fall_back)
-            ports = RecallPorts(llm=self.llm, embedder=self.embedder, ladder=ladder)
-            view = self._view(whole, Asked(), dense=self.embedder is not None)
-            mark = view.mark()
-            turns = drafted(made, scope.session)
-            edits = self.recall.revise(turns, Preview(view, turns, view.last(scope.session)), ports)
-
-            def revise(turns: Sequence[Turn], view: View) -> Edits:
-                if view.mark() != mark:
-                    raise _Moved
-                return stored_as(edits, {f"new{n}": turn.id for n, turn in enumerate(turns)})
-
+            edits, steps, mark = self._planned(scope, made)
             try:
                 added = self.store.add(
-                    scope, made, revise, self.clock.now(), steps=tuple(ladder.steps)
+                    scope, made, _unless_moved(edits, mark), self.clock.now(), steps=steps
                 )
             except _Moved:
                 continue
-            return AddResult(
-                turns=added.turns,
-                items=added.items,
-                edits=added.edits,
-                steps=tuple(ladder.steps),
-            )
+            return AddResult(turns=added.turns, items=added.items, edits=added.edits, steps=steps)
         raise BusyError(
             f"the memory changed {PLANS} times while it was found out what to change",
             value=scope.user,
             way_out="try again; nothing was stored",
         )
+
+    def _planned(
+        self, scope: Scope, made: Sequence[Any]
+    ) -> tuple[Edits, tuple[Step, ...], tuple[int, int]]:
+        """Return edits for turns that are not stored yet, and the mark of what was known then."""
+        owner = self.store.owner(scope)
+        if self.embedder is not None and owner is not None:
+            self._check_embedder()
+            self._embed(owner, EMBED_AT_SEARCH)
+        whole = replace(scope, session=None)
+        view = self._view(whole, Asked(), dense=self.embedder is not None)
+        mark, turns = view.mark(), drafted(made, scope.session)
+        ladder = Ladder(self.backend, self.llm, fall_back=self.fall_back)
+        ports = RecallPorts(llm=self.llm, embedder=self.embedder, ladder=ladder)
+        edits = self.recall.revise(turns, Preview(view, turns, view.last(scope.session)), ports)
+        return edits, tuple(ladder.steps), mark
 
     def _scope(self, user: str, agent: str | None = None, session: str | None = None) -> Scope:
         return Scope(
@@ -702,6 +700,10 @@ class Memory:
 
     def _embed(self, owner: int | None, most: int, progress: Progress | None = None) -> int:
         """Embed up to `most` waiting texts; returns how many still wait."""
+        with self._embedding:
+            return self._embed_now(owner, most, progress)
+
+    def _embed_now(self, owner: int | None, most: int, progress: Progress | None) -> int:
         waiting = self.store.pending(owner, most)
         for start in range(0, len(waiting), _BATCH):
             if progress is not None:
@@ -709,7 +711,8 @@ class Memory:
             part = waiting[start : start + _BATCH]
             vectors = self._encode([text for *_, text in part])
             entries = [(kind, seq, whose) for kind, seq, whose, _ in part]
-            self.store.put_vectors(entries, vectors, self._fingerprint())
+            texts = [text for *_, text in part]
+            self.store.put_vectors(entries, vectors, self._fingerprint(), texts=texts)
         return self.store.count_pending(owner) if len(waiting) == most else 0
 
     def _fingerprint(self) -> str:
@@ -777,3 +780,14 @@ def _method(text: str) -> Recall:
     found = catalogue.find(text, "recall")
     assert isinstance(found, Recall)
     return found
+
+
+def _unless_moved(edits: Sequence[Edit], mark: tuple[int, int]) -> Revise:
+    """Return what gives these edits inside a write, unless what is known changed since."""
+
+    def revise(turns: Sequence[Turn], view: View) -> Sequence[Edit]:
+        if view.mark() != mark:
+            raise _Moved
+        return stored_as(edits, {f"new{number}": turn.id for number, turn in enumerate(turns)})
+
+    return revise

@@ -30,17 +30,19 @@ class _Words:
     def __init__(self) -> None:
         self.postings: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         self.lengths: dict[str, int] = {}
+        self.words: dict[str, set[str]] = {}
 
     def add(self, id: str, own: Sequence[str], before: Sequence[str]) -> None:
         counts, others = Counter(own), Counter(before)
-        for word in {*counts, *others}:
+        self.words[id] = {*counts, *others}
+        for word in self.words[id]:
             self.postings[word][id] = (counts[word], others[word])
         self.lengths[id] = len(own) + len(before)
 
     def remove(self, id: str) -> None:
         del self.lengths[id]
-        for docs in self.postings.values():
-            docs.pop(id, None)
+        for word in self.words.pop(id):
+            del self.postings[word][id]
 
     def search(
         self, words: Sequence[str], context: float, allowed: Callable[[str], bool]

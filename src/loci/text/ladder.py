@@ -174,9 +174,9 @@ def parse(reply: str, schema: Mapping[str, Any]) -> Any:
     Raises:
         ParameterError: if it is no JSON, or of another form.
     """
-    fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
+    fenced = re.match(r"[^{\[]*```(?:json)?\s*(.*?)\s*```\s*$", reply, re.DOTALL)
     try:
-        data = json.loads((fenced[1] if fenced else reply).strip())
+        data = json.loads(fenced[1] if fenced else reply)
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
     except (ValueError, RecursionError):
         raise ParameterError("the reply is no JSON", value=reply[:80]) from None

@@ -151,6 +151,7 @@ def settle(
     facts: Sequence[Candidate],
     neighbours: Callable[[Candidate], Sequence[Item]],
     nearest: Callable[[Candidate], Sequence[Item]],
+    mark: str = "",
 ) -> list[Edit]:
     """Return the edits that facts ask for, decided by the ladder's back end.
 
@@ -160,6 +161,7 @@ def settle(
     Args:
         neighbours: live items the rules compare a fact with.
         nearest: live items a model is shown for a fact, best first.
+        mark: stands in the keys of what is added, where several lists of edits become one.
     """
     if not facts:
         return []
@@ -180,7 +182,7 @@ def settle(
             return [item for item in found if item.id not in gone]
 
         for edit in ladder.run(deciding(part, memories, known))[0]:
-            keyed = _keyed(edit, f"+{len(edits)}")
+            keyed = _keyed(edit, f"+{mark}{len(edits)}")
             if isinstance(keyed, Retire):
                 gone.add(keyed.id)
                 fresh.pop(keyed.id, None)
