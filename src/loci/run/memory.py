@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -32,6 +33,7 @@ from loci.errors import (
 from loci.methods import catalogue
 from loci.methods.recall.base import Query, Recall, RecallPorts
 from loci.run import memory_files
+from loci.run.embedding import Beside
 from loci.run.preview import Preview, drafted, stored_as
 from loci.store import open_store
 from loci.store.base import Erased, Revise
@@ -175,6 +177,8 @@ class Memory:
             )
         self.backend, self.llm, self.fall_back = backend, llm, fall_back
         self.store = open_store(url, busy_s=busy_s)
+        self._embedding = threading.Lock()
+        self._beside: Beside | None = None
 
     @property
     def recall(self) -> Recall:
@@ -547,6 +551,18 @@ class Memory:
             conversation=conversation,
             progress=progress,
         )
+
+    def embed_beside(self) -> None:
+        """Embed what waits, now and from now on, on a thread of its own, until `close`.
+
+        Searches need it less and less then. A thread that is killed leaves nothing undone: what
+        waits is kept in the store, and the next one goes on. `wait` raises what stopped it.
+        """
+        if self.embedder is None:
+            raise MethodError("this memory has no embedder")
+        if self._beside is None:
+            self._check_embedder()
+            self._beside = Beside(lambda: self._embed(None, _BATCH))
 
     def wait(self) -> int:
         """Embed all that waits for it and build what searches want; returns how many texts."""

@@ -204,8 +204,15 @@ class Store(Protocol):
         """Return how many wait for a vector."""
         ...
 
-    def put_vectors(self, entries: Sequence[tuple[int, int, int]], vectors: Floats, by: str) -> int:
-        """Store vectors of (layer, number, owner)."""
+    def put_vectors(
+        self,
+        entries: Sequence[tuple[int, int, int]],
+        vectors: Floats,
+        by: str,
+        *,
+        texts: Sequence[str] | None = None,
+    ) -> int:
+        """Store vectors of (layer, number, owner); what was reworded goes on waiting."""
         ...
 
     def settle(self) -> None:

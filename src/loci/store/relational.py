@@ -13,7 +13,7 @@ from loci.store.base import Added, Erased, Revise
 from loci.store.changes import Change, Ledgered
 from loci.store.database import Database
 from loci.store.messages import Draft
-from loci.store.rows import TURN
+from loci.store.rows import ITEM, TURN
 from loci.store.search import Asked, View
 from loci.store.vectors import VectorIndex
 from loci.store.writes import insert_steps, insert_turns, owner_seq, record
@@ -236,9 +236,34 @@ class RelationalStore:
         row = self.database.one(f"SELECT count(*) FROM pending p {_of(owner)}", given)
         return 0 if row is None else int(row[0])
 
-    def put_vectors(self, entries: Sequence[tuple[int, int, int]], vectors: Floats, by: str) -> int:
-        """Store vectors of (layer, number, owner)."""
-        return self.vectors.put(entries, vectors, by)
+    def put_vectors(
+        self,
+        entries: Sequence[tuple[int, int, int]],
+        vectors: Floats,
+        by: str,
+        *,
+        texts: Sequence[str] | None = None,
+    ) -> int:
+        """Store vectors of (layer, number, owner); what was reworded goes on waiting."""
+        with self.database.write():
+            if texts is not None:
+                now = self._texts(entries)
+                same = [n for n, entry in enumerate(entries) if now.get(entry[:2]) == texts[n]]
+                if len(same) < len(entries):
+                    entries, vectors = [entries[n] for n in same], vectors[same]
+            return self.vectors.put(entries, vectors, by) if entries else 0
+
+    def _texts(self, entries: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int], str]:
+        """Return {(layer, number): what is embedded of it now}."""
+        turns, items = ([e[1] for e in entries if e[0] == kind] for kind in (TURN, ITEM))
+        found = {}
+        sql = "SELECT seq, content FROM turns WHERE seq IN (%s)"
+        for seq, content in self.database.many(sql, turns):
+            found[TURN, int(seq)] = str(content)
+        sql = "SELECT seq, text, gloss FROM items WHERE seq IN (%s)"
+        for seq, text, gloss in self.database.many(sql, items):
+            found[ITEM, int(seq)] = with_gloss(str(text), rows.gloss_of(gloss))
+        return found
 
     def settle(self) -> None:
         """Build the indexes that searches would build beside them; may take minutes."""
