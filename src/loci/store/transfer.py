@@ -19,7 +19,15 @@ from loci.store import rows
 from loci.store.database import Database
 from loci.store.messages import drafts
 from loci.store.times import from_micros, to_micros
-from loci.store.writes import insert_item, insert_link, insert_turns, owner_seq, record
+from loci.store.writes import (
+    insert_item,
+    insert_link,
+    insert_steps,
+    insert_turns,
+    owner_seq,
+    record,
+)
+from loci.text.ladder import Step
 
 FORMAT, VERSION = "loci-memory", 1
 _PAGE = 1000
@@ -52,9 +60,11 @@ def records(database: Database, owner: int) -> Iterator[dict[str, Any]]:
         }
         yield _named(link, source_origin=source_origin, target_origin=target_origin)
     names = "seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources, "
+    names += "(SELECT steps FROM ladders WHERE ladders.seq = changes.ladder), "
     names += origin_of.format("changes.item")
     for row in _pages(database, "changes", names, owner):
-        seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources = row[:-1]
+        seq, item, batch, action, before, after, made_by, reason, at, undone_by = row[:10]
+        sources, steps = row[10:12]
         change = {
             "type": "change",
             "id": rows.change_id(seq),
@@ -69,6 +79,8 @@ def records(database: Database, owner: int) -> Iterator[dict[str, Any]]:
             "undone_by": None if undone_by is None else rows.change_id(undone_by),
             "sources": json.loads(sources) if sources else [],
         }
+        if steps is not None:
+            change["steps"] = json.loads(steps)
         yield _named(change, item_origin=row[-1])
 
 
@@ -199,15 +211,29 @@ class _Putter:
         told = self._turns(one.get("sources") or ())
         db.execute(
             "INSERT INTO changes (seq, owner, item, batch, action, before, after, made_by, reason, "
-            "at, undone_by, sources) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "at, undone_by, sources, ladder) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(seq, self.owner, item, self._batch(one, seq, at), action, before, after),
                 # Undo and redo name a change by its number, which is another one here.
                 *(one["made_by"], action if action in ("undo", "redo") else one["reason"]),
-                *(at, undone, json.dumps(list(told)) if told else None),
+                *(at, undone, json.dumps(list(told)) if told else None, self._ladder(one, at)),
             ),
         )
         self.count += 1
+
+    def _ladder(self, one: Mapping[str, Any], at: int) -> int | None:
+        """Return the number of what models were asked for a change; one write shares it."""
+        if not one.get("steps"):
+            return None
+        steps = [Step.from_record(record) for record in one["steps"]]
+        text = json.dumps([step.record() for step in steps], ensure_ascii=False)
+        row = self.database.one(
+            "SELECT max(seq) FROM ladders WHERE owner = ? AND at = ? AND steps = ?",
+            (self.owner, at, text),
+        )
+        if row is not None and row[0] is not None:
+            return int(row[0])
+        return insert_steps(self.database.connection, self.owner, steps, from_micros(at))
 
     def _batch(self, one: Mapping[str, Any], seq: int, at: int) -> int:
         """Return the first change of what was done together: it is the one just before, if any."""

@@ -28,6 +28,12 @@ SHOWN = 10
 AT_ONCE = 8
 """How many turns, or facts, a model is asked about in one call."""
 
+COUNTED = 64
+"""Up to how many facts of one reply are counted out to a model; the schema grows with it."""
+
+LONGEST = 4096
+"""Most tokens of one reply."""
+
 GROUNDED = 0.6
 """Share of a fact's content words that its turns must contain."""
 
@@ -80,14 +86,15 @@ def drawing(turns: Sequence[Turn], before: Sequence[Turn] = ()) -> Task[list[Can
     parts = [block("messages", messages)]
     if before:
         parts.insert(0, block("before", map(_turn, before[-BEFORE:])))
-    schema = _with_numbers(_FACTS, len(turns))
+    most = sum(4 + len(turn.content.split()) // 8 for turn in turns)
+    schema = _with_numbers(_FACTS, len(turns), most)
     return Task(
         name="draw facts",
         messages=_asked(_DRAW, parts),
         schema=schema,
         read=lambda data: _facts(data, turns),
         rules=lambda: extract(turns, before),
-        max_tokens=128 + 96 * len(turns),
+        max_tokens=min(64 + 64 * most, LONGEST),
     )
 
 
@@ -246,17 +253,19 @@ def _since(item: Item | Candidate) -> dict[str, str]:
     return {} if item.valid_from is None else {"since": f"{item.valid_from:%Y-%m-%d}"}
 
 
-def _with_numbers(schema: dict[str, Any], most: int) -> dict[str, Any]:
-    """Return the schema of facts with the numbers of messages that there are."""
+def _with_numbers(schema: dict[str, Any], count: int, most: int) -> dict[str, Any]:
+    """Return the schema of facts with the numbers of messages that there are, and its limits."""
     fact = schema["properties"]["facts"]["items"]
     sources = {
         "type": "array",
-        "items": {"type": "integer", "minimum": 1, "maximum": most},
+        "items": {"type": "integer", "minimum": 1, "maximum": count},
         "minItems": 1,
-        "maxItems": min(most, 8),
+        "maxItems": min(count, 8),
     }
     fact = {**fact, "properties": {**fact["properties"], "sources": sources}}
-    facts = {"type": "array", "items": fact, "maxItems": 8 * most}
+    facts: dict[str, Any] = {"type": "array", "items": fact}
+    if most <= COUNTED:
+        facts["maxItems"] = most
     return {**schema, "properties": {"facts": facts}}
 
 
