@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from command_line import Loci
@@ -157,3 +160,90 @@ def test_adding_and_searching_by_words_load_no_torch(home: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, timeout=60, env=os.environ
     )
+
+
+REPLIES = {
+    "Draw lasting facts": {"facts": [{"text": "The user likes tea", "sources": [1]}]},
+    "choose one operation": {"1": {"operation": "ADD", "memory": None}},
+}
+
+
+@pytest.fixture
+def server(loci: Loci) -> Iterator[list[str]]:
+    """Configure an endpoint that knows two answers; yields the keys it was shown."""
+    keys: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            keys.append(self.headers["Authorization"])
+            found = [reply for text, reply in REPLIES.items() if text in body]
+            reply = json.dumps(found[0]) if found else "no idea"
+            answer = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/v1"
+        for key, value in (("endpoint", url), ("endpoint_model", "big"), ("endpoint_key", "s3c")):
+            assert loci("config", "set", key, value).code == 0
+        yield keys
+        running.shutdown()
+
+
+def test_an_endpoint_keeps_the_memory_and_its_cost_is_shown(loci: Loci, server: list[str]) -> None:
+    added = loci("memory", "add", "I like tea.", "--backend", "endpoint")
+    assert added.code == 0 and "The user likes tea" in added.out
+    assert "draw facts by endpoint, asked big once" in added.err
+    assert server == ["Bearer s3c"] * 2
+    id = id_of(loci, "tea")
+    assert "decide by endpoint" in loci("memory", "show", id).out
+    assert "decide by endpoint" in loci("memory", "history", id).out
+    steps = loci("memory", "history", id, "--json").json[0]["steps"]
+    assert [(step["rung"], step["calls"], step["refused"]) for step in steps] == [
+        ("endpoint", 1, [])
+    ] * 2
+    assert loci("memory", "show", id, "--json").json["steps"] == steps
+
+
+def test_a_key_is_shown_nowhere(loci: Loci, server: list[str], home: Path) -> None:
+    for command in (("show",), ("show", "--json"), ("get", "endpoint_key")):
+        done = loci("config", *command)
+        assert "s3c" not in done.out + done.err and "***" in done.out
+    assert (home / "config.toml").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_endpoint_that_knows_nothing_stores_nothing_unless_rules_may(
+    loci: Loci, server: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REPLIES, "choose one operation", {"1": {"operation": "ADD"}})
+    failed = loci("memory", "add", "I like tea.", "--backend", "endpoint")
+    assert failed.code == 1 and "could not decide" in failed.err and "fall" in failed.err
+    assert loci("memory", "list", "--kind", "turn", "--json").json == []
+    monkeypatch.setenv("LOCI_BACKEND", "endpoint")
+    done = loci("memory", "add", "I like tea.", "--fall-back")
+    assert done.code == 0 and "decide by rules" in done.err and "refused: endpoint: " in done.err
+
+
+def test_a_back_end_without_its_settings_says_which(loci: Loci) -> None:
+    done = loci("memory", "add", "I like tea.", "--backend", "endpoint")
+    assert done.code == 2 and "loci config set endpoint" in done.err
+    assert loci("memory", "add", "I like tea.", "--recall", "a_men").code == 2
+    assert loci("config", "set", "backend", "magic").code == 2
+
+
+def test_notes_and_graphs_are_kept_by_name(loci: Loci) -> None:
+    assert loci("memory", "add", "My cat Miso fell off the balcony.", "--recall", "a_mem").code == 0
+    [note] = loci("memory", "list", "--json").json
+    assert note["kind"] == "note" and "miso" in note["gloss"]["keywords"]
+    assert "miso" in loci("memory", "show", note["id"]).out
+    assert loci("memory", "add", "I live in Graz.", "--recall", "mem0_graph").code == 0
+    [relation] = loci("memory", "list", "--kind", "relation", "--json").json
+    assert relation["object"] == "graz"
+    found = loci("memory", "search", "balcony", "--recall", "a_mem", "--json").json["hits"]
+    assert found[0]["kind"] == "note"
