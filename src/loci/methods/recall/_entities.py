@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loci.core.item import Add, Candidate, Edit, Item, Revise
 from loci.methods.recall.base import StoreView
+from loci.text.extract import ANY
 from loci.text.graph import kind_of
 from loci.text.tasks import SHOWN
 
 
 class Nodes:
-    """The entities of one write: known ones found, new ones made, other names learnt."""
+    """Resolves the names in the triples of one write to entities.
+
+    Args:
+        same: cosine from which two names are one entity, where names can be compared by meaning.
+        aliases: {another name: name} that this write gives away.
+    """
 
     def __init__(self, view: StoreView, same: float, aliases: Mapping[str, str]) -> None:
         self._view, self._same, self._aliases = view, same, aliases
         self._names: dict[str, str] = {}
-        self._made: dict[str, int] = {}  # {name: place in edits}
-        self.edits: list[Edit] = []
+        self._new: dict[str, tuple[str, Candidate]] = {}  # {name: kind, the triple that names it}
+        self._others: dict[str, list[str]] = {}  # {name of a new entity: its other names}
+        self._learnt: list[Edit] = []
 
     def settled(self, triple: Candidate) -> Candidate:
         """Return a triple whose ends go by the names of their entities."""
@@ -33,8 +40,24 @@ class Nodes:
         text = triple.text.replace(triple.subject or "", source, 1)
         return replace(triple, subject=source, object=target, text=text, entities=entities)
 
+    def edits(self, relations: Sequence[Edit]) -> list[Edit]:
+        """Return the entities that new relations need, and the other names learnt of known ones."""
+        made = [
+            edit.candidate if isinstance(edit, Add) else getattr(edit, "superseded_by", None)
+            for edit in relations
+        ]
+        named = [end for one in made if one is not None for end in (one.subject, one.object)]
+        found: list[Edit] = []
+        for name in dict.fromkeys(named):
+            if name in self._new:
+                kind, triple = self._new[name]
+                others = tuple(self._others.get(name, ()))
+                entity = _entity(name, kind, triple, others)
+                found.append(Add(candidate=entity, reason="first named"))
+        return [*found, *self._learnt]
+
     def _node(self, name: str, kind: str, triple: Candidate) -> str:
-        if name == "*" or not name:
+        if name == ANY or not name:
             return name
         if name not in self._names:
             self._names[name] = self._resolved(name, kind, triple)
@@ -47,15 +70,13 @@ class Nodes:
         own = self._aliases.get(name)
         if own is not None and own != name:
             node = self._node(own, kind, triple)
-            self._also(node, name, triple)
+            self._also(node, name, triple, None)
             return node
         near = self._alike(name)
         if near is not None:
             self._also(near.subject or name, name, triple, near)
             return near.subject or name
-        if not triple.ends:
-            self._made[name] = len(self.edits)
-            self.edits.append(Add(candidate=_entity(name, kind, triple), reason="first named"))
+        self._new[name] = (kind, triple)
         return name
 
     def _known(self, name: str) -> Item | None:
@@ -75,14 +96,10 @@ class Nodes:
                 return item
         return None
 
-    def _also(self, node: str, name: str, triple: Candidate, item: Item | None = None) -> None:
+    def _also(self, node: str, name: str, triple: Candidate, item: Item | None) -> None:
         """Learn that an entity goes by another name too."""
-        place = self._made.get(node)
-        if place is not None:
-            edit = self.edits[place]
-            assert isinstance(edit, Add)
-            names = (*edit.candidate.entities, name)
-            self.edits[place] = replace(edit, candidate=replace(edit.candidate, entities=names))
+        if node in self._new:
+            self._others.setdefault(node, []).append(name)
             return
         item = item or self._known(node)
         if item is None or name in item.entities:
@@ -96,16 +113,16 @@ class Nodes:
             object=item.object,
             entities=(*item.entities, name),
         )
-        self.edits.append(Revise(id=item.id, candidate=told, reason="another name"))
+        self._learnt.append(Revise(id=item.id, candidate=told, reason="another name"))
 
 
-def _entity(name: str, kind: str, triple: Candidate) -> Candidate:
+def _entity(name: str, kind: str, triple: Candidate, others: Sequence[str]) -> Candidate:
     return Candidate(
-        text=name,
+        text=", ".join((name, *others)),
         kind="entity",
         sources=triple.sources,
         subject=name,
         predicate="is_a",
         object=kind,
-        entities=(name,),
+        entities=(name, *others),
     )

@@ -88,7 +88,7 @@ class Mem0Graph(Recall):
             lambda r: _near(r, view),
             mark="relation-",
         )
-        return [*edits, *made_by([*nodes.edits, *settled], rung)]
+        return [*edits, *made_by([*settled, *nodes.edits(settled)], rung)]
 
     def find(self, query: Query, view: StoreView) -> list[Hit]:
         """Return what the facts' search finds, ranked anew by what the graph knows."""
