@@ -72,14 +72,16 @@ def within(
     forms: dict[str, Form | Tensor] = {}
     piles: dict[str, Pile] = {}
     further: dict[str, list[dict[str, Tensor]]] = {}
+    packers: dict[str, Nested] = {}
     for name, weight in weights:
         if weight.ndim == 1:
             forms[name] = weight.to(torch.float32, copy=True)
         else:
             known = (stats or {}).get(name)
-            levels = method.levels(weight, stats=known, generator=generator)
-            further[name] = levels[method.least_levels :]
-            forms[name], piles[name] = pile_of(method, weight, levels, known)
+            packer = packers[name] = packer_of(method, name)
+            levels = packer.levels(weight, stats=known, generator=generator)
+            further[name] = levels[packer.least_levels :]
+            forms[name], piles[name] = pile_of(packer, weight, levels, known)
     left = budget_bytes - sum(pile.least_bytes for pile in piles.values())
     if left < 0:
         raise too_small(method.about.name, budget_bytes - left, budget_bytes)
@@ -89,8 +91,17 @@ def within(
             break
         form = forms[name]
         assert isinstance(form, Form)
-        forms[name] = method.grow(form, further[name].pop(0))
+        forms[name] = packers[name].grow(form, further[name].pop(0))
     return forms
+
+
+def packer_of(method: Nested, name: str) -> Nested:
+    """Return what packs a weight of this name in levels."""
+    from loci.methods.quant.base import Nested, is_table
+
+    found = method.table() if is_table(name) else method
+    assert isinstance(found, Nested), "embedding and head are packed in levels as well"
+    return found
 
 
 def pile_of(

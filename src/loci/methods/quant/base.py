@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from loci.core.cost import Cost
-from loci.core.method import Method, Need
+from loci.core.method import Method
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import ParameterError
 from loci.methods.quant._mixing import Stats, allocate, within
@@ -22,6 +22,8 @@ from loci.methods.quant._packed import PackedModel
 from loci.methods.quant._pile import ORDERS, Pile, sorted_levels
 from loci.nn.form import Form
 from loci.nn.taps import ActStats
+
+_TABLES = ("embed", "head")
 
 __all__ = ["Nested", "Pile", "Quant", "sorted_levels"]
 
@@ -53,7 +55,7 @@ class Quant(Method):
         """
 
     def table(self) -> Quant:
-        """Return what packs embedding and head, which have no input statistics."""
+        """Return what packs embedding and head ("embed", "head", "embed.3"): by default itself."""
         return self
 
     def variants(self) -> Sequence[Quant]:
@@ -97,8 +99,10 @@ class Quant(Method):
         chosen: Mapping[str, Quant] = {}
         if budget_bytes is not None:
             weights = list(weights)
-            matrices = [(name, weight) for name, weight in weights if weight.ndim != 1]
-            chosen = allocate(self, matrices, budget_bytes, stats=stats)
+            matrices = [(n, w) for n, w in weights if w.ndim != 1 and not is_table(n)]
+            tables = [w.shape for n, w in weights if w.ndim != 1 and is_table(n)]
+            spent = sum(self.table().packed_bytes(out, inner) for out, inner in tables)
+            chosen = allocate(self, matrices, budget_bytes - spent, stats=stats)
         packed: dict[str, Form | Tensor] = {}
         for name, weight in weights:
             if name in packed:
@@ -106,9 +110,8 @@ class Quant(Method):
             if weight.ndim == 1:
                 packed[name] = weight.to(torch.float32, copy=True)
                 continue
-            method, known = chosen.get(name, self), (stats or {}).get(name)
-            if known is None and Need.CALIBRATION in method.about.needs:
-                method = method.table()
+            method = self.table() if is_table(name) else chosen.get(name, self)
+            known = (stats or {}).get(name)
             packed[name] = method.pack_one(weight, stats=known, generator=generator)
         return PackedModel(weights=packed)
 
@@ -192,3 +195,8 @@ class Nested(Quant):
         return PackedModel(
             weights=within(self, weights, budget_bytes, stats=stats, generator=generator)
         )
+
+
+def is_table(name: str) -> bool:
+    """Return whether a weight of this name is of the embedding or the head."""
+    return name.partition(".")[0] in _TABLES
