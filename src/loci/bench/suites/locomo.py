@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -240,7 +242,10 @@ def run(context: Context) -> dict[str, Any]:
             progress=context.progress,
         )
     absent = {} if embedder is not None else {"minilm": "loci pull minilm"}
-    return {"limit": limit, "methods": methods, "absent": absent}
+    result = {"limit": limit, "methods": methods, "absent": absent}
+    if "answers" in context.options:
+        result["answers"] = _answers(context, embedder, limit)
+    return result
 
 
 def card_rows(result: Mapping[str, Any]) -> list[Row]:
@@ -262,6 +267,39 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
         )
         for name, found in methods.items()
     ]
+
+
+def _answers(context: Context, embedder: Embedder | None, limit: int) -> dict[str, Any]:
+    """Return F1 of answers, of the reader alone or of the small model beside it; slow."""
+    from loci.bench import answers
+
+    wanted = context.options["answers"]
+    if wanted not in ("reader", "slm"):
+        raise ParameterError("unknown reader of answers", value=wanted, allowed="reader, slm")
+    assert context.data is not None
+    chosen = load(context.data)[: 1 if context.quick else None]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as cache, ExitStack() as open_:
+        session = None
+        if wanted == "slm":
+            tokens = int(context.options.get("context", 2048))
+            session = open_.enter_context(
+                answers.open_session(context.model, context.folder, tokens, Path(cache))
+            )
+            found |= {"model": context.model, "context": tokens}
+        for text in context.methods or DEFAULT:
+            (method,) = catalogue.parse_chain(text, "recall")
+            found[text] = answers.measure(
+                chosen,
+                cast(Recall, method),
+                embedder,
+                session,
+                questions=int(context.options.get("questions", 5 if context.quick else 100)),
+                limit=limit,
+                seed=context.seed,
+                progress=context.progress,
+            )
+    return found
 
 
 def _embedder(folder: Path) -> Embedder | None:
