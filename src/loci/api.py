@@ -34,6 +34,7 @@ def plan(
     kv: str | None = None,
     quant: str | None = None,
     machine: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
     """Return what Loci would do with this model in this budget, why, and what it costs.
 
@@ -49,16 +50,26 @@ def plan(
         quant: the method that packs weights in levels, "" for weights as they are; None lets Loci
             choose, which cuts weights only where nothing without loss fits.
         machine: plan for the machine of that name instead of this one.
+        progress: called with (what, done, total) while the model is packed and this machine is
+            measured, which each happen once.
 
     Raises:
         BudgetError: if it does not fit; the message has the gap and ways out.
     """
+    from loci.hw.probe import probe
+    from loci.models.load import spec_of
     from loci.plan import plan as solve
-    from loci.run.runtime import runtime_bytes
+    from loci.run.runtime import Runtime, runtime
 
     settings = config.load()
+    name = model if model is not None else settings.model
+    spec_of(name, settings.models_dir, progress=progress)  # no model, nothing to measure for
+    measured = Runtime()
+    if machine is None:
+        measured = runtime(settings.cache_dir, probe(settings.cache_dir), progress=progress)
+    notes = ("this machine was measured while it was busy: times may be too long",)
     return solve(
-        model if model is not None else settings.model,
+        name,
         dram=dram if dram is not None else settings.dram,
         gpu=gpu if gpu is not None else settings.gpu,
         disk=disk if disk is not None else settings.disk,
@@ -71,7 +82,9 @@ def plan(
         kv=kv,
         quant=quant,
         machine=machine,
-        runtime_bytes=runtime_bytes(settings.cache_dir) if machine is None else None,
+        runtime_bytes=measured.bytes,
+        pace=measured.pace,
+        notes=notes if measured.is_busy else (),
         folder=settings.models_dir,
         cache=settings.cache_dir,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar  # click hands keyword arguments 
 import click
 
 from loci import api, config
-from loci.cli.output import note
+from loci.cli.output import note, progress
 from loci.units import parse_bytes, parse_tokens
 
 if TYPE_CHECKING:
@@ -139,13 +139,15 @@ def make_plan(model: str, new_tokens: int | None, given: dict[str, Any]) -> Plan
     """
     values = {name: given.pop(name) for name in BUDGET_NAMES}
     kv = values.pop("kv")
-    return api.plan(
-        model,
-        new_tokens=new_tokens,
-        kv=kv if isinstance(kv, str) else None,
-        kv_bytes=kv if isinstance(kv, int) else None,
-        **values,
-    )
+    with progress() as report:
+        return api.plan(
+            model,
+            new_tokens=new_tokens,
+            kv=kv if isinstance(kv, str) else None,
+            kv_bytes=kv if isinstance(kv, int) else None,
+            progress=report,
+            **values,
+        )
 
 
 def make_sampling(given: dict[str, Any]) -> Sampling:

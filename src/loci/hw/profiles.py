@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
 from importlib import resources
@@ -92,6 +92,29 @@ class DeviceProfile:
             f"the speed of {self.name} from {source} to {target} is not known",
             allowed=known or "none is known",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What a machine reaches where a profile has only what it promises; measured by `run.pace`.
+
+    Attributes:
+        launch_s: fixed time of one operator of a layer.
+        rates: operations/s by kind of work, such as "float32/attend".
+        disk_bytes_per_s: of blocks read one after another, as streamed weights are.
+    """
+
+    launch_s: float
+    rates: Mapping[str, float]
+    disk_bytes_per_s: float
+
+    def on(self, profile: DeviceProfile) -> DeviceProfile:
+        """Return the profile with what the machine reaches."""
+        tiers = dict(profile.tiers)
+        if "disk" in tiers:
+            tiers["disk"] = replace(tiers["disk"], read_bytes_per_s=self.disk_bytes_per_s)
+        rates = {**profile.rates, **self.rates}
+        return replace(profile, launch_s=self.launch_s, rates=rates, tiers=tiers)
 
 
 def names() -> list[str]:

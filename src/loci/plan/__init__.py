@@ -11,6 +11,7 @@ from loci.errors import BudgetError, ParameterError
 from loci.units import parse_tokens
 
 if TYPE_CHECKING:
+    from loci.hw.profiles import Pace
     from loci.plan.solve import Plan
 
 CONTEXTS = (2048, 1024, 512)  # tried in this order when nobody names a context
@@ -32,6 +33,8 @@ def plan(
     quant: str | None = None,
     machine: str | None = None,
     runtime_bytes: int | None = None,
+    pace: Pace | None = None,
+    notes: tuple[str, ...] = (),
     folder: Path,
     cache: Path,
 ) -> Plan:
@@ -46,6 +49,8 @@ def plan(
             levels only where nothing without loss fits.
         machine: a name of machines.toml; None is this machine, measured once.
         runtime_bytes: Python and its libraries, measured; counted against `process`.
+        pace: what this machine reaches; None takes what it promises, which is faster.
+        notes: what else the plan is to say.
         folder: where models are kept; cache: where the machine's speed is remembered.
 
     Raises:
@@ -66,6 +71,7 @@ def plan(
     if machine is None:
         facts = probe.probe(folder)
         profile = profiles.profile_of(facts, probe.measure(cache / "rates.json", machine=facts))
+        profile = profile if pace is None else pace.on(profile)
         free = facts.free()
     else:
         profile = profiles.load_profile(machine)
@@ -74,7 +80,8 @@ def plan(
             raise ParameterError(
                 f"how much memory {machine} has beside its GPU is not known", way_out="name --dram"
             )
-    notes = ("this version runs on the CPU: --gpu is not used",) if gpu is not None else ()
+    if gpu is not None:
+        notes += ("this version runs on the CPU: --gpu is not used",)
     budget = named.filled(free)
 
     def attempt(tokens: int) -> Plan:

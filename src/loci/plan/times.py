@@ -1,4 +1,4 @@
-"""Times of an option, as the roofline of the machine's profile predicts them."""
+"""Times of an option, as the roofline predicts them from what the machine's profile reaches."""
 
 from __future__ import annotations
 
@@ -52,29 +52,28 @@ def predict(
             rate=rate,
         )
 
-    def seconds(work: OpGraph, is_layer: bool) -> float:
-        """Return the time of one layer, or of everything after the last one."""
+    def seconds(work: OpGraph, is_layer: bool, passes: int = 1) -> float:
+        """Return the time of one layer, or of everything after the last one, over all passes."""
         ops = [op for op in work.ops if (op.name not in ("norm", "head")) == is_layer]
-        return sum(model.time(op, profile)[0] for op in ops)
+        again = (passes - 1) * profile.launch_s if is_layer else 0.0  # the first is in the time
+        return sum(model.time(op, profile)[0] + again for op in ops)
 
     prefill, decode = graph("prefill", prompt, prompt), graph("decode", 1, middle)
     passes = -(-prompt // chunk)
-    if placement is None:
-        starts = sum(op.repeat for op in prefill.ops) * (passes - 1)  # the first is in the estimate
-        return (
-            model.estimate(prefill, profile).seconds_per_token + starts * profile.launch_s,
-            model.estimate(decode, profile).seconds_per_token,
-        )
+    layer_first_s, last_first_s = seconds(prefill, True, passes), seconds(prefill, False)
+    layer_s, last_s = seconds(decode, True), seconds(decode, False)
+    if placement is None or not placement.streamed:
+        return (spec.layers * layer_first_s + last_first_s, spec.layers * layer_s + last_s)
     _, uses, _ = uses_of(blocks)
     layers = [name for name in uses if name.startswith("layer.")]
     tiles = uses[len(layers) :]
     disk = profile.tiers["disk"].read_bytes_per_s
     load_s = {name: stored / disk for name, _, stored in blocks}
-    compute = dict.fromkeys(layers, seconds(prefill, True) / passes)
-    last_s = max(seconds(prefill, False), sum(load_s[n] for n in tiles if n in placement.streamed))
-    first_s = passes * TpiLlm().pace(placement, layers, compute, load_s) + last_s
-    compute = dict.fromkeys(tiles, seconds(decode, False) / len(tiles))
-    compute |= dict.fromkeys(layers, seconds(decode, True))
+    compute = dict.fromkeys(layers, layer_first_s / passes)
+    tail_s = max(last_first_s, sum(load_s[n] for n in tiles if n in placement.streamed))
+    first_s = passes * TpiLlm().pace(placement, layers, compute, load_s) + tail_s
+    compute = dict.fromkeys(tiles, last_s / len(tiles))
+    compute |= dict.fromkeys(layers, layer_s)
     return first_s, TpiLlm().pace(placement, uses, compute, load_s)
 
 

@@ -58,7 +58,7 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
         order = (0, forms.index(c.form), is_short, c.weights == "streamed")
         if most:
             return (*order, -c.chunk, c.held())
-        return (*order[:3], c.total_s(problem.workload), -c.chunk, c.held())
+        return (*order[:3], c.total_s(problem.workload), order[3], -c.chunk, c.held())
 
     return min(fitting, key=key, default=None)
 

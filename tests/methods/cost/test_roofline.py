@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loci.core.cost import Op, OpGraph
@@ -116,10 +118,39 @@ def test_the_whole_model_adds_up_for_smollm2() -> None:
 
 
 def test_each_pass_of_a_prefill_reads_the_weights_again() -> None:
-    whole = _op(graph_of(SMOLLM2, "prefill", tokens=256, keys=256), "q_proj")
-    parts = _op(graph_of(SMOLLM2, "prefill", tokens=256, keys=256, chunk=64), "q_proj")
-    assert parts.parts["weight"] == 4 * whole.parts["weight"]
-    assert parts.operations - whole.operations == 3 * 2 * 576 * 576  # and unpacks them again
+    whole = graph_of(SMOLLM2, "prefill", tokens=256, keys=256)
+    parts = graph_of(SMOLLM2, "prefill", tokens=256, keys=256, chunk=64)
+    assert _op(parts, "q_proj").parts["weight"] == 4 * _op(whole, "q_proj").parts["weight"]
+    assert _op(parts, "q_proj").operations == _op(whole, "q_proj").operations
+    # Codes become floats again in each: two operations for each of a layer's weights.
+    layer = 2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536
+    assert _op(whole, "unpack").operations == 2 * layer
+    assert _op(parts, "unpack").operations == 4 * 2 * layer
+
+
+def test_what_has_a_speed_of_its_own_takes_it() -> None:
+    decode = graph_of(SMOLLM2, "decode", tokens=1, keys=100)
+    prefill = graph_of(SMOLLM2, "prefill", tokens=100, keys=100)
+    assert [_op(decode, n).rate for n in ("q_proj", "head", "attention", "input_norm")] == [
+        "float32/product4",
+        "float32/product8",
+        "float32/attend",
+        "float32",
+    ]
+    assert [_op(prefill, n).rate for n in ("q_proj", "head", "attention", "unpack")] == [
+        "float32/gemm",
+        "float32/product8",
+        "float32/attend_many",
+        "float32/unpack",
+    ]
+    assert "unpack" not in {op.name for op in decode.ops}
+    half = ModelSpec(**{**SMOLLM2.to_json(), "weight_bits": 16, "rope_scaling": ()})
+    assert "unpack" in {op.name for op in graph_of(half, "decode", tokens=1, keys=1).ops}
+    place = cost.machine(bandwidth=1e12, peak=1000.0)
+    slow = replace(place, rates={**place.rates, "float32/attend": 10.0})
+    attend = Op(name="attention", operations=100, read_bytes=1, rate="float32/attend")
+    assert Roofline().time(attend, place)[0] == pytest.approx(0.1)  # the peak of its format
+    assert Roofline().time(attend, slow)[0] == pytest.approx(10.0)
 
 
 def test_decoding_from_codes_reads_codes_and_then_floats() -> None:

@@ -28,6 +28,7 @@ from loci.methods.cost.base import CostModel, graph_of
 from loci.methods.kv.base import predict_store
 from loci.models.load import resolve
 from loci.models.pack import Pack
+from loci.run import pace
 from loci.run.kvstore import KVStore
 from loci.run.lab import NO_LIMIT
 from loci.run.runner import Runner
@@ -54,7 +55,8 @@ def run(context: Context) -> dict[str, Any]:
     facts = probe.probe(context.folder)
     with tempfile.TemporaryDirectory() as fresh:  # rates of the same minute as the times
         rates = probe.measure(Path(fresh, "rates.json"), machine=facts)
-    profile = profiles.profile_of(facts, rates)
+        promised = profiles.profile_of(facts, rates)
+        profile = pace.measure(promised, Path(fresh)).on(promised)
     pack = resolve(context.model, context.folder)
     try:
         measured = []

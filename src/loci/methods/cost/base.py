@@ -7,7 +7,7 @@ one step of a Llama-like decoder: arithmetic and bytes per operator, from sizes 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, Protocol
 
 from loci.core.cost import Cost, Op, OpGraph
@@ -19,7 +19,9 @@ from loci.errors import ModelError
 
 Phase = Literal["prefill", "decode"]
 KNOWN = ("llama", "qwen2", "qwen3", "mistral", "gemma")
+FEW_ROWS = 16  # so many rows are multiplied straight from the codes; more unpack the weight first
 _NORM, _SOFTMAX, _ACTIVATE, _UNPACK = 7, 5, 5, 2  # operations per element
+_PRODUCTS = (4, 8)  # bits whose products have a rate of their own; others take the nearest above
 
 
 class TierRates(Protocol):
@@ -41,7 +43,11 @@ class Machine(Protocol):
 
     @property
     def rates(self) -> Mapping[str, float]:
-        """Operations per second by number format: "float32", "bfloat16", "int8"."""
+        """Operations per second by number format, "float32", "bfloat16", "int8": the peak.
+
+        Where it was measured, also by what is done in that format, "float32/attend"; `rate_of`
+        looks a rate up.
+        """
         ...
 
     @property
@@ -60,6 +66,21 @@ class CostModel(Method):
         `seconds_per_token` of the result is the time of that one pass, whatever the number of
         tokens in it. Neither argument is changed, and the same arguments give the same cost.
         """
+
+
+def rate_of(machine: Machine, rate: str) -> float:
+    """Return the operations per second of a kind of work, else the peak of its number format.
+
+    Raises:
+        ModelError: if the machine's profile has neither.
+    """
+    peak = machine.rates.get(rate.partition("/")[0])
+    found = machine.rates.get(rate, peak)
+    if found is None:
+        raise ModelError(
+            f"the machine's profile has no rate for {rate}", allowed=", ".join(machine.rates)
+        )
+    return found
 
 
 def causal_scores(tokens: int, keys: int, window: int | None = None) -> int:
@@ -89,6 +110,11 @@ def graph_of(
 ) -> OpGraph:
     """Return the operators of one step, in order; layers are one operator with `repeat`.
 
+    What has a speed of its own says so in its rate: "/product4" and "/product8" multiply few rows
+    straight from codes, "/unpack" makes floats of codes, "/gemm" multiplies many rows, "/attend"
+    and "/attend_many" are attention of one token and of many, "/decode_kv" makes floats of stored
+    KV.
+
     Args:
         phase: "decode" is one token a row, "prefill" is `tokens` of them; only the last token of a
             row goes through the head.
@@ -104,10 +130,11 @@ def graph_of(
     rows, L = batch * T, spec.layers
     queries, width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     weight = spec.weight_bits / 8
-    # A product of many rows unpacks its weights first, once a pass; one row unpacks as it goes.
-    unpack = _UNPACK * passes if spec.weight_bits < 16 and rows > 1 else 0
+    is_few = rows <= FEW_ROWS
 
-    def op(name: str, operations: float, parts: dict[str, float], repeat: int = L) -> Op:
+    def op(
+        name: str, operations: float, parts: dict[str, float], repeat: int = L, does: str = ""
+    ) -> Op:
         wrote = sum(size for part, size in parts.items() if part.endswith(("out", "write")))
         read = sum(parts.values()) - wrote
         return Op(
@@ -115,7 +142,7 @@ def graph_of(
             operations=operations,
             read_bytes=read,
             write_bytes=wrote,
-            rate=rate,
+            rate=f"{rate}/{does}" if does else rate,
             repeat=repeat,
             parts=parts,
         )
@@ -126,13 +153,31 @@ def graph_of(
         out_bytes = rows * out * (kv_bytes_per_element if to_cache else act_bytes)
         return op(
             name,
-            2.0 * rows * out * inner + unpack * out * inner,
+            2.0 * rows * out * inner,
             {
                 "weight": out * inner * weight * passes,
                 "act_in": rows * inner * act_bytes,
                 "kv_write" if to_cache else "act_out": out_bytes,
             },
+            does=product(spec.weight_bits) if is_few else "gemm",
         )
+
+    def product(bits: float) -> str:
+        """Return what multiplies few rows by a weight of so many bits, scales included."""
+        if bits >= 16:
+            return "gemm"
+        whole = next((known for known in _PRODUCTS if bits < known + 2), _PRODUCTS[-1])
+        return f"product{whole}"
+
+    def unpack() -> Iterator[Op]:
+        """A product of many rows makes floats of its weights first, once a pass.
+
+        Where arithmetic is in float32, halves are made floats too, for one row as well.
+        """
+        is_half = 16 <= spec.weight_bits < 32 and rate == "float32"
+        if (spec.weight_bits < 16 and not is_few) or is_half:
+            elements = spec.linear_elements() // L * passes
+            yield op("unpack", _UNPACK * elements, {"weight": 0.0}, does="unpack")
 
     def pointwise(name: str, each: float, width: int, inputs: int = 1, repeat: int = L) -> Op:
         elements = rows * width
@@ -153,10 +198,14 @@ def graph_of(
             "act_out": rows * queries * act_bytes,
             "kv_read": stored * (act_bytes if decoded else kv_bytes_per_element),
         },
+        does="attend" if T == 1 else "attend_many",
     )
-    decode = op("decode_kv", 2 * stored, {"kv_read": stored * kv_bytes_per_element})
+    decode = op(
+        "decode_kv", 2 * stored, {"kv_read": stored * kv_bytes_per_element}, does="decode_kv"
+    )
     ops = [
         pointwise("input_norm", _NORM, spec.hidden),
+        *unpack(),
         *(linear(name) for name in ("q_proj", "k_proj", "v_proj")),
         *([decode] if decoded else []),
         attention,
@@ -177,6 +226,7 @@ def graph_of(
                 "act_out": batch * spec.vocab * act_bytes,
             },
             1,
+            product(spec.embed_bits) if batch <= FEW_ROWS else "gemm",
         ),
     ]
     return OpGraph(ops=tuple(ops), after=tuple((i - 1,) if i else () for i in range(len(ops))))

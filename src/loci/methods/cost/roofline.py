@@ -13,7 +13,8 @@ bandwidth, it waits for memory, above it for arithmetic:
 Differs from the paper's code: KV is read once per KV head, not per query head; causal attention
 counts only the pairs it computes; the tied embedding is stored once and read in full by the head;
 weight bytes include scales; passes of a chunked prefill read the weights again (see `graph_of`).
-Peak rates come from the machine's profile per number format.
+Peak rates come from the machine's profile per number format; a profile that was measured here also
+has what kernels reach, per kind of work.
 Not for: absolute promises on a machine whose rates nobody measured; kernels reach a part of a
 published peak, so with such a profile only comparisons hold.
 """
@@ -27,7 +28,7 @@ from loci.core.cost import Cost, Op, OpGraph
 from loci.core.method import About, Frees, Kind, Param, Phase
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import ModelError
-from loci.methods.cost.base import CostModel, Machine
+from loci.methods.cost.base import CostModel, Machine, rate_of
 
 Bound = Literal["memory", "compute"]
 
@@ -60,14 +61,14 @@ class Roofline(CostModel):
     def time(self, op: Op, machine: Machine) -> tuple[float, Bound]:
         """Return the seconds of one repetition of an operator, and what it waits for."""
         memory_s = op.nbytes / self._bandwidth(machine)
-        compute_s = op.operations / _peak(machine, op.rate)
+        compute_s = op.operations / rate_of(machine, op.rate)
         bound: Bound = "memory" if memory_s > compute_s else "compute"
         return max(memory_s, compute_s) + machine.launch_s, bound
 
     def attainable(self, op: Op, machine: Machine) -> float:
         """Return the operations per second that the operator can reach."""
         intensity = op.operations / op.nbytes
-        return min(_peak(machine, op.rate), intensity * self._bandwidth(machine))
+        return min(rate_of(machine, op.rate), intensity * self._bandwidth(machine))
 
     def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
         """A cost model holds no bytes and takes no time itself."""
@@ -80,11 +81,3 @@ class Roofline(CostModel):
                 allowed=", ".join(machine.tiers),
             )
         return machine.tiers[self.tier].read_bytes_per_s
-
-
-def _peak(machine: Machine, rate: str) -> float:
-    if rate not in machine.rates:
-        raise ModelError(
-            f"the machine's profile has no rate for {rate}", allowed=", ".join(machine.rates)
-        )
-    return machine.rates[rate]
