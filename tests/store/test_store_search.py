@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,8 @@ from loci.core.clock import ManualClock
 from loci.errors import FingerprintError, FormatError, NotFoundError, ParameterError
 from loci.run import memory as memory_module
 from loci.run.memory import Memory
+from loci.store import sqlite_words
+from loci.store.fulltext import Whose
 from loci.store.search import View
 
 
@@ -42,6 +45,43 @@ def test_a_word_of_the_turn_before_counts_by_its_weight(memory: Memory) -> None:
     both = dict(view(memory).search_words(["saffron"], 9, "turn", context=0.5))
     assert list(alone) == ["t1"]
     assert both == {"t1": alone["t1"], "t2": pytest.approx(0.5 * alone["t1"])}
+
+
+@pytest.mark.parametrize("users", [["ada"], ["ada", "bob"]])
+def test_rows_passed_over_would_not_have_been_among_the_best(
+    sqlite_memory: Memory, users: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_words, "_WORTH_IT", 10)
+    chosen = random.Random(0)
+    words = [f"w{rank}" for rank in range(300)]
+    weights = [1 / (rank + 1) ** 1.2 for rank in range(300)]
+    for number in range(12):
+        texts = [
+            " ".join(chosen.choices(words, weights, k=chosen.randint(1, 9))) for _ in range(250)
+        ]
+        user = users[number % len(users)]
+        sqlite_memory.add(texts, user=user, session=f"s{number}", infer=False)
+    index = sqlite_memory.store.database.words  # type: ignore[attr-defined]
+    scored, passed_over = sqlite_words._Query.scored, 0
+    for _ in range(150):
+        asked = chosen.sample(words[20:], 2) + chosen.sample(words[:4], chosen.randint(1, 2))
+        chosen.shuffle(asked)
+        whose, limit = Whose(1), chosen.choice([1, 10, 40])
+        calls: list[str] = []
+        monkeypatch.setattr(
+            sqlite_words._Query,
+            "scored",
+            lambda self, text, limit: calls.append(text) or scored(self, text, limit),  # noqa: B023
+        )
+        found = index.match("turn", asked, limit, whose, None)
+        passed_over += len(calls) == 2
+        monkeypatch.setattr(sqlite_words, "_parted", lambda *_: None)
+        every = index.match("turn", asked, limit, whose, None)
+        monkeypatch.undo()
+        monkeypatch.setattr(sqlite_words, "_WORTH_IT", 10)
+        assert [seq for seq, _ in found] == [seq for seq, _ in every]
+        assert np.allclose([score for _, score in found], [score for _, score in every])
+    assert passed_over > 20
 
 
 def test_queries_of_full_text_syntax_are_words(memory: Memory) -> None:

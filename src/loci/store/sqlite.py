@@ -19,10 +19,9 @@ from typing import Any  # whatever a column holds
 
 from loci.errors import BusyError, LociError, SchemaError, StorageError, StoreError
 from loci.store.database import VERSION, Database, Field
-from loci.store.fulltext import Condition, FullText, Layer, Whose
 from loci.store.relational import RelationalStore
-from loci.store.rows import key_words
 from loci.store.scan import count
+from loci.store.sqlite_words import SqliteWords
 from loci.store.vector_file import FileVectors
 
 APPLICATION = 0x4C6F6369
@@ -219,81 +218,6 @@ class SqliteDatabase(Database):
             self.connection = _connect(self.path, self.busy_s)
 
 
-class SqliteWords(FullText):
-    """FTS5 tables. A row has a second column that says whose it is, in words a query must match.
-
-    So other people's rows cost nothing and cannot be seen; the column weighs 0.
-    """
-
-    def __init__(self, database: SqliteDatabase) -> None:
-        self.database = database
-
-    def add(self, kind: Layer, whose: Whose, entries: Sequence[tuple[int, str]]) -> None:
-        """Index rows: (number, stems)."""
-        key = key_words(whose.owner, whose.agent, whose.session)
-        self.database.connection.executemany(
-            f"INSERT INTO {kind}_words (rowid, key, words) VALUES (?, ?, ?)",
-            [(seq, key, words) for seq, words in entries],
-        )
-
-    def replace(self, kind: Layer, seq: int, words: str) -> bool:
-        """Index a row anew; returns whether its words changed."""
-        db, table = self.database.connection, f"{kind}_words"
-        row = db.execute(f"SELECT words FROM {table} WHERE rowid = ?", (seq,)).fetchone()
-        if row is None or row[0] == words:
-            return False
-        db.execute(f"UPDATE {table} SET words = ? WHERE rowid = ?", (words, seq))
-        return True
-
-    def remove(self, kind: Layer, seq: int) -> None:
-        """Take a row out."""
-        self.database.connection.execute(f"DELETE FROM {kind}_words WHERE rowid = ?", (seq,))
-
-    def rebuild(self) -> None:
-        """Write the index anew: deleted words stay in its segments until then."""
-        with self.database.write() as db:
-            db.execute("INSERT INTO turn_words (turn_words) VALUES ('rebuild')")
-            db.execute("INSERT INTO item_words (item_words) VALUES ('rebuild')")
-
-    def match(
-        self,
-        kind: Layer,
-        phrases: Sequence[str],
-        limit: int,
-        whose: Whose,
-        condition: Condition | None,
-    ) -> list[tuple[int, float]]:
-        """Return (number, BM25) of rows with any of the phrases."""
-        asked = " OR ".join(quoted for quoted in map(_quoted, phrases) if quoted)
-        if not asked:
-            return []
-        table, source = f"{kind}_words", "turns t" if kind == "turn" else "items i"
-        query = f"words : ({asked})"
-        if not self._is_alone(whose):
-            key = key_words(whose.owner, whose.agent, whose.session)
-            mine = " ".join(f'"{word}"' for word in key.split())
-            query = f"key : ({mine}) AND {query}"
-        allowed, values = "", list[Any]()
-        if condition is not None:
-            allowed = (
-                f" AND EXISTS (SELECT 1 FROM {source} "
-                f"WHERE {source[-1]}.seq = {table}.rowid AND {condition[0]})"
-            )
-            values = list(condition[1])
-        sql = (
-            f"SELECT rowid, -bm25({table}, 0.0, 1.0) AS score FROM {table} WHERE {table} MATCH ?"
-            f"{allowed} ORDER BY score DESC, rowid LIMIT ?"
-        )
-        found = self.database.rows(sql, [query, *values, limit])
-        return [(int(seq), float(score)) for seq, score in found]
-
-    def _is_alone(self, whose: Whose) -> bool:
-        """Return whether there are no other rows to leave out."""
-        return whose.marks == 1 and not self.database.rows(
-            "SELECT 1 FROM owners WHERE seq != ? LIMIT 1", (whose.owner,)
-        )
-
-
 @contextmanager
 def told(path: Path, busy_s: float) -> Iterator[None]:
     """Raise SQLite's errors and those of the file system as ours."""
@@ -378,9 +302,3 @@ def _create(path: Path) -> None:
     finally:
         for end in ("", "-wal", "-shm", "-journal"):
             fresh.with_name(fresh.name + end).unlink(missing_ok=True)
-
-
-def _quoted(phrase: str) -> str:
-    """Return a word or name as FTS5 wants it: in quotes; empty where nothing is left."""
-    cleaned = phrase.replace('"', " ").replace("\0", " ").strip()
-    return f'"{cleaned}"' if any(map(str.isalnum, cleaned)) else ""
