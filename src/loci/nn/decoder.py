@@ -32,43 +32,51 @@ def decode(spec: ModelSpec, embedded_BTd: Tensor, linear: Linear, vector: Vector
         embedded_BTd: embedding rows of the tokens, float32, not yet scaled.
         linear, vector: see `Linear` and `Vector`.
     """
-    rows, tokens, _ = embedded_BTd.shape
-    D, H, K = spec.head_dim, spec.heads, spec.kv_heads
-    positions_BT = torch.arange(tokens).expand(1, tokens)
-    cos_T, sin_T = (table[0] for table in Rope(spec).table(positions_BT))
-    mask_TT = visible(tokens, spec.window)
-    hidden = embedded_BTd.reshape(rows * tokens, -1) * spec.embed_scale
+    hidden_BTd = embedded_BTd * spec.embed_scale
     for index in range(spec.layers):
-        at = f"layer.{index}."
+        hidden_BTd = decode_layer(spec, index, hidden_BTd, linear, vector)
+    return rms_norm(hidden_BTd, vector("norm"), spec)
 
-        def project(name: str, x_N: Tensor, at: str = at) -> Tensor:
-            bias = vector(f"{at}{name}.bias")
-            out_N = linear(at + name, x_N)
-            return out_N if bias is None else out_N + bias
 
-        normed = rms_norm(hidden, vector(at + "input_norm"), spec)
-        q, k, v = (project(name, normed) for name in ("q_proj", "k_proj", "v_proj"))
-        q, k, v = (part.view(rows, tokens, -1, D) for part in (q, k, v))
-        if spec.qk_norm:
-            q = rms_norm(q, vector(at + "q_norm"), spec)
-            k = rms_norm(k, vector(at + "k_norm"), spec)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        mixed = scaled_dot_product_attention(
-            turned(q, cos_T, sin_T),
-            turned(k, cos_T, sin_T),
-            v,
-            attn_mask=mask_TT,
-            is_causal=mask_TT is None,
-            scale=D**-0.5,
-            enable_gqa=H != K,
-        )
-        mixed = mixed.transpose(1, 2).reshape(rows * tokens, H * D)
-        hidden = hidden + project("o_proj", mixed)
-        normed = rms_norm(hidden, vector(at + "post_norm"), spec)
-        gate, up = project("gate_proj", normed), project("up_proj", normed)
-        active = silu(gate) if spec.activation == "silu" else gelu(gate, approximate="tanh")
-        hidden = hidden + project("down_proj", active * up)
-    return rms_norm(hidden, vector("norm"), spec).view(rows, tokens, -1)
+def decode_layer(
+    spec: ModelSpec, index: int, hidden_BTd: Tensor, linear: Linear, vector: Vector
+) -> Tensor:
+    """Return the hidden states [B, T, d] after one decoder layer."""
+    rows, tokens, _ = hidden_BTd.shape
+    D, H, K = spec.head_dim, spec.heads, spec.kv_heads
+    cos_TD, sin_TD = (table[0] for table in Rope(spec).table(torch.arange(tokens)[None]))
+    mask_TT = visible(tokens, spec.window)
+    hidden = hidden_BTd.reshape(rows * tokens, -1)
+    at = f"layer.{index}."
+
+    def project(name: str, x_N: Tensor) -> Tensor:
+        bias = vector(f"{at}{name}.bias")
+        out_N = linear(at + name, x_N)
+        return out_N if bias is None else out_N + bias
+
+    normed = rms_norm(hidden, vector(at + "input_norm"), spec)
+    q, k, v = (project(name, normed) for name in ("q_proj", "k_proj", "v_proj"))
+    q, k, v = (part.view(rows, tokens, -1, D) for part in (q, k, v))
+    if spec.qk_norm:
+        q = rms_norm(q, vector(at + "q_norm"), spec)
+        k = rms_norm(k, vector(at + "k_norm"), spec)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    mixed = scaled_dot_product_attention(
+        turned(q, cos_TD, sin_TD),
+        turned(k, cos_TD, sin_TD),
+        v,
+        attn_mask=mask_TT,
+        is_causal=mask_TT is None,
+        scale=D**-0.5,
+        enable_gqa=H != K,
+    )
+    mixed = mixed.transpose(1, 2).reshape(rows * tokens, H * D)
+    hidden = hidden + project("o_proj", mixed)
+    normed = rms_norm(hidden, vector(at + "post_norm"), spec)
+    gate, up = project("gate_proj", normed), project("up_proj", normed)
+    active = silu(gate) if spec.activation == "silu" else gelu(gate, approximate="tanh")
+    hidden = hidden + project("down_proj", active * up)
+    return hidden.view(rows, tokens, -1)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, spec: ModelSpec) -> Tensor:

@@ -21,6 +21,7 @@ from loci.errors import FormatError, ParameterError
 # Shapes: M rows of x, K inputs, N outputs, n rows of one tile.
 
 _HOMES = {
+    "dense": ("loci.nn.form", "DenseWeight"),
     "groupwise": ("loci.nn.packing", "PackedWeight"),
     "residual": ("loci.nn.residual", "ResidualWeight"),
     "planes": ("loci.nn.planes", "PlanesWeight"),
@@ -98,6 +99,33 @@ class Form(ABC):
             tile: one-dimensional float32 scratch of at least one row; None takes a new one.
         """
         return tiled(x_MK, self, out_MN, tile)
+
+
+class DenseWeight(Form):
+    """A plain matrix as a form, for what takes forms only."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.shape = (weight.shape[0], weight.shape[1])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return {"weight"}."""
+        return {"weight": self.weight}
+
+    def meta(self) -> dict[str, Any]:
+        """Return the name of the form."""
+        return {"type": "dense"}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> DenseWeight:
+        """Return the weight from `tensors()`."""
+        if "weight" not in tensors or tensors["weight"].ndim != 2:
+            raise FormatError("this is no dense weight")
+        return cls(tensors["weight"])
+
+    def write(self, out: Tensor, first: int, last: int) -> None:
+        """Write rows first..last in float32 into out."""
+        out.copy_(self.weight[first:last])
 
 
 def tiled(x_MK: Tensor, weight: Form | Tensor, out_MN: Tensor, tile: Tensor | None) -> Tensor:

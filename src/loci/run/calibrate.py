@@ -19,7 +19,7 @@ from loci.core.spec import ModelSpec
 from loci.errors import LociError, ParameterError
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
-from loci.nn.decoder import decode
+from loci.nn.decoder import Linear, decode, decode_layer, rms_norm
 from loci.nn.form import Form
 from loci.nn.packed_linear import linear
 from loci.nn.taps import ActStats, merged, stats_of
@@ -186,6 +186,49 @@ def walk(
     return forms
 
 
+def effects(
+    pack: Pack,
+    ids_ST: Tensor,
+    change: Callable[[Form | Tensor], Form],
+    *,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Return the KL that changing each linear layer alone costs, in nats per token, by name.
+
+    What lies before the changed layer is computed once, so a layer costs half a pass on average.
+
+    Args:
+        change: returns what takes the place of a weight.
+    """
+    spec, weights = pack.spec, _Weights(pack)
+    head = weights.table("head")
+    found: dict[str, float] = {}
+
+    def logs(hidden: Tensor) -> Tensor:
+        normed = rms_norm(hidden, weights.vector("norm"), spec)
+        return torch.log_softmax(normed.flatten(0, 1) @ head.t(), dim=-1)
+
+    with torch.no_grad():
+        embedded = torch.stack([pack.embed_rows(ids_T) for ids_T in ids_ST]) * spec.embed_scale
+        before = [embedded]
+        for index in range(spec.layers):
+            before.append(decode_layer(spec, index, before[-1], _plain(weights), weights.vector))
+        full = logs(before[-1])
+        for index in range(spec.layers):
+            for tensor in spec.layer_linears():
+                name = f"layer.{index}.{tensor}"
+                other = {name: change(weights(name))}
+                hidden = before[index]
+                for later in range(index, spec.layers):
+                    replaced = _plain(weights, other if later == index else {})
+                    hidden = decode_layer(spec, later, hidden, replaced, weights.vector)
+                found[name] = float((full.exp() * (full - logs(hidden))).sum(-1).mean())
+                if progress is not None:
+                    total = spec.layers * len(spec.layer_linears())
+                    progress("changing layers one by one", len(found), total)
+    return found
+
+
 def kl_of(
     pack: Pack,
     ids_ST: Tensor,
@@ -209,11 +252,8 @@ def kl_of(
     total = 0.0
 
     def logs(ids_T: Tensor, table: Mapping[str, Tensor], replaced: Mapping[str, Form]) -> Tensor:
-        def multiply(name: str, x: Tensor) -> Tensor:
-            return linear(x, replaced.get(name) or weights(name))
-
         embedded = table["embed"][ids_T].unsqueeze(0)
-        hidden = decode(pack.spec, embedded, multiply, weights.vector)
+        hidden = decode(pack.spec, embedded, _plain(weights, replaced), weights.vector)
         return torch.log_softmax(hidden[0] @ table["head"].t(), dim=-1)
 
     with torch.no_grad():
@@ -274,6 +314,12 @@ class _Weights:
         """Return embedding or head in float32 [V, d]."""
         tiles = [next(iter(self._pack.block(n).values())) for n, _ in self._pack.tiles(kind)]
         return torch.cat([t.float() if isinstance(t, Tensor) else t.dense() for t in tiles])
+
+
+def _plain(weights: _Weights, changed: Mapping[str, Form] | None = None) -> Linear:
+    """Return products with the pack's weights, some of them changed."""
+    changed = changed or {}
+    return lambda name, x: linear(x, changed.get(name) or weights(name))
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -23,9 +23,9 @@ from loci.methods.quant._pile import ORDERS, Pile, sorted_levels
 from loci.nn.form import Form
 from loci.nn.taps import ActStats
 
-_TABLES = ("embed", "head")
+__all__ = ["Nested", "Pile", "Quant", "Sensitive", "allocate", "sorted_levels", "within"]
 
-__all__ = ["Nested", "Pile", "Quant", "sorted_levels"]
+_TABLES = ("embed", "head")
 
 
 class Quant(Method):
@@ -195,6 +195,27 @@ class Nested(Quant):
         return PackedModel(
             weights=within(self, weights, budget_bytes, stats=stats, generator=generator)
         )
+
+
+class Sensitive(Quant):
+    """Role: pack some layers otherwise than the rest, by what each one alone was seen to lose."""
+
+    @property
+    def asks(self) -> bool:
+        """Return whether these settings need to know."""
+        return True
+
+    @abstractmethod
+    def probe(self, weight: Form | Tensor) -> Form:
+        """Return a layer as it is but for the change whose effect is to be measured."""
+
+    @abstractmethod
+    def assign(self, losses: Mapping[str, float]) -> dict[str, Quant]:
+        """Return the method of every layer.
+
+        Args:
+            losses: KL in nats per token that `probe` of each layer alone costs.
+        """
 
 
 def is_table(name: str) -> bool:

@@ -29,10 +29,10 @@ from torch import Generator, Tensor
 from loci.core.method import About, Frees, Kind, Param, Phase
 from loci.errors import ParameterError
 from loci.methods.quant._packed import check_matrix
-from loci.methods.quant.base import Quant
+from loci.methods.quant.base import Quant, Sensitive
 from loci.methods.quant.groupwise import Groupwise
 from loci.nn.adjusted import AdjustedWeight
-from loci.nn.form import Form
+from loci.nn.form import DenseWeight, Form
 from loci.nn.packing import PackedWeight, pack_codes
 from loci.nn.taps import ActStats
 
@@ -42,7 +42,7 @@ _WIDE = 8  # bits of a sensitive layer's input
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexQ(Quant):
+class FlexQ(Sensitive):
     """Integer weights and inputs, wider inputs where it matters."""
 
     about = About(
@@ -76,11 +76,15 @@ class FlexQ(Quant):
     def table(self) -> Quant:
         return Groupwise(bits=8, group=32, symmetric=True)
 
-    def probe(self, form: Form) -> Form:
-        """Return a layer as it is, but for its input, which is rounded: what sensitivity asks."""
+    @property
+    def asks(self) -> bool:
+        return self.act_bits < _WIDE and self.wide > 0
+
+    def probe(self, weight: Form | Tensor) -> Form:
+        base = DenseWeight(weight) if isinstance(weight, Tensor) else weight
         if self.act_bits == 16:
-            return form
-        return AdjustedWeight(form, bits=self._widths(form.shape[1]))
+            return base
+        return AdjustedWeight(base, bits=self._widths(base.shape[1]))
 
     def assign(self, losses: Mapping[str, float]) -> dict[str, Quant]:
         """Return the method of every layer: the most sensitive ones get wider inputs.
