@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Loci
 
+from loci.cli import doctor
 from loci.cli.app import root
 from loci.cli.docs import pages
 from loci.testing.models import tiny_pack
@@ -146,6 +147,18 @@ def test_doctor_says_what_is_here(loci: Loci) -> None:
     assert found["dram"]["total"] > 0
     assert found["problems"] == []
     assert "not in the budget" in loci("doctor").out
+
+
+def test_doctor_says_what_is_missing_and_no_password(
+    loci: Loci, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCI_MEMORY", "postgresql://ada:secret@host/db")
+    has = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "usearch" else has(name))
+    said = loci("doctor").out
+    assert "postgresql://ada@host/db" in said and "secret" not in said
+    assert "pip install 'loci[ann]' indexes above 100,000" in said
+    assert loci("doctor", "--json").json["vector_index"] is False
 
 
 def test_methods_are_listed_and_shown(loci: Loci) -> None:

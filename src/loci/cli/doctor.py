@@ -15,7 +15,14 @@ from loci.cli.output import as_json_option, emit, say
 from loci.hw.probe import probe
 from loci.units import format_bytes
 
-EXTRAS = {"transformers": "hf", "gguf": "gguf", "matplotlib": "bench"}
+EXTRAS = {
+    "transformers": "hf",
+    "gguf": "gguf",
+    "matplotlib": "bench",
+    "psycopg": "postgres",
+    "usearch": "ann",
+    "mcp": "mcp",
+}
 
 
 @click.command()
@@ -57,7 +64,8 @@ def facts(settings: config.Config) -> dict[str, Any]:
         "native_kernels": util.find_spec("loci.nn._native") is not None,
         "extras": {extra: _version(package) for package, extra in EXTRAS.items()},
         "models_dir": str(settings.models_dir),
-        "memory_file": settings.memory_file,
+        "memory_file": _without_password(settings.memory_file),
+        "vector_index": _version("usearch") is not None,
         "config_file": str(settings.file),
         "runtime_bytes": psutil.Process().memory_info().rss,
         "problems": problems,
@@ -84,6 +92,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         "gpu": gpus,
         "kernels": native,
         "extras": ", ".join(extras),
+        "vectors": "compared one by one up to 100,000, then by an index"
+        if found["vector_index"]
+        else "compared one by one, however many; pip install 'loci[ann]' indexes above 100,000",
         "models": found["models_dir"],
         "memory": found["memory_file"],
         "config": found["config_file"],
@@ -99,3 +110,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _without_password(place: str) -> str:
+    if not place.startswith("postgres"):
+        return place
+    from loci.store.postgres import read_url
+
+    return read_url(place)[1]

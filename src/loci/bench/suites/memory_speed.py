@@ -10,9 +10,9 @@ With `--option turns=N`, what embedding costs: N messages acknowledged in batche
 embedded until none waits, against an embedder that is given one message after the other.
 
 With `--option items=N` the search is over N items, above 100,000 by a graph: its vector part alone
-and the whole of it, against the exact scan and the bare full-text query. Vectors are drawn as texts'
-lie: around topics, in a space whose spectrum falls; `--option shape=uniform` draws them without any
-order, which no index can use, and shows how far recall falls then.
+and the whole of it, against the exact scan and the bare full-text query. Vectors are drawn as those
+of texts lie: around topics, in a space whose spectrum falls. `--option shape=uniform` draws them
+without any order, which no index can use, and shows how far recall falls then.
 
 Rivals run in the same process and alternate with ours.
 """
