@@ -13,8 +13,8 @@ last of two to the same key.
 Differs from `InMemoryStore`: without `index`, a query ranks by words and, where Loci's embedder was
 pulled, by meaning, instead of being ignored; items of one prefix come in the order they were made;
 `created_at` stays when an item is written again; `delete` keeps the item out of sight, with its
-history, and `forget` erases it. A store with an `index` of its own needs a file of its own: all
-vectors of a file come from one embedder. No TTL.
+history, and `forget` erases it. A store with an `index` of its own needs a file of its own, as all
+vectors of a file come from one embedder; its default is `langgraph.db`. No TTL.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class LociStore(BaseStore):
     """A `BaseStore` over a memory file, a database URL, or an open `Memory`.
 
     Args:
-        memory: where items are kept; None is the configured memory file.
+        memory: where items are kept; None is the configured memory file, or with an index
+            `langgraph.db` beside it.
         index: as LangGraph has it: "embed", "dims" and "fields".
         tenant: whose namespaces, where one file has several.
     """
@@ -93,7 +94,9 @@ class LociStore(BaseStore):
             settings = config.load()
             url = settings.memory_file if memory is None else memory
             if memory is None and "://" not in str(url):
-                Path(url).expanduser().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                file = Path(url).expanduser()
+                file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                url = file if index is None else file.with_name("langgraph.db")
             embedder = default_embedder(settings.models_dir) if index is None else None
             self.memory = Memory(url, embedder=embedder, tenant=tenant, tz=settings.timezone)
 

@@ -373,8 +373,8 @@ class Memory:
         return [
             Scope(tenant=self.inner.tenant, user=user, agent=agent, session=session)
             for user in users
-            for agent in who.agent_id or [None]
-            for session in who.run_id or [None]
+            for agent in who.agent_id or (None,)
+            for session in who.run_id or (None,)
         ]
 
     def _check(self, who: Who) -> None:
@@ -439,7 +439,7 @@ class Memory:
             event = shapes.event_of(change)
             if event is None:
                 continue
-            result = {"id": item.id, "memory": item.text, "event": event}
+            result: dict[str, Any] = {"id": item.id, "memory": item.text, "event": event}
             if event == "UPDATE" and change.before is not None:
                 result["previous_memory"] = change.before.text
             if item.kind == "relation":
