@@ -159,6 +159,8 @@ def test_doctor_says_what_is_missing_and_no_password(
     assert "postgresql://ada@host/db" in said and "secret" not in said
     assert "pip install 'loci[ann]' indexes above 100,000" in said
     assert loci("doctor", "--json").json["vector_index"] is False
+    for command in (("show",), ("show", "--json"), ("get", "memory_file")):
+        assert "ada@host" in (done := loci("config", *command)).out and "secret" not in done.out
 
 
 def test_methods_are_listed_and_shown(loci: Loci) -> None:

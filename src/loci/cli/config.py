@@ -6,7 +6,7 @@ import click
 
 from loci import config
 from loci.cli.app import Group
-from loci.cli.output import as_json_option, emit, plain, say, table
+from loci.cli.output import as_json_option, emit, plain, say, table, without_password
 
 
 @click.group(cls=Group)
@@ -78,6 +78,8 @@ def path() -> None:
 def _open(key: config.Key, found: config.Config) -> object:
     """Return a value as it may be seen."""
     value = getattr(found, key.name)
+    if key.name == "memory_file":
+        return without_password(value)
     return "***" if key.secret and value is not None else value
 
 

@@ -11,7 +11,7 @@ import click
 import psutil
 
 from loci import __version__, config
-from loci.cli.output import as_json_option, emit, say
+from loci.cli.output import as_json_option, emit, say, without_password
 from loci.hw.probe import probe
 from loci.units import format_bytes
 
@@ -64,7 +64,7 @@ def facts(settings: config.Config) -> dict[str, Any]:
         "native_kernels": util.find_spec("loci.nn._native") is not None,
         "extras": {extra: _version(package) for package, extra in EXTRAS.items()},
         "models_dir": str(settings.models_dir),
-        "memory_file": _without_password(settings.memory_file),
+        "memory_file": without_password(settings.memory_file),
         "vector_index": _version("usearch") is not None,
         "config_file": str(settings.file),
         "runtime_bytes": psutil.Process().memory_info().rss,
@@ -110,11 +110,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _without_password(place: str) -> str:
-    if not place.startswith("postgres"):
-        return place
-    from loci.store.postgres import read_url
-
-    return read_url(place)[1]
