@@ -381,6 +381,19 @@ def test_above_the_limit_an_index_is_asked(
     assert memory.store.check_integrity() == []
 
 
+def test_closing_stops_the_building(
+    postgres_memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_vectors, "EXACT_ROWS", 100)
+    memory = postgres_memory
+    made = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
+    memory.add_many([f"n {i}" for i in range(4000)], user="ada", vectors=made)
+    memory.embedder = Fixed(made[3])
+    assert memory.search("q", user="ada", kinds="turn").notes
+    memory.close()
+    assert not memory.store.vectors._building  # type: ignore[attr-defined]
+
+
 def test_vectors_too_wide_for_an_index_are_compared(
     postgres_memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

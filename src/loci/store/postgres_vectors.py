@@ -8,17 +8,19 @@ it is there, and for vectors wider than pgvector can index, every vector is comp
 from __future__ import annotations
 
 import threading
-import time
 import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any  # rows of psycopg
 
-from loci.errors import FingerprintError
+from loci.errors import FingerprintError, LociError
 from loci.store.fulltext import Condition, Layer
 from loci.store.rows import ITEM, TURN
 from loci.store.vectors import EXACT_ROWS, Near, VectorIndex, allowed_of, unit_rows
 
 if TYPE_CHECKING:
+    from psycopg import Connection
+
     from loci.store.database import Writer
     from loci.store.postgres import PostgresDatabase
     from loci.store.vectors import Floats
@@ -35,8 +37,10 @@ class PostgresVectors(VectorIndex):
 
     def __init__(self, database: PostgresDatabase) -> None:
         super().__init__(database)
-        self._building: set[str] = set()
+        self._building: dict[str, threading.Thread] = {}
         self._failed: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._at_work: Connection[Any] | None = None
 
     def near(self, query: Floats, owner: int) -> Near:
         """Return what is near to a vector among an owner's."""
@@ -86,27 +90,37 @@ class PostgresVectors(VectorIndex):
         def work() -> None:
             try:
                 self._build(owner, kind)
-            except psycopg.Error as problem:
-                self._failed[name] = str(problem).strip().partition("\n")[0]
+            except (psycopg.Error, LociError) as problem:
+                if not self._stop.is_set():
+                    self._failed[name] = str(problem).strip().partition("\n")[0]
             finally:
-                self._building.discard(name)
+                self._building.pop(name, None)
 
         if name in self._failed:
             return f"building their index failed: {self._failed[name]}"
-        if name not in self._building:
-            self._building.add(name)
-            threading.Thread(target=work, daemon=True).start()
+        if name not in self._building and not self._stop.is_set():
+            self._building[name] = threading.Thread(target=work, daemon=True)
+            self._building[name].start()
         return "their index is being built"
+
+    def close(self) -> None:
+        """Stop building: the server drops what is half there when it is next asked for."""
+        self._stop.set()
+        for thread in list(self._building.values()):
+            while thread.is_alive():
+                if self._at_work is not None:
+                    self._at_work.cancel_safe()
+                thread.join(_PAUSE_S)
 
     def _build(self, owner: int, kind: int) -> None:
         name, database = _index(owner, kind), self.database
-        with database.another() as raw:
+        with database.another() as raw, self._held(raw):
             raw.execute("SELECT set_config('lock_timeout', '0', false)")  # it waits for writers
             key = zlib.crc32(f"{database.schema}.{name}".encode())
             # Another may be building it. Whoever waits inside a statement keeps it from ending.
             while raw.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() != (True,):
-                time.sleep(_PAUSE_S)
-            if self.has_index(owner, kind):
+                self._stop.wait(_PAUSE_S)
+            if self._stop.is_set() or self.has_index(owner, kind):
                 return
             raw.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}".encode())
             raw.execute(
@@ -114,6 +128,15 @@ class PostgresVectors(VectorIndex):
                 f"((embedding::vector({self.width})) vector_ip_ops) "
                 f"WHERE owner = {owner} AND kind = {kind}".encode()
             )
+
+    @contextmanager
+    def _held(self, raw: Connection[Any]) -> Iterator[None]:
+        """Let `close` interrupt what this connection does."""
+        self._at_work = raw
+        try:
+            yield
+        finally:
+            self._at_work = None
 
     def _store(self, db: Writer, entries: Sequence[tuple[int, int, int]], vectors: Floats) -> None:
         db.executemany(
