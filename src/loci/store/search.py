@@ -334,7 +334,7 @@ class View:
     def listed(
         self, layer: Layer, limit: int, offset: int = 0, *, kinds: Sequence[str] = ()
     ) -> list[str]:
-        """Return the ids of all that is allowed here, newest first; items of some kinds if named."""
+        """Return the ids of all that is allowed here, newest first; items of these kinds."""
         condition, values = self._condition(layer)
         if kinds:
             condition += f" AND i.kind IN ({','.join('?' * len(kinds))})"
