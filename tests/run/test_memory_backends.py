@@ -214,7 +214,7 @@ def test_many_turns_are_asked_about_a_few_at_a_time(tmp_path: Path) -> None:
         lines = [{"name": "Ada", "content": "I live in Graz."} for _ in range(10)]
         added = memory.add(lines, user="ada", session="s")
         assert [item.sources for item in added.items] == [("t1",), ("t10",)]
-        prompts = [call.messages[1]["content"] for call in model.calls]
+        prompts = [call.messages[-1]["content"] for call in model.calls]
     assert [prompt.count('"number"') for prompt in prompts] == [8, 2, 2], "facts are two, too"
 
 

@@ -19,6 +19,7 @@ from loci.core.item import Add, Candidate, Edit, Item, Link, Retire, Revise, Tur
 from loci.core.ports import Array, Embedder
 from loci.methods.recall.base import Layer, Query, Recall, RecallPorts
 from loci.text.entities import entities
+from loci.text.ladder import Ladder
 from loci.text.stem import stems
 
 _K1, _B = 1.2, 0.75  # BM25 as SQLite's FTS5 computes it
@@ -105,10 +106,13 @@ class DictView:
             self._names["turn"][turn.id] = frozenset(entities(turn.content))
             self._waiting["turn"].append((turn.id, turn.content))
 
-    def remember(self, turns: Sequence[Turn], method: Recall) -> list[Edit]:
+    def remember(
+        self, turns: Sequence[Turn], method: Recall, ladder: Ladder | None = None
+    ) -> list[Edit]:
         """Store turns, let the method revise, apply its edits and return them."""
         self.add_turns(turns)
-        edits = method.revise(turns, self, RecallPorts(embedder=self.embedder))
+        ports = RecallPorts(embedder=self.embedder, ladder=ladder or Ladder())
+        edits = method.revise(turns, self, ports)
         self.apply(edits)
         return edits
 

@@ -15,7 +15,8 @@ from loci.text.consolidate import confirm, reconcile
 from loci.text.entities import entities
 from loci.text.extract import extract
 from loci.text.ladder import Ladder, Refused, Rung, Task
-from loci.text.quote import AS_DATA, block
+from loci.text.prompts import DECIDE, DECIDED, DRAW, DRAWN, DRAWN_PLAIN
+from loci.text.quote import block
 from loci.text.slots import SLOTS, slot_of
 from loci.text.stem import fold, stems
 
@@ -25,8 +26,11 @@ BEFORE = 10
 SHOWN = 10
 """How many memories a model is shown for one fact."""
 
-AT_ONCE = 8
-"""How many turns, or facts, a model is asked about in one call."""
+AT_ONCE: dict[str, int] = {"slm": 1, "endpoint": 8}
+"""How many turns, or facts, a model is asked about in one call: a small one loses the thread."""
+
+FEW = 3
+"""How many memories a small model is shown for one fact."""
 
 COUNTED = 64
 """Up to how many facts of one reply are counted out to a model; the schema grows with it."""
@@ -60,37 +64,29 @@ _FACTS: dict[str, Any] = {
     "required": ["facts"],
     "additionalProperties": False,
 }
-_DRAW = (
-    "You keep the memory of an assistant. Draw lasting facts about the people who speak from the "
-    "numbered messages. Write each as a short sentence in the third person that stands alone, "
-    "name the messages it comes from by their numbers, and use only words the messages support. "
-    "Resolve words such as yesterday with the date of the message. Set ends to true when "
-    'something is said to be over. Answer with JSON: {"facts": [{"text": "...", "sources": '
-    '[1]}]}. When there is nothing to remember, answer {"facts": []}. ' + AS_DATA
-)
-_DECIDE = (
-    "You keep the memory of an assistant. For every numbered fact choose one operation. ADD: "
-    "nothing in the memories says it. UPDATE: it tells more than a memory about the same thing, or "
-    "a newer state of it. DELETE: it contradicts a memory, or says that it is over. NOOP: a memory "
-    "says it already. For UPDATE, DELETE and NOOP give the number of that memory, else null. "
-    'Answer with JSON: {"1": {"operation": "ADD", "memory": null}}. ' + AS_DATA
-)
 OPERATIONS = ("ADD", "UPDATE", "DELETE", "NOOP")
 
 
-def drawing(turns: Sequence[Turn], before: Sequence[Turn] = ()) -> Task[list[Candidate]]:
-    """Return the task of drawing facts of `turns`; `before` came first and yields none itself."""
+def drawing(
+    turns: Sequence[Turn], before: Sequence[Turn] = (), *, small: bool = False
+) -> Task[list[Candidate]]:
+    """Return the task of drawing facts of `turns`; `before` came first and yields none itself.
+
+    A small model cannot tell when it has said all, nor fill a slot: it may write few facts, and
+    only their sentences.
+    """
     messages: list[dict[str, Any]] = [
         {"number": number, **_turn(turn)} for number, turn in enumerate(turns, 1)
     ]
     parts = [block("messages", messages)]
     if before:
         parts.insert(0, block("before", map(_turn, before[-BEFORE:])))
-    most = sum(4 + len(turn.content.split()) // 8 for turn in turns)
-    schema = _with_numbers(_FACTS, len(turns), most)
+    words = [len(turn.content.split()) for turn in turns]
+    most = sum(1 + n // 12 for n in words) if small else sum(4 + n // 8 for n in words)
+    schema = _with_numbers(_FACTS, len(turns), most, plain=small)
     return Task(
         name="draw facts",
-        messages=_asked(_DRAW, parts),
+        messages=_asked(DRAW, parts, DRAWN_PLAIN if small else DRAWN),
         schema=schema,
         read=lambda data: _facts(data, turns),
         rules=lambda: extract(turns, before),
@@ -106,9 +102,10 @@ def draw(
         return ladder.run(drawing(turns, before))
     facts: list[Candidate] = []
     rungs: list[Rung] = []
-    for start in range(0, len(turns), AT_ONCE):
-        earlier = [*before, *turns[:start]][-BEFORE:]
-        found, rung = ladder.run(drawing(turns[start : start + AT_ONCE], earlier))
+    step, small = AT_ONCE[ladder.rung], ladder.rung == "slm"
+    for start in range(0, len(turns), step):
+        earlier = [*before, *turns[:start]][-FEW if small else -BEFORE :]
+        found, rung = ladder.run(drawing(turns[start : start + step], earlier, small=small))
         facts += found
         rungs.append(rung)
     return facts, ladder.rung if ladder.rung in rungs else "rules"
@@ -140,7 +137,7 @@ def deciding(
     names = [str(n) for n in range(1, len(facts) + 1)]
     return Task(
         name="decide",
-        messages=_asked(_DECIDE, [block("memories", shown), block("facts", told)]),
+        messages=_asked(DECIDE, [block("memories", shown), block("facts", told)], DECIDED),
         schema={
             "type": "object",
             "properties": dict.fromkeys(names, decision),
@@ -177,9 +174,10 @@ def settle(
     edits: list[Edit] = []
     fresh: dict[str, Item] = {}
     gone: set[str] = set()
-    for start in range(0, len(facts), AT_ONCE):
-        part = facts[start : start + AT_ONCE]
-        shown = {item.id: item for fact in part for item in nearest(fact)[:SHOWN]}
+    step, most = AT_ONCE[ladder.rung], FEW if ladder.rung == "slm" else SHOWN
+    for start in range(0, len(facts), step):
+        part = facts[start : start + step]
+        shown = {item.id: item for fact in part for item in nearest(fact)[:most]}
         subjects = {fact.subject for fact in part}
         shown |= {id: item for id, item in fresh.items() if item.subject in subjects}
         memories = [item for id, item in shown.items() if id not in gone]
@@ -234,9 +232,13 @@ def _draft(made: Candidate) -> Item:
     )
 
 
-def _asked(instruction: str, parts: Sequence[str]) -> tuple[dict[str, str], ...]:
+def _asked(
+    instruction: str, parts: Sequence[str], example: tuple[str, str] | None = None
+) -> tuple[dict[str, str], ...]:
+    shown = () if example is None else zip(("user", "assistant"), example, strict=True)
     return (
         {"role": "system", "content": instruction},
+        *({"role": role, "content": content} for role, content in shown),
         {"role": "user", "content": "\n".join(parts)},
     )
 
@@ -253,7 +255,7 @@ def _since(item: Item | Candidate) -> dict[str, str]:
     return {} if item.valid_from is None else {"since": f"{item.valid_from:%Y-%m-%d}"}
 
 
-def _with_numbers(schema: dict[str, Any], count: int, most: int) -> dict[str, Any]:
+def _with_numbers(schema: dict[str, Any], count: int, most: int, *, plain: bool) -> dict[str, Any]:
     """Return the schema of facts with the numbers of messages that there are, and its limits."""
     fact = schema["properties"]["facts"]["items"]
     sources = {
@@ -263,6 +265,8 @@ def _with_numbers(schema: dict[str, Any], count: int, most: int) -> dict[str, An
         "maxItems": min(count, 8),
     }
     fact = {**fact, "properties": {**fact["properties"], "sources": sources}}
+    if plain:
+        fact["properties"] = {key: fact["properties"][key] for key in fact["required"]}
     facts: dict[str, Any] = {"type": "array", "items": fact}
     if most <= COUNTED:
         facts["maxItems"] = most
@@ -301,22 +305,33 @@ def fact_of(entry: dict[str, Any], turns: Sequence[Turn]) -> Candidate | Refused
     problem = ungrounded(text, sources)
     if problem is not None:
         return Refused(problem, text)
-    predicate = str(entry.get("predicate") or "").lower() or None
-    known = predicate is not None and predicate.partition(":")[0] in SLOTS
+    ids = tuple(turn.id for turn in sources)
+    predicate = str(entry.get("predicate") or "").lower()
+    if predicate.partition(":")[0] not in SLOTS:
+        read = _slot_of(text, sources[-1])
+        if read is not None:
+            return replace(read, text=text, sources=ids)
+        predicate = "did"
     who = fold(str(entry.get("subject") or sources[0].name or "the user"))
     ends = entry.get("ends", False)
     return Candidate(
         text=text,
-        sources=tuple(turn.id for turn in sources),
+        sources=ids,
         subject=who,
-        predicate=predicate if known else "did",
+        predicate=predicate,
         object=fold(str(entry.get("object") or text)),
         entities=tuple(dict.fromkeys((who, *entities(f"x {text}")))),
         valid_from=sources[-1].time,
         valid_to=sources[-1].time if ends else None,
         ends=ends,
-        many=slot_of(predicate if known and predicate else "did").many,
+        many=slot_of(predicate).many,
     )
+
+
+def _slot_of(text: str, source: Turn) -> Candidate | None:
+    """Return what the rules read in a model's sentence, if that is one fact."""
+    read = extract([replace(source, content=text)])
+    return read[0] if len(read) == 1 else None
 
 
 def ungrounded(text: str, sources: Sequence[Turn], share: float = GROUNDED) -> str | None:

@@ -12,6 +12,8 @@ sides, starting from the entities it names and from the triples most like it as 
     graph(turn) = max over its triples of  words z(bm25) + z(cosine) + entities it shares, by hops
     score(hit)  = score of Mem0 + graph * z(graph(turn))
 
+The graph weighs what a fact weighs in Mem0's search: a triple is a fact told again.
+
 Differs from the paper: rules draw triples and settle conflicts unless a model is asked for; triples
 point to turns, which the facts' search ranks, and come back themselves when asked for by kind.
 Not for: memories of one speaker and few names, where the graph is a second copy of the facts.
@@ -59,7 +61,7 @@ class Mem0Graph(Recall):
     same: Annotated[
         float, Param(help="cosine from which two names are one", ge=0.0, le=1.0, source="2.2")
     ] = 0.9
-    graph: Annotated[float, Param(help="weight of the graph beside the facts", ge=0.0)] = 1.0
+    graph: Annotated[float, Param(help="weight of the graph beside the facts", ge=0.0)] = 0.25
     hops: Annotated[int, Param(help="how far relations are followed", ge=0, le=2)] = 1
     decay: Annotated[float, Param(help="what a further hop is worth", ge=0.0, le=1.0)] = 0.5
     pool: Annotated[int, Param(help="candidates of each signal", ge=1)] = 200
@@ -72,7 +74,7 @@ class Mem0Graph(Recall):
         before = view.neighbours_of_turn(turns[0].id, BEFORE, 0)
         found: list[Candidate] = []
         rung = "rules"
-        step = len(turns) if ports.ladder.rung == "rules" else AT_ONCE
+        step = AT_ONCE.get(ports.ladder.rung, len(turns))
         for start in range(0, len(turns), step):
             earlier = [*before, *turns[:start]][-BEFORE:]
             triples, by = ports.ladder.run(relating(turns[start : start + step], earlier))
