@@ -93,3 +93,22 @@ def test_an_unknown_reader_is_refused(tmp_path: Path) -> None:
         locomo.run(context)
     context = Context(folder=tmp_path, data=talk(tmp_path), options={"answers": "reader"})
     assert locomo.run(context)["answers"]["mem0"]["questions"] == 2
+
+
+def test_operations_of_a_model_that_fails_are_those_of_the_rules() -> None:
+    from loci.bench.suites import operations
+    from loci.models.scripted import ScriptedLlm
+    from loci.text.ladder import Ladder
+
+    plain = operations.measure(Mem0(), seeds=(100,))
+    model = ScriptedLlm({"": "I do not know"})
+    found = operations.measure(
+        Mem0(), seeds=(100,), ladder=lambda: Ladder("endpoint", model, fall_back=True)
+    )
+    assert found["f1"] == plain["f1"] and plain["back_end"]["calls"] == 0
+    assert found["back_end"]["calls"] == len(model.calls) > 50
+    assert found["back_end"]["refused"] == {"endpoint: the reply is no JSON": len(model.calls)}
+    with pytest.raises(ParameterError, match="needs its address"):
+        operations.run(Context(folder=Path(), options={"backend": "endpoint"}))
+    with pytest.raises(ParameterError, match="unknown back end"):
+        operations.run(Context(folder=Path(), options={"backend": "magic"}))

@@ -6,8 +6,12 @@ reports F1 of each operation, answers of the extractive reader, and evidence fou
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast  # figures are numbers and texts
 
 from loci.bench.cards import Row
@@ -15,12 +19,14 @@ from loci.bench.metrics import any_at, macro_f1
 from loci.bench.suite import Context
 from loci.core.item import Add, Edit, Retire, Revise
 from loci.core.ports import Embedder
+from loci.errors import ParameterError
 from loci.methods import catalogue
 from loci.methods.recall.base import Query, Recall
 from loci.testing.dialogue import Expected, make_dialogue
 from loci.testing.recall import DictView
 from loci.text.answer import answer
 from loci.text.extract import extract
+from loci.text.ladder import Ladder, Rung, Step
 from loci.text.stem import fold
 
 ABOUT = "does the memory add, supersede, retire and keep quiet when it should? synthetic dialogues"
@@ -56,7 +62,8 @@ def _mentions(edit: Edit, value: str, view: DictView) -> bool:
         text = edit.candidate.text
     elif isinstance(edit, Retire):
         told = edit.superseded_by
-        text = told.text if told is not None else view.item(edit.id).text
+        known = view.items([edit.id])  # empty for one that the same write added
+        text = told.text if told is not None else "".join(i.text for i in known.values())
     elif isinstance(edit, Revise):
         text = edit.candidate.text
     else:
@@ -70,13 +77,19 @@ def measure(
     *,
     seeds: Sequence[int] = tuple(range(10)),
     limit: int = 10,
+    ladder: Callable[[], Ladder] = Ladder,
 ) -> dict[str, Any]:
-    """Return F1 of each operation and "macro", right answers, evidence any@limit, us per turn."""
+    """Return F1 of each operation and "macro", right answers, evidence any@limit, us per turn.
+
+    Args:
+        ladder: makes the back end of each write; its calls and tokens are in the result.
+    """
     pairs: list[tuple[str, str]] = []
     right: list[float] = []
     found: list[float] = []
     missed: list[str] = []
     seconds = turns = 0.0
+    steps: list[Step] = []
     for seed in seeds:
         dialogue = make_dialogue(seed)
         view = DictView(embedder=embedder)
@@ -87,7 +100,9 @@ def measure(
                 extract([turn])
                 seconds += time.process_time() - began
                 turns += 1
-                edits = view.remember([turn], method)
+                asked_of = ladder()
+                edits = view.remember([turn], method, asked_of)
+                steps += asked_of.steps
                 if turn.id not in expected:
                     continue
                 wanted = expected[turn.id]
@@ -115,6 +130,12 @@ def measure(
         "answers_right": sum(right) / max(len(right), 1),
         f"any@{limit}": sum(found) / max(len(found), 1),
         "extract_us_per_turn": 1e6 * seconds / max(turns, 1),
+        "back_end": {
+            "calls": sum(step.calls for step in steps),
+            "prompt_tokens": sum(step.prompt_tokens for step in steps),
+            "reply_tokens": sum(step.reply_tokens for step in steps),
+            "refused": dict(Counter(r.why for step in steps for r in step.refused)),
+        },
         "missed": missed,
     }
 
@@ -123,12 +144,45 @@ def run(context: Context) -> dict[str, Any]:
     """Return the figures of every method on the same dialogues."""
     count = QUICK_SEEDS if context.quick else int(context.options.get("dialogues", SEEDS))
     methods = {}
-    for done, text in enumerate(context.methods or DEFAULT):
-        context.progress(text, done, len(context.methods or DEFAULT))
-        (method,) = catalogue.parse_chain(text, "recall")
-        seeds = range(context.seed + 100, context.seed + 100 + count)
-        methods[text] = measure(cast(Recall, method), seeds=tuple(seeds))
-    return {"dialogues": count, "methods": methods}
+    with _ladders(context) as ladder:
+        for done, text in enumerate(context.methods or DEFAULT):
+            context.progress(text, done, len(context.methods or DEFAULT))
+            (method,) = catalogue.parse_chain(text, "recall")
+            seeds = range(context.seed + 100, context.seed + 100 + count)
+            methods[text] = measure(cast(Recall, method), seeds=tuple(seeds), ladder=ladder)
+    backend = context.options.get("backend", "rules")
+    return {"dialogues": count, "backend": backend, "methods": methods}
+
+
+@contextmanager
+def _ladders(context: Context) -> Iterator[Callable[[], Ladder]]:
+    """Lend what makes the back end of a write: --option backend=slm, or an endpoint's."""
+    backend = context.options.get("backend", "rules")
+    if backend == "slm":
+        from loci.bench.answers import open_session
+        from loci.run.llm import LocalLlm
+
+        with (
+            tempfile.TemporaryDirectory() as cache,
+            open_session(context.model, context.folder, 4096, Path(cache)) as session,
+        ):
+            model = LocalLlm(session)
+            yield lambda: Ladder("slm", model, fall_back=True)
+    elif backend == "endpoint":
+        from loci.models.endpoint import Endpoint
+
+        missing = [key for key in ("endpoint", "endpoint_model") if key not in context.options]
+        if missing:
+            raise ParameterError(
+                "the back end endpoint needs its address and model",
+                value=missing,
+                way_out="--option endpoint=http://... --option endpoint_model=NAME",
+            )
+        server = Endpoint(context.options["endpoint"], context.options["endpoint_model"])
+        yield lambda: Ladder("endpoint", server, fall_back=True)
+    else:
+        Ladder(cast(Rung, backend))  # an unknown one is refused
+        yield Ladder
 
 
 def card_rows(result: Mapping[str, Any]) -> list[Row]:
