@@ -145,6 +145,21 @@ def test_no_call_reaches_another_scope(memory: Memory, place: Place) -> None:
     ]
 
 
+def test_forgetting_tells_an_agent_nothing_of_another(memory: Memory) -> None:
+    said = "I'm allergic to green walnuts."
+    memory.add([{"name": "Ada", "content": said}], user="ada", agent="cook")
+    private = f"Between us, the doctor says {said}"
+    memory.add([{"name": "Ada", "content": private}], user="ada", agent="nurse", infer=False)
+    cook = Bound(memory, user="ada", agent="cook")
+    for dry_run in (True, False):
+        report = cook.call("forget", {"id": "t1", "dry_run": dry_run})
+        assert "doctor" not in json.dumps(report)
+        assert report["others"] == 1 and report["turns"] == ["t1"] and said in report["texts"]
+    assert report["clean"]
+    kept = json.dumps(Bound(memory, user="ada").call("export", {})["records"])
+    assert "walnuts" not in kept
+
+
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [

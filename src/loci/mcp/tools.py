@@ -20,7 +20,6 @@ from loci.units import nearest
 
 _SCOPES = ("tenant", "user", "agent", "session")
 _MOST_HITS, _MOST_RECORDS = 100, 1000
-_EXPLAINED = 100  # hits among which a rank is looked for
 
 Json = dict[str, Any]
 
@@ -173,9 +172,25 @@ def _invalidate(bound: Bound, given: Mapping[str, Any]) -> Json:
 
 
 def _forget(bound: Bound, given: Mapping[str, Any]) -> Json:
-    id = bound.mine(given["id"]).id
-    erased = bound.memory.forget(id, user=bound.scope.user, dry_run=_flag(given, "dry_run"))
-    return {**plain(erased), "clean": erased.clean}
+    id, scope, memory = bound.mine(given["id"]).id, bound.scope, bound.memory
+    planned = memory.forget(id, user=scope.user, dry_run=True)
+    view = memory.store.view(scope, memory.clock.now())
+    seen = {**view.items([*planned.items, *planned.mentions])}
+    turns = view.turns([*planned.turns, *planned.cut, *planned.mentions])
+    dry_run = _flag(given, "dry_run")
+    erased = planned if dry_run else memory.forget(id, user=scope.user)
+    report: Json = {**plain(erased), "clean": erased.clean}
+    if scope.agent is None and scope.session is None:
+        return report
+    # The same words go wherever this user said them; what else stands there is not told here.
+    own = [*(item.text for item in seen.values()), *(turn.content for turn in turns.values())]
+    for name in ("items", "turns", "mentions"):
+        report[name] = [one for one in report[name] if one in seen or one in turns]
+    report["cut"] = {one: gone for one, gone in report["cut"].items() if one in turns}
+    report["texts"] = [text for text in report["texts"] if any(text in words for words in own)]
+    report["others"] = len(erased.items) + len(erased.turns) + len(erased.cut)
+    report["others"] -= sum(len(report[name]) for name in ("items", "turns", "cut"))
+    return report
 
 
 def _history(bound: Bound, given: Mapping[str, Any]) -> Json:
@@ -184,23 +199,31 @@ def _history(bound: Bound, given: Mapping[str, Any]) -> Json:
 
 
 def _explain(bound: Bound, given: Mapping[str, Any]) -> Json:
-    """Return an item with what it rests on and, for a question, how it ranks and why."""
-    found = bound.mine(given["id"])
-    answer: Json = {"entry": plain(found)}
-    if isinstance(found, Item):
-        view = bound.memory.store.view(bound.scope, bound.memory.clock.now())
-        answer["sources"] = [plain(turn) for turn in view.turns(found.sources).values()]
-        answer |= _history(bound, given)
-    if given.get("query") is not None:
-        hits = _recall(bound, {"query": given["query"], "limit": _EXPLAINED})["hits"]
-        places = [place for place, hit in enumerate(hits) if hit["id"] == found.id]
-        behind = [
-            place
-            for place, hit in enumerate(hits)
-            if any(source["id"] == found.id for source in hit["sources"])
-        ]
-        at = next(iter(places or behind), None)
-        answer["recalled"] = None if at is None else {"rank": at + 1, **hits[at]}
+    """Return where an entry came from; of what hangs on it, only what is of this scope."""
+    id, scope, memory = bound.mine(given["id"]).id, bound.scope, bound.memory
+    told = memory.explain(
+        id,
+        user=scope.user,
+        agent=scope.agent,
+        session=scope.session,
+        query=given.get("query"),
+        mode="lexical" if memory.embedder is None else "hybrid",
+    )
+    view = memory.store.view(scope, memory.clock.now())
+    sources = view.turns([source.id for source in told.sources])
+    ends = [end for link in told.links for end in (link.source, link.target)]
+    items = view.items([*ends, *(change.item for change in told.history)])
+    answer: Json = {
+        "entry": plain(told.about),
+        "sources": [plain(source) for source in told.sources if source.id in sources],
+        "changes": [plain(change) for change in told.history if change.item in items],
+        "links": [
+            plain(link) for link in told.links if link.source in items and link.target in items
+        ],
+    }
+    if told.query is not None:
+        recalled = None if told.hit is None else {"rank": told.rank, **_hit(told.hit)}
+        answer |= {"recalled": recalled, "among": told.among}
     return answer
 
 
