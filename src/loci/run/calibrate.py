@@ -99,7 +99,7 @@ def statistics(
     The words whose likelihood is differentiated are drawn from the model itself, so that the mean
     squared slope is the Fisher information and says what a change costs in KL.
     """
-    spec, weights = pack.spec, _Weights(pack)
+    spec, weights = pack.spec, PackWeights(pack)
     generator = torch.Generator().manual_seed(seed)
     table = weights.table("embed")
     head = table if spec.tied else weights.table("head")
@@ -165,7 +165,7 @@ def walk(
             it produce them); returns what takes its place.
         moments: whether the statistics have x x^T.
     """
-    spec, weights = pack.spec, _Weights(pack)
+    spec, weights = pack.spec, PackWeights(pack)
     total = spec.layers * len(spec.layer_linears())
     forms: dict[str, Form] = {}
     seen: list[tuple[Tensor, ActStats]] = []  # q, k and v share an input, and so do gate and up
@@ -200,7 +200,7 @@ def effects(
     Args:
         change: returns what takes the place of a weight.
     """
-    spec, weights = pack.spec, _Weights(pack)
+    spec, weights = pack.spec, PackWeights(pack)
     head = weights.table("head")
     found: dict[str, float] = {}
 
@@ -244,7 +244,7 @@ def kl_of(
         tables: "embed" and "head" in float32, where they differ.
         full: log-probabilities of the pack's model by text, kept here from one call to the next.
     """
-    weights = _Weights(pack)
+    weights = PackWeights(pack)
     own = {"embed": weights.table("embed")}
     own["head"] = own["embed"] if pack.spec.tied else weights.table("head")
     changed = own | dict(tables or {})
@@ -289,18 +289,20 @@ def cached_statistics(
     return calibration
 
 
-# -- private ----------------------------------------------------------------------------------
-
-
-class _Weights:
+class PackWeights:
     """Weights of a pack by our names."""
 
     def __init__(self, pack: Pack) -> None:
         self._pack = pack
 
     def __call__(self, name: str) -> Form | Tensor:
+        """Return a matrix by name, "layer.3.q_proj"."""
         block, _, tensor = name.rpartition(".")
         return self._pack.block(block)[tensor]
+
+    def plain(self, name: str, x: Tensor) -> Tensor:
+        """Return the product with a weight as it is."""
+        return linear(x, self(name))
 
     def vector(self, name: str) -> Tensor | None:
         """Return a norm or a bias, or None where the model has none."""
@@ -316,7 +318,10 @@ class _Weights:
         return torch.cat([t.float() if isinstance(t, Tensor) else t.dense() for t in tiles])
 
 
-def _plain(weights: _Weights, changed: Mapping[str, Form] | None = None) -> Linear:
+# -- private ----------------------------------------------------------------------------------
+
+
+def _plain(weights: PackWeights, changed: Mapping[str, Form] | None = None) -> Linear:
     """Return products with the pack's weights, some of them changed."""
     changed = changed or {}
     return lambda name, x: linear(x, changed.get(name) or weights(name))
