@@ -332,3 +332,25 @@ def test_steps_tell_people_what_happened() -> None:
     assert str(Step(task="decide")) == "decide by rules"
     with pytest.raises(ModelError):
         raise ModelError(str(step))
+
+
+@pytest.mark.parametrize("method", ["mem0_graph", "a_mem"])
+def test_forgetting_one_message_leaves_the_others_alone(tmp_path: Path, method: str) -> None:
+    said = [
+        "My sister Lena lives in Graz.",
+        "Lena adopted a cat named Miso.",
+        "I play chess with Lena.",
+        "The opera in Graz was loud.",
+    ]
+    with Memory(tmp_path / "m.db", recall=method) as memory:
+        for line in said:
+            memory.add([{"name": "Ada", "content": line}], user="ada")
+        report = memory.forget("t2")
+        assert report.clean and report.turns == ("t2",) and not report.cut
+        left = [turn.content for turn in memory.list(user="ada", kinds="turn")]  # type: ignore[union-attr]
+        assert left == [said[3], said[2], said[0]]
+        every = memory.list(user="ada", kinds=("fact", "note", "relation", "entity"))
+        words = " ".join(item.indexed for item in every)  # type: ignore[union-attr]
+        assert "miso" not in words.lower() and "Lena" in words
+        memory.forget("t4")
+        assert memory.counts(user="ada")["turns"] == 2

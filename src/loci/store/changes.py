@@ -203,9 +203,8 @@ class Ledgered:
             )
         if self.relate(source.id, edit.relation, target.id, edit.made_by, edit.weight):
             reason = f"{edit.relation} {target.id} {edit.weight:.3g}. {edit.reason}".strip()
-            sources = dict.fromkeys((*source.sources, *target.sources))
             self.write(
-                source.id, "link", source, source, edit.made_by, reason, sources=tuple(sources)
+                source.id, "link", source, source, edit.made_by, reason, sources=source.sources
             )
 
     def relate(
