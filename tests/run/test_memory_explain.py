@@ -88,3 +88,14 @@ def test_sources_said_later_are_not_shown_of_a_time_before(memory: Memory) -> No
     assert [source.time.year for source in dog.sources] == [2024]
     [dog] = [h for h in memory.search("dog", user="ada") if h.kind == "fact"]
     assert sorted(source.time.year for source in dog.sources) == [2024, 2025]
+
+
+def test_the_parts_add_up_to_the_score(memory: Memory) -> None:
+    memory.add("My dog Rex likes the park", user="ada")
+    memory.add("We met in the park yesterday", user="ada", infer=False)
+    memory.note("parks close at eight", user="ada")
+    for query in ("where does Ada live?", "dog in the park", "Rome", "when do parks close?"):
+        hits = memory.search(query, user="ada", limit=20)
+        assert hits
+        for hit in hits:
+            assert sum(hit.why.values()) == pytest.approx(hit.score), (query, hit)

@@ -105,10 +105,16 @@ class Mem0(Recall):
         scores = {id: sum(s.get(id, 0.0) for s in signals.values()) for id in turns}
         of_turn: dict[str, list[str]] = {}
         entries: list[tuple[float, str, str]] = [(scores[id], "turn", id) for id in turns]
+        parts: dict[str, dict[str, float]] = {}  # of the scores of items
         for id, item in items.items():
-            told = max((scores[s] for s in item.sources if s in scores), default=0.0)
+            best = max((s for s in item.sources if s in scores), key=scores.__getitem__, default="")
             own = sum(s.get(id, 0.0) for s in item_signals.values())
-            entries.append((max(told + self.facts * max(own, 0.0), own), "item", id))
+            told = scores.get(best, 0.0) + self.facts * max(own, 0.0)
+            parts[id] = {name: s[id] for name, s in item_signals.items() if s.get(id)}
+            if told >= own:
+                parts[id] = {name: s[best] for name, s in signals.items() if s.get(best)}
+                parts[id] |= {"fact": self.facts * own} if own > 0 else {}
+            entries.append((max(told, own), "item", id))
             for source in item.sources:
                 of_turn.setdefault(source, []).append(id)
         hits: list[Hit] = []
@@ -127,8 +133,7 @@ class Mem0(Recall):
             item = items[id]
             if not query.wants(item.kind) or (item.sources and shown.issuperset(item.sources)):
                 continue
-            why = {name: s[id] for name, s in item_signals.items() if s.get(id)}
-            hits.append(_item_hit(item, score, why, view, scores))
+            hits.append(_item_hit(item, score, parts[id], view, scores))
             shown.update(item.sources)
         return hits
 
