@@ -11,12 +11,16 @@ from command_line import Done, Loci
 
 from loci.cli import main
 from loci.config import FILE_VARIABLE, KEYS
+from loci.hw.probe import probe
+from loci.run.runtime import runtime
 
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return one cache for all tests, so that the machine is measured once."""
-    return tmp_path_factory.mktemp("cache")
+    cache = tmp_path_factory.mktemp("cache")
+    runtime(cache, probe(cache))
+    return cache
 
 
 @pytest.fixture

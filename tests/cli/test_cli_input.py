@@ -79,7 +79,8 @@ def test_a_budget_too_small_names_the_gap_and_ways_that_work(
     done = loci("plan", "small", "--dram", size, "--context", "256", "--new-tokens", "8")
     assert (done.code, done.out) == (3, "")
     assert "short" in done.err
-    ways = [line.split("with", 1)[-1].split("or  ", 1)[-1] for line in done.err.splitlines()[1:]]
+    lines = [line for line in done.err.splitlines() if "It fits with" in line or "  or  " in line]
+    ways = [line.split("fits with", 1)[-1].split("or  ", 1)[-1] for line in lines]
     assert len(ways) == 3
     for way in ways:
         flags = way.split("   ")[0].split()
@@ -88,7 +89,8 @@ def test_a_budget_too_small_names_the_gap_and_ways_that_work(
         )
         options = [word for pair in given.items() for word in pair]
         assert loci("plan", "small", *options, "--new-tokens", "8").code == 0, way
-        assert loci("run", "small", "Hello", *options, "--max-tokens", "8").code == 0, way
+        if "weights cut" not in way:  # they are taken apart first; test_cli_weights runs them
+            assert loci("run", "small", "Hello", *options, "--max-tokens", "8").code == 0, way
 
 
 @pytest.mark.parametrize("chain", ["bpf", "bfp(bit=4)", "bfp(bits=99)", "bfp(", "bfp | snapkv"])
@@ -178,7 +180,7 @@ def test_an_empty_edit_or_question_is_refused(loci: Loci) -> None:
     assert done.code == 2 and "empty" in done.err
     assert loci("memory", "show", item["id"], "--json").json["text"] == item["text"]
     done = loci("memory", "search", "")
-    assert done.code == 2 and "allowed: a question" in done.err
+    assert done.code == 2 and "the query is empty" in done.err
 
 
 def test_an_import_that_cannot_be_read_is_refused(loci: Loci, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_an_import_that_cannot_be_read_is_refused(loci: Loci, tmp_path: Path) ->
     file.write_text("[1, 2")
     assert "not JSON" in loci("memory", "import", str(file)).err
     file.write_text("hello")
-    assert "no format that can be imported" in loci("memory", "import", str(file)).err
+    assert "no format that" in loci("memory", "import", str(file)).err
 
 
 def test_one_conversation_of_many_is_imported(loci: Loci, tmp_path: Path) -> None:

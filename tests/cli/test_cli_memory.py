@@ -14,6 +14,8 @@ from threading import Thread
 import pytest
 from command_line import Loci
 
+from loci.testing.models import tiny_pack
+
 
 @pytest.fixture
 def remembered(loci: Loci) -> Loci:
@@ -235,6 +237,17 @@ def test_a_back_end_without_its_settings_says_which(loci: Loci) -> None:
     assert done.code == 2 and "loci config set endpoint" in done.err
     assert loci("memory", "add", "I like tea.", "--recall", "a_men").code == 2
     assert loci("config", "set", "backend", "magic").code == 2
+
+
+def test_the_small_model_of_this_machine_is_asked_and_closed(loci: Loci, home: Path) -> None:
+    tiny_pack(home / "models" / "tiny", max_context=8192).close()
+    assert loci("config", "set", "model", "tiny").code == 0
+    assert loci("config", "set", "dram", "64MiB").code == 0
+    done = loci("memory", "add", "I live in Graz.", "--backend", "slm", "--json")
+    # Random weights say nothing true: what they write has the form, and is refused.
+    assert done.code == 0 and done.json["items"] == [] and len(done.json["turns"]) == 1
+    [step] = done.json["steps"]
+    assert (step["rung"], step["model"], step["calls"]) == ("slm", "tiny", 1)
 
 
 def test_notes_and_graphs_are_kept_by_name(loci: Loci) -> None:

@@ -48,6 +48,7 @@ def command(
     plan = make_plan(model if model is not None else config.load().model, max_tokens, given)
     sampling = make_sampling(given)
     name = whose(user) if memory_file is not None else "local"
+    told: set[str] = set()  # what holds for every turn is said once
     with progress() as report, api.open(plan, memory=memory_file, progress=report) as session:
         for line in iter(_line, None):
             if not line.strip():
@@ -68,7 +69,10 @@ def command(
             except (BudgetError, ContextError, MethodError, ParameterError) as error:  # this line
                 note(f"{type(error).__name__}: {error}")
                 continue
-            note(summary(session.report()))
+            found = session.report()
+            fresh = [text for text in found["notes"] if text not in told]
+            note(summary({**found, "notes": fresh}))
+            told.update(fresh)
 
 
 def _resize(session: Session, sizes: list[str]) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata, util
 from typing import Any  # facts are whatever JSON can hold
 
 import click
-import psutil
 
 from loci import __version__, config
-from loci.cli.output import as_json_option, emit, say, without_password
+from loci.cli.output import as_json_option, emit, progress, say, without_password
 from loci.hw.probe import probe
+from loci.run.runtime import runtime
 from loci.units import format_bytes
 
 EXTRAS = {
@@ -30,10 +31,12 @@ EXTRAS = {
 def command(as_json: bool) -> None:
     """Say what this machine has and what Loci can do with it.
 
-    Nothing is changed and nothing is sent anywhere. Exit code 1 means that something is missing
+    Nothing is sent anywhere, and nothing is changed but the cache: what a run takes before a model
+    is there is measured once. Exit code 1 means that something is missing
     without which Loci cannot run.
     """
-    found = facts(config.load())
+    with progress() as report:
+        found = facts(config.load(), report)
     if as_json:
         emit(found)
     else:
@@ -43,9 +46,12 @@ def command(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def facts(settings: config.Config) -> dict[str, Any]:
+def facts(
+    settings: config.Config, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
     """Return what was found, as JSON values."""
     machine = probe(settings.models_dir)
+    measured = runtime(settings.cache_dir, probe(settings.cache_dir), progress=progress)
     problems = [] if _version("torch") else ["torch is missing: pip install torch"]
     supported = sys.platform == "linux"
     return {
@@ -67,7 +73,7 @@ def facts(settings: config.Config) -> dict[str, Any]:
         "memory_file": without_password(settings.memory_file),
         "vector_index": _version("usearch") is not None,
         "config_file": str(settings.file),
-        "runtime_bytes": psutil.Process().memory_info().rss,
+        "runtime_bytes": measured.bytes,
         "problems": problems,
     }
 
@@ -98,7 +104,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         "models": found["models_dir"],
         "memory": found["memory_file"],
         "config": found["config_file"],
-        "runtime": f"{format_bytes(found['runtime_bytes'])} in this process, not in the budget",
+        "runtime": "could not be measured"
+        if found["runtime_bytes"] is None
+        else f"{format_bytes(found['runtime_bytes'])}, not in the budget",
     }
     text = [f"{name:<9}{value}" for name, value in rows.items()]
     text += [f"limited  {limit}" for limit in found["limited"]]

@@ -99,13 +99,11 @@ def progress(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
             part.close()
 
 
-def stream(pieces: Iterable[str], *, quiet: bool = False) -> None:
-    """Print an answer as it comes, and end its line; `quiet` only waits for it."""
+def stream(pieces: Iterable[str]) -> None:
+    """Print an answer as it comes, and end its line."""
     for piece in pieces:
-        if not quiet:
-            click.echo(piece, nl=False)
-    if not quiet:
-        click.echo()
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 def summary(report: Mapping[str, Any]) -> str:

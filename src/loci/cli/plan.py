@@ -8,6 +8,7 @@ import click
 
 from loci.cli.options import TOKENS, budget_options, make_plan
 from loci.cli.output import as_json_option, emit, note, say
+from loci.units import format_bytes
 
 
 @click.command()
@@ -30,6 +31,8 @@ def command(model: str, new_tokens: int | None, explain: bool, as_json: bool, **
     else:
         text = str(plan)
         say(text)
+        if plan.runtime_bytes is not None:
+            note(f"runtime {format_bytes(plan.runtime_bytes)}, not in the budget")
         for line in plan.notes:
             if line not in text:
                 note(line)

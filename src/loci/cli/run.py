@@ -57,7 +57,12 @@ def command(
             pieces = session.chat(text, user=name, max_tokens=max_tokens, sampling=sampling)
         else:
             pieces = session.generate(text, max_tokens=max_tokens, sampling=sampling)
-        stream(pieces, quiet=as_json)
+        if as_json:
+            limit = max_tokens if max_tokens is not None else plan.workload.new_tokens
+            for _ in pieces:
+                report("answering", session.stats.new_tokens, limit)
+        else:
+            stream(pieces)
         found = session.report()
     if as_json:
         emit(found)
