@@ -260,3 +260,18 @@ def test_notes_and_graphs_are_kept_by_name(loci: Loci) -> None:
     assert relation["object"] == "graz"
     found = loci("memory", "search", "balcony", "--recall", "a_mem", "--json").json["hits"]
     assert found[0]["kind"] == "note"
+
+
+def test_the_store_is_looked_after(remembered: Loci, home: Path) -> None:
+    import sqlite3
+
+    done = remembered("memory", "check")
+    assert (done.code, done.out) == (0, "") and "whole" in done.err
+    assert remembered("memory", "check", "--json").json == {"problems": []}
+    done = remembered("memory", "index")
+    assert done.code == 1 and "loci pull minilm" in done.err
+    with sqlite3.connect(home / "data" / "memory.db") as db:
+        db.execute("DELETE FROM pending")
+    db.close()
+    done = remembered("memory", "check")
+    assert done.code == 1 and "neither embedded nor waiting" in done.out

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any  # JSON values
 
 import click
 
+from loci.cli import memory_change, memory_keep
 from loci.cli.app import Group
 from loci.cli.input import piped, read_text
-from loci.cli.memory_change import COMMANDS
 from loci.cli.memory_parts import (
     KINDS,
     agent_option,
@@ -307,7 +307,7 @@ def show(
         _print_why(told, id)
 
 
-for _command in COMMANDS:
+for _command in (*memory_change.COMMANDS, *memory_keep.COMMANDS):
     command.add_command(_command)
 
 

@@ -579,6 +579,10 @@ class Memory:
         self.store.drop_vectors()
         return self.wait()
 
+    def check_integrity(self) -> Users:
+        """Return what is wrong with the store, in words; nothing if all is well."""
+        return self.store.check_integrity()
+
     def users(self) -> Users:
         """Return the users of this tenant."""
         return self.store.users(self.tenant)

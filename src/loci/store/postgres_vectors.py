@@ -101,7 +101,7 @@ class PostgresVectors(VectorIndex):
         if name not in self._building and not self._stop.is_set():
             self._building[name] = threading.Thread(target=work, daemon=True)
             self._building[name].start()
-        return "their index is being built"
+        return "their index is being built (loci memory index waits for it)"
 
     def close(self) -> None:
         """Stop building: the server drops what is half there when it is next asked for."""

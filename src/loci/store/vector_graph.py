@@ -115,7 +115,7 @@ class Graphs:
 
             self._building[key] = threading.Thread(target=work, daemon=True)
             self._building[key].start()
-        return "their index is being built"
+        return "their index is being built (loci memory index waits for it)"
 
     def sweep(self, named: Collection[int]) -> None:
         """Overwrite in every graph the rows that are not named; inside a transaction."""
