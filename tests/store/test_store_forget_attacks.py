@@ -17,6 +17,7 @@ from loci.errors import NotFoundError, ParameterError
 from loci.run.memory import Memory
 from loci.store.messages import drafts
 from loci.store.scan import count
+from loci.text.ladder import Refused, Step
 
 SECRET = "I'm allergic to walnuts"
 
@@ -335,6 +336,29 @@ def test_ids_of_nobody_and_of_several_users_are_refused(file: Memory) -> None:
     with pytest.raises(NotFoundError):
         file.forget(["i1", "i9"])
     assert file.get("i1"), "nothing half forgotten"
+
+
+def test_why_a_reply_was_refused(file: Memory) -> None:
+    """A model may put what was said where a name belongs, and the refusal quotes the name."""
+
+    def tell(text: str, *edits: object) -> None:
+        step = Step(task="extract", calls=1, refused=(Refused(f"{text} was not asked for"),))
+        made = drafts(text, now=file.clock.now(), assumed=UTC)
+        scope = file._scope("ada")
+        file.store.add(scope, made, lambda *_: list(edits), file.clock.now(), steps=[step])  # type: ignore[arg-type]
+        file.clock.advance(1)  # type: ignore[attr-defined]
+
+    tell("walnut soup", Add(candidate=Candidate(text="soup of walnut", sources=("t1",))))
+    tell("walnut bread with rye")
+    tell("rye again", Add(candidate=Candidate(text="likes rye", sources=("t3",))))
+    again = Candidate(text="likes rye most", sources=("t4",))
+    tell("walnut: enough", Revise(id="i2", candidate=again))
+    assert len(bytes_with(folder(file), "walnut")) > 0
+    for id in ("t1", "t2", "t4"):
+        assert file.forget(id).clean
+    assert not bytes_with(folder(file), "walnut")
+    change = next(one for one in file.history("i2") if one.action == "add")
+    assert change.steps[0].refused[0].why == "rye again was not asked for"
 
 
 def test_every_table_is_known_to_forgetting(file: Memory) -> None:

@@ -172,7 +172,7 @@ def _report(plan: Plan, *, done: bool) -> Erased:
 
 def _delete(database: Database, plan: Plan) -> None:
     db = database.connection
-    _delete_rows(database, plan.owner, list(plan.items), list(plan.turns))
+    _delete_rows(database, plan.owner, list(plan.items), list(plan.turns), cut=list(plan.cut))
     for seq, (turn, _) in plan.cut.items():
         left = plan.left(turn)
         metadata = _untold(dict(turn.metadata), plan)
@@ -196,9 +196,14 @@ def _delete(database: Database, plan: Plan) -> None:
 
 
 def _delete_rows(
-    database: Database, owner: int, items: Sequence[int], turns: Sequence[int]
+    database: Database,
+    owner: int,
+    items: Sequence[int],
+    turns: Sequence[int],
+    cut: Sequence[int] = (),
 ) -> None:
     db = database.connection
+    asked = _ladders(database, owner, items, [*turns, *cut])
     for seq in items:
         db.execute("DELETE FROM items WHERE seq = ?", (seq,))
         database.words.remove("item", seq)
@@ -217,7 +222,37 @@ def _delete_rows(
         "(SELECT name FROM turns WHERE owner = ? AND name IS NOT NULL)",
         (owner, owner),
     )
+    _hush(database, asked)
     bump(db)
+
+
+def _ladders(
+    database: Database, owner: int, items: Sequence[int], turns: Sequence[int]
+) -> dict[int, str]:
+    """Return what models were asked when these items were changed or these turns were stored."""
+    of_items = "SELECT seq, steps FROM ladders WHERE seq IN (SELECT ladder FROM changes WHERE "
+    found = database.many(of_items + "item IN (%s))", items)
+    of_turns = "SELECT seq, steps FROM ladders WHERE owner = ? AND at IN (SELECT recorded_at "
+    found += database.many(of_turns + "FROM turns WHERE seq IN (%s))", turns, before=(owner,))
+    return {int(seq): str(steps) for seq, steps in found}
+
+
+def _hush(database: Database, asked: dict[int, str]) -> None:
+    """Take away why replies were refused: a model's or a server's words may repeat what was said.
+
+    What no change refers to any more goes whole.
+    """
+    sql = "SELECT DISTINCT ladder FROM changes WHERE ladder IN (%s)"
+    used = {int(row[0]) for row in database.many(sql, list(asked))}
+    db = database.connection
+    for seq, text in asked.items():
+        if seq not in used:
+            db.execute("DELETE FROM ladders WHERE seq = ?", (seq,))
+            continue
+        steps = [
+            {**step, "refused": ["erased"] * bool(step["refused"])} for step in json.loads(text)
+        ]
+        db.execute("UPDATE ladders SET steps = ? WHERE seq = ?", (json.dumps(steps), seq))
 
 
 def _unquote(database: Database, plan: Plan) -> None:

@@ -181,7 +181,7 @@ ladders = Table(
     Column("seq", Integer, primary_key=True),
     Column("owner", Integer, nullable=False),
     Column("at", BigInteger, nullable=False),
-    Column("steps", Text, nullable=False),  # JSON; reasons, never what was remembered
+    Column("steps", Text, nullable=False),  # JSON; a reason can quote a reply
     sqlite_autoincrement=True,
 )
 
