@@ -45,16 +45,16 @@ class Snapshot:
 
     def __init__(self, generation: str, rows: Ints, matrix: Floats | None) -> None:
         self.generation, self.rows, self.matrix = generation, rows, matrix
-        self._places: dict[tuple[int, int], Ints] = {}
+        self._places: dict[tuple[int, int], tuple[Ints, Ints]] = {}
 
-    def places(self, owner: int, kind: int) -> Ints:
-        """Return (row, number) of an owner's vectors in one layer, [n, 2], by row."""
+    def places(self, owner: int, kind: int) -> tuple[Ints, Ints]:
+        """Return (rows, numbers) of an owner's vectors in one layer, [n] each, by row."""
         import numpy as np
 
         key = (owner, kind)
         if key not in self._places:
-            chosen = (self.rows[:, 3] == owner) & (self.rows[:, 1] == kind)
-            self._places[key] = np.ascontiguousarray(self.rows[chosen][:, [0, 2]])
+            mine = self.rows[(self.rows[:, 3] == owner) & (self.rows[:, 1] == kind)]
+            self._places[key] = np.ascontiguousarray(mine[:, 0]), np.ascontiguousarray(mine[:, 2])
         return self._places[key]
 
     def cosines(self, rows: Ints, query: Floats) -> Floats:
@@ -213,16 +213,16 @@ class _Near:
     def best(self, kind: Layer, limit: int, condition: Condition) -> list[tuple[int, float]]:
         """Return the nearest that are allowed; looks further while too few are."""
         layer = TURN if kind == "turn" else ITEM
-        places = self._seen.places(self._owner, layer)
-        if len(places) > shared.EXACT_ROWS:
-            graph = self._graphs.find(self._owner, layer, places)
+        rows, seqs = self._seen.places(self._owner, layer)
+        if len(rows) > shared.EXACT_ROWS:
+            graph = self._graphs.find(self._owner, layer, rows)
             if graph is not None:
-                found = self._by_graph(graph, places, kind, limit, condition)
+                found = self._by_graph(graph, rows, seqs, kind, limit, condition)
                 if found is not None:
                     return found
             else:
                 why = self._graphs.build_beside(self._owner, layer)
-                self.notes.append(f"{len(places):,} vectors of {kind}s were all compared: {why}")
+                self.notes.append(f"{len(rows):,} vectors of {kind}s were all compared: {why}")
         return self._best_of(*self._compared(layer), kind, limit, condition)
 
     def _best_of(
@@ -249,35 +249,46 @@ class _Near:
 
         if layer not in self._exact:
             parts = {kind: self._seen.places(self._owner, kind) for kind in (TURN, ITEM)}
-            if max(map(len, parts.values())) > shared.EXACT_ROWS:
+            if max(len(rows) for rows, _ in parts.values()) > shared.EXACT_ROWS:
                 parts = {layer: parts[layer]}
-            at = np.sort(np.concatenate([part[:, 0] for part in parts.values()]))
+            filled = [rows for rows, _ in parts.values() if len(rows)]
+            at = (
+                filled[0]
+                if len(filled) == 1
+                else np.sort(np.concatenate([rows for rows, _ in parts.values()]))
+            )
             scores = self._seen.cosines(at, self._query) if len(at) else np.empty(0, np.float32)
-            for kind, part in parts.items():
-                self._exact[kind] = (part[:, 1], scores[np.searchsorted(at, part[:, 0])])
+            for kind, (rows, seqs) in parts.items():
+                mine = scores if rows is at else scores[np.searchsorted(at, rows)]
+                self._exact[kind] = (seqs, mine)
         return self._exact[layer]
 
     def _by_graph(
-        self, graph: Graph, places: Ints, kind: Layer, limit: int, condition: Condition
+        self,
+        graph: Graph,
+        rows: Ints,
+        seqs: Ints,
+        kind: Layer,
+        limit: int,
+        condition: Condition,
     ) -> list[tuple[int, float]] | None:
         """Return the best of what the graph names and what is younger; None if too few."""
         import numpy as np
 
-        young = places[np.searchsorted(places[:, 0], graph.last, side="right") :]
+        young = np.arange(np.searchsorted(rows, graph.last, side="right"), len(rows))
         count = limit * 2 if condition[0] else limit
         while count <= _MOST_ASKED:
             named = np.unique(graph.ask(self._query, count))
-            at = np.minimum(np.searchsorted(places[:, 0], named), len(places) - 1)
-            live = places[at[places[at, 0] == named]]
-            chosen = np.concatenate([live, young]) if len(young) else live
-            scores = self._seen.cosines(chosen[:, 0], self._query)
-            order = np.lexsort((chosen[:, 1], -scores))
-            seqs, scores = chosen[order, 1], scores[order]
+            at = np.minimum(np.searchsorted(rows, named), len(rows) - 1)
+            chosen = np.concatenate([at[rows[at] == named], young])
+            scores = self._seen.cosines(rows[chosen], self._query)
+            order = np.lexsort((seqs[chosen], -scores))
+            best, scores = seqs[chosen][order], scores[order]
             if condition[0]:
-                kept = self._allowed(seqs, kind, condition)
-                seqs, scores = seqs[kept], scores[kept]
-            if len(seqs) >= limit:
-                return [(int(s), float(c)) for s, c in zip(seqs[:limit], scores, strict=False)]
+                kept = self._allowed(best, kind, condition)
+                best, scores = best[kept], scores[kept]
+            if len(best) >= limit:
+                return [(int(s), float(c)) for s, c in zip(best[:limit], scores, strict=False)]
             count *= 8
         return None
 

@@ -80,13 +80,13 @@ class Graphs:
         """Return the highest row in any graph, -1 if there is none."""
         return max((int(fact["last"]) for fact in self._facts().values()), default=-1)
 
-    def find(self, owner: int, kind: int, places: Ints) -> Graph | None:
+    def find(self, owner: int, kind: int, rows: Ints) -> Graph | None:
         """Return the graph if it can be asked; sees to one that has grown old.
 
-        `places` are (row, number) of the owner's vectors in that layer.
+        `rows` are those of the owner's vectors in that layer, rising.
         """
         graph = self._opened(owner, kind)
-        if graph is not None and _is_old(graph, places):
+        if graph is not None and _is_old(graph, rows):
             self.build_beside(owner, kind)
         return graph
 
@@ -198,14 +198,14 @@ class Graphs:
         with _locked(fresh, wait=True):
             try:
                 seen = self._vectors.snapshot()
-                places = seen.places(owner, kind)
+                rows, _ = seen.places(owner, kind)
                 graph = self._opened(owner, kind)
-                if not len(places) or (graph is not None and not _is_old(graph, places)):
+                if not len(rows) or (graph is not None and not _is_old(graph, rows)):
                     return  # another process has built it meanwhile
-                index = self._made(seen, places[:, 0], threads)
+                index = self._made(seen, rows, threads)
                 if index is not None:
                     index.save(str(fresh))
-                    last, size = int(places[-1, 0]), len(index)
+                    last, size = int(rows[-1]), len(index)
                     self._put(stem, fresh, Graph(index, last, size, seen.generation), owner, kind)
             finally:
                 fresh.unlink(missing_ok=True)
@@ -286,10 +286,10 @@ def _overwritten(graph: Graph, path: Path, named: Collection[int]) -> bool:
     return True
 
 
-def _is_old(graph: Graph, places: Ints) -> bool:
+def _is_old(graph: Graph, rows: Ints) -> bool:
     """Return whether so much came or went since that the graph should be built anew."""
-    young = len(places) - int(places[:, 0].searchsorted(graph.last, side="right"))
-    dead = graph.size - (len(places) - young)
+    young = len(rows) - int(rows.searchsorted(graph.last, side="right"))
+    dead = graph.size - (len(rows) - young)
     return young > _GROWN * graph.size or dead > _DEAD * graph.size
 
 
