@@ -8,6 +8,7 @@ import pytest
 
 from loci.errors import BudgetError, ParameterError
 from loci.hw import probe
+from loci.hw.profiles import Pace
 from loci.plan import plan
 from loci.plan.solve import Plan
 from loci.testing.models import tiny_pack
@@ -50,6 +51,26 @@ def test_what_was_not_named_is_said(home: Path) -> None:
     assert any("nobody named a context" in note for note in made.notes)
     assert any("--gpu is not used" in note for note in made.notes)
     assert 17 <= made.workload.context <= made.spec.max_context
+
+
+def test_a_model_of_short_texts_is_planned_for_all_it_can(home: Path) -> None:
+    tiny_pack(home / "brief", max_context=128).close()
+    made = plan("brief", folder=home, cache=home / "cache", dram="64MiB", new_tokens=16)
+    assert made.workload.context == 128
+
+
+def test_an_answer_longer_than_usual_gets_its_context(home: Path) -> None:
+    assert _plan(home, dram="64MiB").workload.context == 512
+    tiny_pack(home / "long", max_context=8192).close()
+    made = plan("long", folder=home, cache=home / "cache", dram="64MiB", new_tokens=3000)
+    assert made.workload.context == 3001
+
+
+def test_what_the_machine_reaches_is_slower_than_what_it_promises(home: Path) -> None:
+    pace = Pace(launch_s=1e-3, rates={"float32/product4": 1e8}, disk_bytes_per_s=1e9)
+    promised, reached = _plan(home, dram="64MiB"), _plan(home, dram="64MiB", pace=pace)
+    launches = 2 * 13 + 2  # operators of two layers, the final norm and the head
+    assert reached.seconds_per_token > launches * 1e-3 > promised.seconds_per_token
 
 
 def test_sizes_are_read_as_people_write_them(home: Path) -> None:

@@ -114,7 +114,7 @@ def plan(
         return attempt(_tokens("context", context))
     fewest = new_tokens + (_tokens("prompt_tokens", prompt_tokens) if prompt_tokens else 1)
     sizes = [n for n in CONTEXTS if fewest <= n <= spec.max_context] or [
-        min(fewest, spec.max_context)
+        min(max(fewest, CONTEXTS[-1]), spec.max_context)
     ]
     fitting: list[Plan] = []
     for tokens in sizes:
