@@ -146,7 +146,7 @@ def statistics(
         linears={n: s.with_slopes(squares[n] / tokens) for n, s in stats.items()},
         embed=below.with_slopes(uses_V),
         head=top.with_slopes(hits_V),
-        text=_digest(ids_ST),
+        text=digest_of(ids_ST),
     )
 
 
@@ -265,15 +265,21 @@ def kl_of(
     return total / len(ids_ST)
 
 
+def digest_of(ids_ST: Tensor) -> str:
+    """Return a short hash of token ids."""
+    data = f"{tuple(ids_ST.shape)}".encode() + ids_ST.contiguous().numpy().tobytes()
+    return "blake2b:" + hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 def cached_statistics(
     pack: Pack, ids_ST: Tensor, folder: Path, *, progress: Progress | None = None
 ) -> Calibration:
     """Return `statistics`, from the folder where they were kept for this very model and text."""
-    name = f"statistics({_digest(ids_ST)})"
-    path = folder / f"statistics-{_digest(ids_ST).removeprefix('blake2b:')}.safetensors"
+    name = f"statistics({digest_of(ids_ST)})"
+    path = folder / f"statistics-{digest_of(ids_ST).removeprefix('blake2b:')}.safetensors"
     try:
         found = artefacts.load(path, method=name, fingerprint=pack.spec.fingerprint)
-        return _unflattened(found.tensors, pack.spec, _digest(ids_ST))
+        return _unflattened(found.tensors, pack.spec, digest_of(ids_ST))
     except LociError:  # not there, cut short, or of another model under this name: made again
         calibration = statistics(pack, ids_ST, progress=progress)
     kept = artefacts.Artefact(
@@ -329,11 +335,6 @@ def _plain(weights: PackWeights, changed: Mapping[str, Form] | None = None) -> L
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value
-
-
-def _digest(ids_ST: Tensor) -> str:
-    data = f"{tuple(ids_ST.shape)}".encode() + ids_ST.contiguous().numpy().tobytes()
-    return "blake2b:" + hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def _all(calibration: Calibration) -> dict[str, ActStats]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,76 +23,100 @@ if TYPE_CHECKING:
 Stats = Mapping[str, ActStats]
 
 
-def allocate(
-    method: Quant,
-    weights: Iterable[tuple[str, Tensor]],
-    budget_bytes: int,
-    *,
-    stats: Stats | None = None,
-) -> dict[str, Quant]:
-    """Return a variant of the method for every weight, of least estimated loss within the budget.
+def offers(
+    method: Quant, weights: Iterable[tuple[str, Tensor]], *, stats: Stats | None = None
+) -> dict[str, list[Choice]]:
+    """Return what every variant of the method would take and lose for every weight.
 
     Args:
         stats: with slopes, the loss is an estimated KL; without, the squared error.
-
-    Raises:
-        BudgetError: if the smallest variants together are too large.
     """
     variants = method.variants()
-    choices: dict[str, list[Choice]] = {}
+    found: dict[str, list[Choice]] = {}
     for name, weight in weights:
         dense = weight.detach().to(torch.float32)
         known = (stats or {}).get(name)
-        choices[name] = []
+        found[name] = []
         for index, variant in enumerate(variants):
             judge = variant.stand_in()
             needs = Need.CALIBRATION in judge.about.needs
             form = judge.pack_one(dense, stats=known if needs else None)
             nbytes = variant.packed_bytes(dense.shape[0], dense.shape[1])
-            choices[name].append(Choice(index, nbytes, loss_of(dense, form, known)))
-    chosen = cheapest(choices, budget_bytes)
+            found[name].append(Choice(index, nbytes, loss_of(dense, form, known)))
+    return found
+
+
+def allocate(
+    method: Quant, offered: Mapping[str, Sequence[Choice]], budget_bytes: int
+) -> dict[str, Quant]:
+    """Return a variant of the method for every weight, of least estimated loss within the budget.
+
+    Args:
+        offered: what `offers` returned.
+
+    Raises:
+        BudgetError: if the smallest variants together are too large.
+    """
+    variants = method.variants()
+    chosen = cheapest(offered, budget_bytes)
     if chosen is None:
-        least = sum(min(c.nbytes for c in row) for row in choices.values())
+        least = sum(min(c.nbytes for c in row) for row in offered.values())
         raise too_small(method.about.name, least, budget_bytes)
     return {name: variants[index] for name, index in chosen.items()}
 
 
-def within(
+@dataclass(frozen=True)
+class Piled:
+    """Weights taken apart, by name: their levels, what those are worth, and what packed them."""
+
+    levels: dict[str, list[dict[str, Tensor]]]
+    piles: dict[str, Pile]
+    packers: dict[str, Nested]
+    shapes: dict[str, tuple[int, int]]
+
+
+def piled(
     method: Nested,
     weights: Iterable[tuple[str, Tensor]],
-    budget_bytes: int,
     *,
     stats: Stats | None = None,
     generator: Generator | None = None,
-) -> dict[str, Form | Tensor]:
-    """Return weights of as many levels as fit, in the method's order; vectors as they are.
+) -> Piled:
+    """Return all levels of all weights; see `Nested.levels`."""
+    found = Piled({}, {}, {}, {})
+    for name, weight in weights:
+        known = (stats or {}).get(name)
+        packer = packer_of(method, name)
+        levels = packer.levels(weight, stats=known, generator=generator)
+        found.levels[name] = levels
+        found.piles[name] = pile_of(packer, weight, levels, known)
+        found.packers[name] = packer
+        found.shapes[name] = (weight.shape[0], weight.shape[1])
+    return found
+
+
+def within(
+    method: Nested, piled: Piled, budget_bytes: int, generator: Generator | None = None
+) -> dict[str, Form]:
+    """Return weights of as many levels as fit, in the method's order.
 
     Raises:
         BudgetError: if the smallest forms together are too large.
     """
-    forms: dict[str, Form | Tensor] = {}
-    piles: dict[str, Pile] = {}
-    further: dict[str, list[dict[str, Tensor]]] = {}
-    packers: dict[str, Nested] = {}
-    for name, weight in weights:
-        if weight.ndim == 1:
-            forms[name] = weight.to(torch.float32, copy=True)
-        else:
-            known = (stats or {}).get(name)
-            packer = packers[name] = packer_of(method, name)
-            levels = packer.levels(weight, stats=known, generator=generator)
-            further[name] = levels[packer.least_levels :]
-            forms[name], piles[name] = pile_of(packer, weight, levels, known)
-    left = budget_bytes - sum(pile.least_bytes for pile in piles.values())
+    left = budget_bytes - sum(pile.least_bytes for pile in piled.piles.values())
     if left < 0:
         raise too_small(method.about.name, budget_bytes - left, budget_bytes)
-    for name, nbytes in sorted_levels(piles, method.order, generator):
+    forms = {
+        name: packer.first(piled.levels[name][: packer.least_levels], piled.shapes[name])
+        for name, packer in piled.packers.items()
+    }
+    depth = {name: packer.least_levels for name, packer in piled.packers.items()}
+    for name, nbytes in sorted_levels(piled.piles, method.order, generator):
         left -= nbytes
         if left < 0:
             break
-        form = forms[name]
-        assert isinstance(form, Form)
-        forms[name] = packers[name].grow(form, further[name].pop(0))
+        forms[name] = piled.packers[name].grow(forms[name], piled.levels[name][depth[name]])
+        depth[name] += 1
     return forms
 
 
@@ -106,17 +131,17 @@ def packer_of(method: Nested, name: str) -> Nested:
 
 def pile_of(
     method: Nested, weight: Tensor, levels: list[dict[str, Tensor]], stats: ActStats | None
-) -> tuple[Form, Pile]:
-    """Return the smallest form of a weight, and what its levels take and are worth."""
+) -> Pile:
+    """Return what the levels of a weight take and are worth."""
     least, (out, inner) = method.least_levels, weight.shape
-    smallest = form = method.first(levels[:least], (out, inner))
+    form = method.first(levels[:least], (out, inner))
     dense = weight.detach().to(torch.float32)
     losses = [loss_of(dense, form, stats)]
     for level in levels[least:]:
         form = method.grow(form, level)
         losses.append(loss_of(dense, form, stats))
     sizes = method.level_bytes(out, inner)
-    return smallest, Pile(sum(sizes[:least]), sizes[least:], tuple(losses))
+    return Pile(sum(sizes[:least]), sizes[least:], tuple(losses))
 
 
 def loss_of(dense: Tensor, form: Form, stats: ActStats | None) -> float:

@@ -7,7 +7,7 @@ coarser weight: what a live run loads and lets go of, one level of one weight at
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,13 +17,26 @@ from loci.core.cost import Cost
 from loci.core.method import Method
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import ParameterError
-from loci.methods.quant._mixing import Stats, allocate, within
+from loci.methods.quant._allocate import Choice
+from loci.methods.quant._mixing import Piled, Stats, allocate, offers, piled, within
 from loci.methods.quant._packed import PackedModel
 from loci.methods.quant._pile import ORDERS, Pile, sorted_levels
 from loci.nn.form import Form
 from loci.nn.taps import ActStats
 
-__all__ = ["Nested", "Pile", "Quant", "Sensitive", "allocate", "sorted_levels", "within"]
+__all__ = [
+    "Choice",
+    "Nested",
+    "Pile",
+    "Piled",
+    "Quant",
+    "Sensitive",
+    "allocate",
+    "offers",
+    "piled",
+    "sorted_levels",
+    "within",
+]
 
 _TABLES = ("embed", "head")
 
@@ -102,7 +115,7 @@ class Quant(Method):
             matrices = [(n, w) for n, w in weights if w.ndim != 1 and not is_table(n)]
             tables = [w.shape for n, w in weights if w.ndim != 1 and is_table(n)]
             spent = sum(self.table().packed_bytes(out, inner) for out, inner in tables)
-            chosen = allocate(self, matrices, budget_bytes - spent, stats=stats)
+            chosen = allocate(self, offers(self, matrices, stats=stats), budget_bytes - spent)
         packed: dict[str, Form | Tensor] = {}
         for name, weight in weights:
             if name in packed:
@@ -192,9 +205,18 @@ class Nested(Quant):
         """Return a model of all levels, or of those that fit the budget; see `Quant.pack`."""
         if budget_bytes is None:
             return super().pack(weights, stats=stats, generator=generator)
-        return PackedModel(
-            weights=within(self, weights, budget_bytes, stats=stats, generator=generator)
-        )
+        vectors: dict[str, Tensor] = {}
+
+        def matrices() -> Iterator[tuple[str, Tensor]]:
+            for name, weight in weights:
+                if weight.ndim == 1:
+                    vectors[name] = weight.to(torch.float32, copy=True)
+                else:
+                    yield name, weight
+
+        taken = piled(self, matrices(), stats=stats, generator=generator)
+        forms = within(self, taken, budget_bytes, generator)
+        return PackedModel(weights={**forms, **vectors})
 
 
 class Sensitive(Quant):

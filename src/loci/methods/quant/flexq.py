@@ -19,7 +19,7 @@ Not for: speed here. On this processor rounding an input costs time and saves no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -75,6 +75,9 @@ class FlexQ(Sensitive):
 
     def table(self) -> Quant:
         return Groupwise(bits=8, group=32, symmetric=True)
+
+    def variants(self) -> Sequence[Quant]:
+        return (self,)  # which layers differ is decided by `assign`, and takes no more bytes
 
     @property
     def asks(self) -> bool:

@@ -1,0 +1,172 @@
+"""A small language model trained on the spot in float32: weights that no grid has touched.
+
+The default model's own weights lie on a 4-bit grid, so a method that hits the grid loses nothing
+there and proves nothing. This one is trained in a few minutes on text that every machine has, the
+documentation strings of Python's own library and the first half of its help topics; the second half
+stays unseen. It is kept in the models folder under a name that is not listed.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from loci.core.spec import ModelSpec
+from loci.models.pack import PACK_FILE, Pack, Weight, expected_tensors, open_pack, write_pack
+from loci.nn.decoder import decode
+from loci.text.prose import first_half
+
+Progress = Callable[[str, int, int], None]
+SPEC = ModelSpec(
+    name="spot",
+    layers=4,
+    hidden=256,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    ffn=768,
+    vocab=2048,
+    max_context=512,
+    tied=True,
+)
+STEPS, BATCH, LENGTH, RATE = 1000, 8, 128, 2e-3
+QUICK_STEPS = 20
+_CHARACTERS = 4_000_000  # of documentation strings; more than this many steps read
+
+# Shapes: B texts, T tokens.
+
+
+def spot(folder: Path, *, quick: bool = False, progress: Progress | None = None) -> Pack:
+    """Return the model, trained when it is not there.
+
+    Args:
+        folder: the models folder.
+        quick: train a few steps only, into a place of its own.
+    """
+    home = folder / ".bench" / ("spot-quick" if quick else "spot")
+    if not (home / PACK_FILE).is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        tokenizer = _tokenizer()
+        (home / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        source = _train(tokenizer, QUICK_STEPS if quick else STEPS, progress)
+        write_pack(
+            source,
+            home / PACK_FILE,
+            extra={
+                "source": {"file": "trained on the spot"},
+                "tokenizer": {"file": "tokenizer.json"},
+                "chat_template": None,
+                "special": {"bos": None, "eos": [0], "pad": 0, "unk": None, "add_bos": False},
+            },
+        )
+    return open_pack(home)
+
+
+def corpus() -> str:
+    """Return the text it is trained on: documentation strings, and half of the help topics."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    found: list[str] = []
+    size = 0
+    for file in sorted(library.rglob("*.py")):
+        if "site-packages" in file.parts or "test" in file.parts or "pydoc_data" in file.parts:
+            continue
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):  # files that test the parser
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                text = ast.get_docstring(node)
+                if text and len(text) > 60:
+                    found.append(text)
+                    size += len(text)
+        if size > _CHARACTERS:
+            break
+    return "\n\n".join([*found, first_half()])
+
+
+class _Trained:
+    """Trained tensors as a source for a pack."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.spec, self.path, self.file_bytes = SPEC, Path("spot"), 0
+        self._tensors = tensors
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape."""
+        found = self._tensors.get(name)
+        return None if found is None else tuple(found.shape)
+
+    def tensor(self, name: str, rows: slice | None = None) -> Weight:
+        """Return a tensor, or some of its rows."""
+        return self._tensors[name] if rows is None else self._tensors[name][rows]
+
+    def strangers(self, known: set[str]) -> list[str]:
+        """There are none."""
+        return []
+
+
+def _tokenizer() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SPEC.vocab,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([corpus()], trainer)
+    return str(tokenizer.to_str())
+
+
+def _train(tokenizer: str, steps: int, progress: Progress | None) -> _Trained:
+    from tokenizers import Tokenizer
+
+    ids = torch.tensor(Tokenizer.from_str(tokenizer).encode(corpus()).ids)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.ones(shape) if len(shape) == 1 else _start(name, shape, generator)
+        for name, shape in expected_tensors(SPEC).items()
+    }
+    for tensor in tensors.values():
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.AdamW(list(tensors.values()), lr=RATE, weight_decay=0.05)
+    for step in range(steps):
+        rise = min(1.0, (step + 1) / (0.05 * steps))
+        fall = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * rise * fall
+        starts = torch.randint(0, len(ids) - LENGTH - 1, (BATCH,), generator=generator)
+        text_BT = torch.stack([ids[start : start + LENGTH + 1] for start in starts.tolist()])
+        hidden = decode(
+            SPEC,
+            tensors["embed"][text_BT[:, :-1]],
+            lambda name, x: x @ tensors[name].t(),
+            lambda name: tensors.get(name),
+        )
+        logits = hidden @ tensors["embed"].t()
+        loss = cross_entropy(logits.flatten(0, 1), text_BT[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(tensors.values()), 1.0)
+        optimizer.step()
+        if progress is not None:
+            progress("training a small model", step + 1, steps)
+    return _Trained({name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if name == "embed":
+        return torch.randn(shape, generator=generator) * 0.02
+    depth = math.sqrt(2 * SPEC.layers) if name.endswith(("o_proj", "down_proj")) else 1.0
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[-1]) / depth
