@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from loci.errors import NotFoundError, ParameterError
 from loci.run.memory import Memory
 from loci.text.stem import stems
 
-CASES = 10_000
+CASES = {"sqlite": 10_000, "postgres": 1_000}
 MARK = re.compile(r"zq(\d+)zq", re.IGNORECASE)
 # What is said in every scope alike is merged into one fact; what follows marks whose it was.
 SAID = (
@@ -54,11 +54,17 @@ class Hashing:
         return made
 
 
-def test_no_other_scopes_byte_is_ever_returned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", list(CASES))
+def test_no_other_scopes_byte_is_ever_returned(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    cases, where = CASES[database], str(tmp_path / "m.db")
+    if database == "postgres":
+        where = request.getfixturevalue("postgres_place")("m.db")
     draw = random.Random(20260601)
     clock = ManualClock(datetime(2026, 6, 1, 12, tzinfo=UTC))
     memories = {
-        tenant: Memory(tmp_path / "m.db", tenant=tenant, embedder=Hashing(), clock=clock)
+        tenant: Memory(where, tenant=tenant, embedder=Hashing(), clock=clock)
         for tenant in ("local", "acme")
     }
     whose: list[Place] = []
@@ -100,7 +106,7 @@ def test_no_other_scopes_byte_is_ever_returned(tmp_path: Path) -> None:
     for _ in range(40):
         say()
     seen = 0
-    for case in range(CASES):
+    for case in range(cases):
         if case % 100 == 0:
             say()
         asked = somewhere()
@@ -137,13 +143,13 @@ def test_no_other_scopes_byte_is_ever_returned(tmp_path: Path) -> None:
                 found = str(refused)
         check(found, asked)
         seen += bool(MARK.search(repr(found)))
-    assert seen > CASES / 4, "most cases found something of their own"
+    assert seen > cases / 4, "most cases found something of their own"
     for memory in memories.values():
         memory.close()
 
 
-def test_a_fact_told_in_two_sessions_belongs_to_neither_alone(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_a_fact_told_in_two_sessions_belongs_to_neither_alone(place: Callable[[str], str]) -> None:
+    with Memory(place("m.db")) as memory:
         memory.add("I have a dog", user="ada", session="one")
         assert memory.search("dog", user="ada", session="one")[0].kind == "fact"
         memory.add("I have a dog named Rex", user="ada", session="two")
@@ -172,22 +178,22 @@ def test_a_fact_told_in_two_sessions_belongs_to_neither_alone(tmp_path: Path) ->
     ],
 )
 def test_a_scope_that_is_missing_or_forged_is_refused(
-    tmp_path: Path, forged: dict[str, object]
+    place: Callable[[str], str], forged: dict[str, object]
 ) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+    with Memory(place("m.db")) as memory:
         memory.add("I live in Ghent", user="bob")
         with pytest.raises(ParameterError):
             memory.search("Ghent", **forged)  # type: ignore[arg-type]
 
 
-def test_a_key_of_metadata_is_no_sql(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_a_key_of_metadata_is_no_sql(place: Callable[[str], str]) -> None:
+    with Memory(place("m.db")) as memory:
         memory.add("I live in Ghent", user="bob")
         assert memory.search("Ghent", user="ada", filters={"metadata.x') OR 1=1 --": 1}) == []
 
 
-def test_words_of_a_query_cannot_reach_beyond_the_scope(tmp_path: Path) -> None:
-    with Memory(tmp_path / "m.db") as memory:
+def test_words_of_a_query_cannot_reach_beyond_the_scope(place: Callable[[str], str]) -> None:
+    with Memory(place("m.db")) as memory:
         memory.add("I live in Ghent", user="bob")
         memory.add("nothing here", user="ada")
         for query in ('o1" OR "ghent', "key:o1 ghent", "ghent*", "NEAR(ghent)", '"', "o1 ghent"):
