@@ -34,6 +34,17 @@ class _Fresh:
     vector: Any = None
 
 
+@dataclass(frozen=True)
+class _Like:
+    """A note that may be near: how alike, and what it is compared by."""
+
+    alike: float
+    id: str
+    text: str
+    gloss: Gloss
+    names: frozenset[str]
+
+
 class Writing:
     """One call of `revise`: notes made so far, and the edits."""
 
@@ -41,6 +52,7 @@ class Writing:
         self._method, self._view, self._ladder = method, view, ports.ladder
         self._embedder: Embedder | None = ports.embedder if view.has_dense else None
         self._fresh: dict[str, _Fresh] = {}
+        self._said: dict[tuple[str, ...], str] = {}  # {who and what, as stems: key}
         self._ties: dict[str, list[tuple[float, str]]] = {}  # of notes linked in this write
         self._margins: dict[str, Gloss] = {}  # that this write gave to known notes
         self._count: dict[str, int] = {}
@@ -77,7 +89,7 @@ class Writing:
                     text=turn.content,
                     kind="note",
                     sources=(turn.id,),
-                    subject=fold(turn.name or turn.role),
+                    subject=_who(turn),
                     entities=tuple(name for name in names if name),
                     valid_from=turn.time,
                     gloss=own,
@@ -88,6 +100,7 @@ class Writing:
             )
         )
         self._fresh[key] = fresh
+        self._said[(_who(turn), *fresh.stems)] = key
         for other in done.links:
             link = Link(source=key, relation=RELATION, target=other.id, weight=other.weight)
             self.edits.append(replace(link, made_by=rung, reason="among its nearest"))
@@ -98,58 +111,76 @@ class Writing:
 
     def _same(self, turn: Turn) -> Item | None:
         """Return the note that says the same, word for word, by the same person."""
-        wanted, who = stems(turn.content), fold(turn.name or turn.role)
-        for id, _ in self._view.search_words(wanted[:12], 3, "item"):
+        wanted, who = stems(turn.content), _who(turn)
+        told = [stem for word in keywords(turn.content) for stem in stems(word)] or wanted[:4]
+        for id, _ in self._view.search_words(told, 5, "item"):
             item = self._view.item(id)
             if item.kind == "note" and item.subject == who and stems(item.text) == wanted:
                 return item
-        for key, fresh in self._fresh.items():
-            if fresh.stems == wanted and fold(fresh.turn.name or fresh.turn.role) == who:
-                return Item(id=key, text=fresh.turn.content)
-        return None
+        key = self._said.get((who, *wanted))
+        return None if key is None else Item(id=key, text=self._fresh[key].turn.content)
 
     def _near(self, new: _Fresh, text: str, names: Sequence[str]) -> list[Near]:
         """Return the nearest notes, best first."""
-        method, view = self._method, self._view
-        if self._embedder is not None:
-            found = dict(view.search_dense(text, 4 * method.links, "item"))
-        else:
-            found = dict(view.search_words(new.stems[:24], 4 * method.links, "item"))
-        notes = {i: item for i, item in view.items(list(found)).items() if item.kind == "note"}
-        likes: list[tuple[float, str, str, Gloss, set[str]]] = []
-        for id, item in notes.items():
-            alike = (
-                found[id] if self._embedder is not None else likeness(new.stems, stems(item.text))
+        method = self._method
+        likes = sorted(self._likes(new, text), key=lambda like: (-like.alike, like.id))
+        likes = likes[: 2 * method.links]
+        held = [{stem(w) for w in (*like.gloss.keywords, *keywords(like.text))} for like in likes]
+        roots = [stem(word) for word in new.gloss.keywords]
+        # A word that few of the nearest have tells more than one that all of them have.
+        rarity = {root: 1 / log2(2 + sum(root in words for words in held)) for root in roots}
+        total = sum(rarity.values()) or 1.0
+        speakers = {fold(name) for name in self._view.speakers()}
+        mine = {name for name in names if name and name not in speakers}
+        ties = self._links([like.id for like in likes])
+        near = []
+        for like, words in zip(likes, held, strict=True):
+            shared = sum(rarity[root] for root in roots if root in words) / total
+            rare = any(self._mentions(name) <= _RARE for name in mine & like.names)
+            weight = 0.6 * max(like.alike, 0.0) + 0.25 * shared + 0.15 * rare
+            others = sorted((w for w, _ in ties.get(like.id, ())), reverse=True)
+            mutual = len(others) < method.links or weight > others[method.links - 1]
+            full = len(others) >= method.degree and weight <= others[method.degree - 1]
+            near.append(
+                Near(
+                    id=like.id,
+                    text=like.text,
+                    gloss=like.gloss,
+                    weight=min(weight, 1.0),
+                    fits=like.alike >= method.alike
+                    and weight >= method.near
+                    and (rare or mutual)
+                    and not full,
+                )
             )
-            margin = self._margins.get(id) or item.gloss or Gloss()
-            likes.append((alike, id, item.text, margin, set(item.entities)))
+        return sorted(near, key=lambda note: (-note.weight, note.id))[: method.links]
+
+    def _likes(self, new: _Fresh, text: str) -> list[_Like]:
+        """Return known notes like the new one, and those of this write."""
+        view, most = self._view, 4 * self._method.links
+        if self._embedder is not None:
+            found = dict(view.search_dense(text, most, "item"))
+        else:
+            told = [root for word in new.gloss.keywords for root in stems(word)]
+            found = dict(view.search_words(told or new.stems[:12], most, "item"))
+        likes = []
+        for id, item in view.items(list(found)).items():
+            if item.kind != "note":
+                continue
+            if self._embedder is not None:
+                alike = found[id]
+            else:
+                alike = likeness(new.stems, stems(item.text))
+            gloss = self._margins.get(id) or item.gloss or Gloss()
+            likes.append(_Like(alike, id, item.text, gloss, frozenset(item.entities)))
         for key, fresh in list(self._fresh.items())[-_BATCH:]:
             if self._embedder is not None:
                 alike = float(new.vector @ fresh.vector)
             else:
                 alike = likeness(new.stems, fresh.stems)
-            held = set(entities(fresh.turn.content))
-            likes.append((alike, key, fresh.turn.content, fresh.gloss, held))
-        likes.sort(key=lambda like: (-like[0], like[1]))
-        speakers = {fold(name) for name in view.speakers()}
-        mine = {name for name in names if name and name not in speakers}
-        weights = {word: self._rarity(stem(word)) for word in new.gloss.keywords}
-        total = sum(weights.values()) or 1.0
-        ties = self._links([id for _, id, *_ in likes[: 2 * method.links] if id in notes])
-        result = []
-        for alike, id, note, margin, held in likes[: 2 * method.links]:
-            words = {stem(word) for word in (*margin.keywords, *keywords(note))}
-            shared = sum(w for word, w in weights.items() if stem(word) in words) / total
-            rare = any(self._mentions(name) <= _RARE for name in mine & held)
-            weight = 0.6 * max(alike, 0.0) + 0.25 * shared + 0.15 * rare
-            others = sorted((w for w, _ in ties.get(id, ())), reverse=True)
-            mutual = len(others) < method.links or weight > others[method.links - 1]
-            full = len(others) >= method.degree and weight <= others[method.degree - 1]
-            fits = alike >= method.alike and weight >= method.near
-            fits = fits and (rare or mutual) and not full
-            result.append(Near(id=id, text=note, gloss=margin, weight=min(weight, 1.0), fits=fits))
-        result.sort(key=lambda note: (-note.weight, note.id))
-        return result[: method.links]
+            held = frozenset(entities(fresh.turn.content))
+            likes.append(_Like(alike, key, fresh.turn.content, fresh.gloss, held))
+        return likes
 
     def _connected(self, text: str, own: Gloss, near: Sequence[Near]) -> Connection:
         """Return what the rules make of the nearest: links of those that fit, margins that grow."""
@@ -201,13 +232,11 @@ class Writing:
         told = Candidate(text=self._view.item(id).text, sources=(), gloss=margin)
         self.edits.append(Revise(id=id, candidate=told, made_by=rung, reason="a note joined it"))
 
-    def _rarity(self, word: str) -> float:
-        if word not in self._count:
-            self._count[word] = len(self._view.search_words([word], 32, "item"))
-        return 1 / log2(2 + self._count[word])
-
     def _mentions(self, name: str) -> int:
-        key = f"name {name}"
-        if key not in self._count:
-            self._count[key] = len(self._view.search_entities([name], _RARE + 1, "item"))
-        return self._count[key]
+        if name not in self._count:
+            self._count[name] = len(self._view.search_entities([name], _RARE + 1, "item"))
+        return self._count[name]
+
+
+def _who(turn: Turn) -> str:
+    return fold(turn.name or turn.role)
