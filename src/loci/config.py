@@ -7,6 +7,7 @@ any of this: they take folders, sizes and zones as arguments.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -20,7 +21,8 @@ from zoneinfo import ZoneInfo
 
 import platformdirs
 
-from loci.errors import ConfigError
+from loci.core.utf8 import plain_text
+from loci.errors import ConfigError, StorageError
 from loci.units import nearest, parse_bytes, parse_tokens
 
 APP = "loci"
@@ -264,19 +266,37 @@ def store(name: str, text: str | None, file: Path) -> None:
             return
         del lines[at]
     else:
-        _value(key, text, name)
+        _value(key, plain_text(text, name), name)
         # JSON's quotes and escapes are TOML's, but for DEL, which TOML wants escaped.
         line = f"{name} = {json.dumps(text, ensure_ascii=False)}".replace("\x7f", "\\u007f")
         if at is None:
             lines.append(line)
         else:
             lines[at] = line
-    file.parent.mkdir(parents=True, exist_ok=True)
+    _write(file, "\n".join(lines).strip("\n") + "\n", is_secret=key.secret)
+
+
+def _write(file: Path, text: str, *, is_secret: bool) -> None:
+    """Put a new text in place of the file; what cannot be written leaves the old one."""
     fresh = file.with_name(file.name + ".new")
-    fresh.write_text("\n".join(lines).strip("\n") + "\n", encoding="utf-8")
-    if key.secret or (file.exists() and file.stat().st_mode & 0o77 == 0):
-        fresh.chmod(0o600)
-    fresh.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        private = is_secret or (file.exists() and file.stat().st_mode & 0o77 == 0)
+        fresh.unlink(missing_ok=True)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        with os.fdopen(os.open(fresh, flags, 0o600 if private else 0o666), "wb") as out:
+            out.write(text.encode())
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {file}: {error.strerror or error}",
+            way_out="what was there before is unchanged; free some space, or name another file "
+            f"with {FILE_VARIABLE}",
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,24 @@ def test_a_broken_file_does_not_hide_help(loci: Loci, home: Path) -> None:
     done = loci("doctor")
     assert done.code == 2
     assert "is not TOML" in done.err
+
+
+def test_a_setting_that_cannot_be_written_leaves_the_old_one(loci: Loci, home: Path) -> None:
+    assert loci("config", "set", "user", "ada").code == 0
+    file = home / "config.toml"
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+        done = loci("config", "set", "model", "some-other-model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (done.code, done.out) == (1, "")
+    assert "StorageError: cannot write" in done.err and "LOCI_CONFIG" in done.err
+    assert file.read_bytes() == before
+    assert not (home / "config.toml.new").exists()
+
+
+def test_a_setting_that_is_not_utf8_is_refused(loci: Loci, home: Path) -> None:
+    done = loci("config", "set", "user", "caf\udce9")
+    assert done.code == 2 and "user is not UTF-8 at character 3" in done.err
+    assert not (home / "config.toml").exists()
