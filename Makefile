@@ -29,7 +29,7 @@ pull: $(READY)
 	$(BIN)/loci pull smollm2 minilm
 
 # The CPU build of torch first: a plain `torch` would bring gigabytes of CUDA on some machines.
-$(READY): pyproject.toml setup.py $(wildcard src/loci/nn/native.cpp)
+$(READY): pyproject.toml setup.py $(wildcard src/loci/nn/kernels/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0

@@ -26,14 +26,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() 
 
 def levels() -> list[str]:
     """Return the instruction sets this machine can run."""
-    found = []
-    for name in native.LEVELS if native.available() else ():
-        try:
-            with native.force_simd(name):
-                found.append(name)
-        except ParameterError:
-            break
-    return found
+    return native.levels() if native.available() else []
 
 
 @pytest.fixture(params=levels())
@@ -60,14 +53,20 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 def check_product(found: Tensor, x: Tensor, weight: PackedWeight) -> None:
     dense = dequantise_reference(weight).double()
-    reach = x.double().abs() @ dense.abs().t()  # what rounding is measured against
+    scales = weight.scales.double().repeat_interleave(weight.group, dim=1)
+    mins = weight.mins
+    shift = 2 ** (weight.bits - 1) * scales
+    if mins is not None:
+        shift = mins.double().repeat_interleave(weight.group, dim=1).abs()
+    # What rounding is measured against: code and minimum (or zero point) are added up separately.
+    reach = x.double().abs() @ (dense.abs() + 2 * shift).t()
     assert ((found - x.double() @ dense.t()).abs() <= 2e-6 * reach + 1e-30).all()
 
 
 SHAPES = {
     "out": st.integers(1, 40),
     "groups": st.integers(1, 9),
-    "bits": st.integers(2, 8),
+    "bits": st.integers(1, 8),
     "group": st.sampled_from([1, 3, 8, 12, 16, 24, 32, 40, 64, 96, 128, 192]),
     "symmetric": st.booleans(),
     "wide": st.booleans(),
@@ -112,6 +111,61 @@ def test_dequantised_weights_are_equal_to_the_bit(
         native.rows(weight, ids, picked)
     assert torch.equal(found, whole[first:last])
     assert torch.equal(picked, whole[ids])
+
+
+@pytest.mark.parametrize("name", levels())
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 50),
+    spare=st.integers(0, 9000),
+    threads=st.integers(1, 3),
+    offset=st.integers(0, 3),
+    **SHAPES,
+)
+def test_products_of_many_rows(
+    name: str,
+    rows: int,
+    spare: int,
+    threads: int,
+    offset: int,
+    out: int,
+    groups: int,
+    bits: int,
+    group: int,
+    symmetric: bool,
+    wide: bool,
+) -> None:
+    weight = packed(out, groups, bits, group, symmetric=symmetric, wide=wide)
+    other = packed(7, groups, bits, group, symmetric=symmetric, wide=wide, seed=3)
+    whole = noise(rows, weight.shape[1] + 5)
+    x = whole[:, offset : offset + weight.shape[1]]
+    found = torch.full((rows, out + 9), 9.0)
+    before = native.threads()
+    with native.force_simd(name):
+        scratch = torch.empty(native.gemm_floats(weight.shape[1]) + spare)
+        try:
+            native.set_threads(threads)
+            outs = [found[:, 1 : out + 1], found[:, out + 1 : out + 8]]
+            native.gemm_many(x, [weight, other], outs, scratch)
+        finally:
+            native.set_threads(before)
+    check_product(found[:, 1 : out + 1], x, weight)
+    check_product(found[:, out + 1 : out + 8], x, other)
+    assert (found[:, 0] == 9).all() and (found[:, -1] == 9).all(), "wrote beside its columns"
+
+
+def test_products_whose_inputs_fit_no_panel(level: str) -> None:
+    weight = packed(70, 90, 4, 32, symmetric=False, wide=False)  # 2,880 inputs, in several pieces
+    x, found = noise(9, 2880), torch.empty(9, 70)
+    native.gemm_many(x, [weight], [found], torch.empty(native.gemm_floats(2880)))
+    check_product(found, x, weight)
+
+
+def test_scratch_that_is_too_small_is_refused(level: str) -> None:
+    weight, x = packed(8, 2, 4, 32, symmetric=False, wide=False), noise(20, 64)
+    scratch = torch.empty(native.gemm_floats(64) - 1)
+    with pytest.raises(ValueError, match="too small"):
+        native.gemm_many(x, [weight], [torch.empty(20, 8)], scratch)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 16])
@@ -281,6 +335,50 @@ def test_attention_to_nothing(level: str) -> None:
     assert (out == 0).all() and (lse == -torch.inf).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 20), (2, 1, 7)])
+@pytest.mark.parametrize(("queries", "stored"), [(1, 1), (5, 5), (49, 300), (130, 130)])
+@pytest.mark.parametrize("window", [None, 37])
+def test_attention_of_a_prompt(
+    level: str,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    queries: int,
+    stored: int,
+    window: int | None,
+) -> None:
+    pool = noise(2, kv_heads, 2, stored + 5, size + 3).to(dtype)
+    keys, values = pool[:, :, 0, :stored, :size], pool[:, :, 1, :stored, :size]
+    q = noise(2, queries, heads, size).transpose(1, 2) * 2
+    start = stored - queries
+    found, lse = torch.empty(2, heads, queries, size), torch.empty(2, heads, queries)
+    scratch = torch.empty(native.attend_floats(size, heads // kv_heads))
+    native.attend_prompt(
+        q, keys, values, size**-0.5, found, lse, scratch, start=start, window=window
+    )
+    places, now = torch.arange(stored), torch.arange(start, stored)[:, None]
+    visible = places <= now
+    if window is not None:
+        visible &= now - places < window
+    seen = visible.expand(2, kv_heads, -1, -1)
+    expected, expected_lse = attend_reference(q, keys, values, seen, size**-0.5)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=4e-6)
+    torch.testing.assert_close(lse, expected_lse, rtol=2e-6, atol=4e-6)
+
+
+def test_attention_of_a_prompt_to_everything(level: str) -> None:
+    keys, values, q = noise(1, 2, 200, 16), noise(1, 2, 200, 16, seed=2), noise(1, 4, 50, 16)
+    found, lse = torch.empty(1, 4, 50, 16), torch.empty(1, 4, 50)
+    scratch = torch.empty(3 * native.attend_floats(16, 2))
+    native.attend_prompt(q, keys, values, 0.25, found, lse, scratch, start=None)
+    everything = torch.ones(1, 2, 50, 200, dtype=torch.bool)
+    expected, expected_lse = attend_reference(q, keys, values, everything, 0.25)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(lse, expected_lse, rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("block", [8, 32])
 def test_block_floating_point(level: str, bits: int, block: int) -> None:
@@ -296,10 +394,29 @@ def test_block_floating_point(level: str, bits: int, block: int) -> None:
     assert torch.equal(found.view_as(expected), expected)
 
 
+@pytest.mark.parametrize("count", [1, 3, 16, 17, 1000])
+def test_the_first_of_the_largest(level: str, count: int) -> None:
+    for seed in range(20):
+        x = torch.randint(-3, 3, (count,), generator=Generator().manual_seed(seed)).float()
+        assert native.argmax(x) == int((x == x.max()).nonzero()[0])
+
+
+def test_every_byte_is_read(level: str) -> None:
+    # The exclusive or of 64-bit words, of however many pieces, tells a flipped bit.
+    data = torch.randint(0, 255, (3_000_017,), dtype=torch.uint8, generator=Generator())
+    pieces = [data[:1_000_003], data[1_000_003:]]
+    before = native.read_all(pieces)
+    for place in (0, 63, 1_000_002, 1_000_003, 2_345_678, 3_000_016):
+        data[place] ^= 4
+        assert native.read_all(pieces) != before
+        data[place] ^= 4
+    assert native.read_all(pieces) == before
+
+
 def test_instructions_this_machine_lacks_are_refused() -> None:
     with pytest.raises(ParameterError, match="no such instructions"), native.force_simd("amx"):
         pass
-    assert native.simd() == levels()[-1]
+    assert native.simd() == levels()[-1], "the strongest is not the default"
 
 
 def test_why_not_is_silent_when_they_are_there() -> None:

@@ -1,7 +1,8 @@
 """Bytes of the work buffers of a decoder: one table that allocation and prediction both read.
 
 A forward of `chunk` tokens needs room for hidden states, projections, the attention output, one
-tile of dequantised weights, and one row of logits.
+tile of dequantised weights or of scores, what products straight from the codes prepare of their
+input, and one row of logits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from loci.core.spec import ModelSpec
 
 TILE_ELEMENTS = 4 * 2**20  # float32 elements of one dequantised weight tile: at most 16 MiB
+FEW_ROWS = 16  # rows of x that products straight from the codes take
+LEAST_GROUP = 8  # inputs that share a scale, at least, in those products
 
 # Shapes: B batch, T tokens of one chunk, d hidden, q query width, k key width, f ffn, V vocabulary.
 
@@ -28,7 +31,10 @@ def decoder_work(
     queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     linears = spec.layer_linears().values()
     largest = max(out * inner for out, inner in linears)
-    tile = min(largest, TILE_ELEMENTS) if rows > 1 else 0
+    inner = max(spec.hidden, spec.ffn, queries)
+    tile = max(min(largest, TILE_ELEMENTS), least_tile(spec)) if rows > 1 else 0
+    # In the order of the codes, and sums over groups, which q, k and v may each have of their own.
+    prepared = inner + 3 * _whole(inner // LEAST_GROUP, 16)
     table: dict[str, tuple[tuple[int, ...], int]] = {
         "hidden": ((rows, spec.hidden), 4),
         "normed": ((rows, spec.hidden), 4),
@@ -38,12 +44,31 @@ def decoder_work(
         "gate_up": ((rows, 2 * spec.ffn), 4),
         "rope": ((2, rows, spec.head_dim), 4),
         "tile": ((tile,), 4),
+        "prepared": ((min(rows, FEW_ROWS), prepared), 4),
         "logits": ((batch, spec.vocab), 4),
         "attention": ((rows, 2 * queries + 2 * spec.heads), 4),  # parts that are merged
     }
     if decoded_tokens:
         table["decoded"] = ((2, batch, keys, decoded_tokens), 4)
     return table
+
+
+def least_tile(spec: ModelSpec) -> int:
+    """Return the elements that the native kernels need of "tile", for one thread.
+
+    That is a panel of dequantised weights, or a tile of attention: keys, values, scores, and the
+    outputs of the query heads that share a key. More room serves more threads.
+    """
+    size = _whole(spec.head_dim, 16)
+    inner = max(spec.hidden, spec.ffn, spec.heads * spec.head_dim)
+    depth = min(_whole(inner, 16), 512)
+    panel = 6 * 64 + depth * (16 + 64) + depth // 4 + 16
+    scores = 128 * (spec.head_dim + size) + 48 * 128 + spec.groups * 48 * (size + 2)
+    return max(panel, scores)
+
+
+def _whole(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def work_bytes(spec: ModelSpec, chunk: int, batch: int = 1, *, decoded_tokens: int = 0) -> int:

@@ -37,6 +37,7 @@ def attend(
     scale: float,
     window: int | None = None,
     out: Tensor | None = None,
+    kernels: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return what the queries read from all segments of a view, and the log-sum-exp.
 
@@ -48,6 +49,7 @@ def attend(
         scale: what products are multiplied with, usually D ** -0.5.
         window: a key is seen only by queries less than `window` positions after it.
         out: [B, H, T, D] float32 to write into.
+        kernels: False leaves the native kernels alone.
 
     Returns:
         o [B, H, T, D] float32, zero where nothing is visible, and lse [B, H, T] float32, -inf
@@ -64,7 +66,7 @@ def attend(
     if window is not None and int(positions.max()) < window:
         window = None  # nothing can be that old yet
     masked = window is not None or pad is not None
-    o, lse = _merged(grouped_BKGTD, view, positions, pad, scale, window, masked)
+    o, lse = _merged(grouped_BKGTD, view, positions, pad, scale, window, masked, kernels)
     o_BHTD = o.reshape(batch, heads, count, size)
     lse_BHT = lse.reshape(batch, heads, count)
     if out is not None:
@@ -164,6 +166,7 @@ def _merged(
     scale: float,
     window: int | None,
     masked: bool,
+    kernels: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Attend to every segment and merge; `masked` goes by positions even where none is needed."""
     total: tuple[Tensor, Tensor] | None = None
@@ -172,7 +175,7 @@ def _merged(
         if segment.tokens:
             ordered = _in_order(q_BKGTD, segment)
             if not masked and (segment.clear or _is_causal(segment)):
-                parts = _open(ordered, segment, scale)
+                parts = _open(ordered, segment, scale, kernels)
             else:
                 parts = _by_mask(ordered, segment, positions_BT, pad_B, scale, window, first)
             for part in parts:
@@ -194,13 +197,19 @@ def _in_order(q_BKGTD: Tensor, segment: Segment) -> Tensor:
     return q_BKGTD.gather(-1, index)
 
 
-def _open(q_BKGTD: Tensor, segment: Segment, scale: float) -> Iterator[tuple[Tensor, Tensor]]:
+def _open(
+    q_BKGTD: Tensor, segment: Segment, scale: float, kernels: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Attend without any mask tensor: to all tokens, or causally to the block's own."""
     groups, count = q_BKGTD.shape[2:4]
-    if count == 1 and _NATIVE and isinstance(segment, DenseSegment) and _is_native(segment):
-        yield _decode(q_BKGTD, segment, scale)
-        return
     causal = _is_causal(segment) and count > 1
+    if kernels and _NATIVE and q_BKGTD.device.type == "cpu" and q_BKGTD.dtype == torch.float32:
+        for keys_BKsD, values_BKsD in _as_kept(segment):
+            if count == 1:
+                yield _decode(q_BKGTD, keys_BKsD, values_BKsD, scale)
+            else:
+                yield _prompt(q_BKGTD, keys_BKsD, values_BKsD, scale, causal)
+        return
     for keys_BKsD, values_BKsD, _ in segment.tiles():
         if causal:
             parts = [
@@ -214,22 +223,45 @@ def _open(q_BKGTD: Tensor, segment: Segment, scale: float) -> Iterator[tuple[Ten
             yield o_BKRD.view_as(q_BKGTD), lse_BKR.view(q_BKGTD.shape[:-1])
 
 
-def _is_native(segment: DenseSegment) -> bool:
-    kind = segment.keys_BKSD
-    return kind.device.type == "cpu" and kind.dtype in (torch.float32, torch.float16)
+def _as_kept(segment: Segment) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield keys and values the kernels can read: in the dtype they are kept in, or decoded."""
+    if isinstance(segment, DenseSegment):
+        keys, values = segment.keys(), segment.values()
+        kind = {keys.dtype, values.dtype}
+        if kind <= {torch.float32, torch.float16} and len(kind) == 1 and keys.stride(-1) == 1:
+            yield keys, values
+            return
+    for keys_BKsD, values_BKsD, _ in segment.tiles():
+        yield keys_BKsD, values_BKsD
 
 
-def _decode(q_BKGTD: Tensor, segment: DenseSegment, scale: float) -> tuple[Tensor, Tensor]:
-    """Attend one query per row natively, to keys in the dtype they are kept in."""
+def _decode(
+    q_BKGTD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend one query per row natively."""
     batch, kv_heads, groups, _, size = q_BKGTD.shape
     q_BHD = q_BKGTD.reshape(batch, kv_heads * groups, size).contiguous()
     o_BHD, lse_BH = torch.empty_like(q_BHD), q_BHD.new_empty(q_BHD.shape[:-1])
-    keys_BKSD, values_BKSD = segment.keys(), segment.values()
     for row in range(batch):  # the kernel takes one row; rows are few
         native.attend_decode(
             q_BHD[row], keys_BKSD[row], values_BKSD[row], scale, o_BHD[row], lse_BH[row]
         )
     return o_BHD.view_as(q_BKGTD), lse_BH.view(q_BKGTD.shape[:-1])
+
+
+def _prompt(
+    q_BKGTD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attend many queries per row natively; causally, they belong to the last of the keys."""
+    batch, kv_heads, groups, count, size = q_BKGTD.shape
+    q_BHTD = q_BKGTD.reshape(batch, kv_heads * groups, count, size)
+    o_BHTD, lse_BHT = torch.empty_like(q_BHTD), q_BHTD.new_empty(q_BHTD.shape[:-1])
+    scratch = torch.empty(native.attend_floats(size, groups) * native.threads())
+    start = keys_BKSD.shape[2] - count if causal else None
+    native.attend_prompt(
+        q_BHTD, keys_BKSD, values_BKSD, scale, o_BHTD, lse_BHT, scratch, start=start
+    )
+    return o_BHTD.view_as(q_BKGTD), lse_BHT.view(q_BKGTD.shape[:-1])
 
 
 def _by_mask(

@@ -6,11 +6,10 @@ callers take their torch path. Nothing here may be called then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple  # the extension has no types
 
 import torch
 from torch import Tensor
@@ -18,20 +17,24 @@ from torch import Tensor
 from loci.errors import ParameterError
 
 if TYPE_CHECKING:
+    from loci.core.spec import ModelSpec
     from loci.nn.packing import PackedWeight
 
 try:
-    from loci.nn import _native  # type: ignore[attr-defined]  # built from native.cpp
+    from loci.nn import _native  # type: ignore[attr-defined]  # built from kernels/
 except ImportError as error:
     _native = None
     _WHY_NOT: str | None = str(error)
 else:
     _WHY_NOT = None
 
-MAX_ROWS = 16  # rows of x one product takes
-LEVELS = ("plain", "avx2", "avx512")
+MAX_ROWS = 16  # rows of x a product straight from the codes takes
+LEVELS = ("plain", "avx2", "avx512", "neon")
+MIN_BITS, MAX_BITS = 1, 8
+_DENSE = {torch.float32: (1, 32), torch.float16: (2, 16), torch.bfloat16: (3, 16)}
 
-# Shapes: M rows, K inputs, N outputs, H query heads, K key/value heads, S stored tokens, D head.
+# Shapes: M rows, K inputs, N outputs, H query heads, K key/value heads, S stored tokens, T queries,
+# D head, V vocabulary.
 
 
 def available() -> bool:
@@ -39,16 +42,9 @@ def available() -> bool:
     return _native is not None
 
 
-@cache
 def handles(bits: int) -> bool:
     """Return whether the kernels were built and read codes of this width."""
-    if _native is None:
-        return False
-    try:
-        _native.Weight(0, 0, 0, 0, 8, bits, 8, True)
-    except ValueError:
-        return False
-    return True
+    return _native is not None and MIN_BITS <= bits <= MAX_BITS
 
 
 def why_not() -> str | None:
@@ -61,21 +57,26 @@ def why_not() -> str | None:
 
 
 def simd() -> str:
-    """Return the instructions in use: "plain", "avx2" or "avx512"."""
-    return LEVELS[_native.level()]
+    """Return the instructions in use, one of `LEVELS`."""
+    name: str = _native.level()
+    return name
+
+
+def levels() -> list[str]:
+    """Return the instruction sets this machine has, weakest first."""
+    found: list[str] = _native.levels()
+    return found
 
 
 @contextmanager
 def force_simd(name: str) -> Iterator[None]:
     """Use only these instructions within the block; for tests."""
-    if name not in LEVELS or LEVELS.index(name) > _native.best_level():
+    if name not in levels():
         raise ParameterError(
-            "this machine has no such instructions",
-            value=name,
-            allowed=", ".join(LEVELS[: _native.best_level() + 1]),
+            "this machine has no such instructions", value=name, allowed=", ".join(levels())
         )
-    before = _native.level()
-    _native.set_level(LEVELS.index(name))
+    before = simd()
+    _native.set_level(name)
     try:
         yield
     finally:
@@ -95,12 +96,16 @@ def set_threads(count: int) -> None:
     _native.set_threads(count)
 
 
+# -- products ---------------------------------------------------------------------------------
+
+
 def handle(weight: PackedWeight) -> object:
     """Return the kernels' own view of a weight, made once and kept with it."""
     held = weight.__dict__.get("_native")
     if held is None:
         out, inner = weight.shape
         held = _native.Weight(
+            0,
             weight.codes.data_ptr(),
             weight.scales.data_ptr(),
             0 if weight.mins is None else weight.mins.data_ptr(),
@@ -114,21 +119,59 @@ def handle(weight: PackedWeight) -> object:
     return held
 
 
+def dense_handle(weight: Tensor) -> object:
+    """Return the kernels' view of a contiguous float32, float16 or bfloat16 matrix.
+
+    The caller keeps the tensor for as long as the view.
+    """
+    kind, bits = _DENSE[weight.dtype]
+    out, inner = weight.shape
+    return _native.Weight(kind, weight.data_ptr(), 0, 0, out, inner, bits, inner, False)
+
+
 def gemv(x_MK: Tensor, weight: PackedWeight, out_MN: Tensor) -> None:
     """Write x times the transposed weight into out; x contiguous, rows of out contiguous."""
-    _native.gemv(
-        x_MK.data_ptr(), x_MK.shape[0], handle(weight), out_MN.data_ptr(), out_MN.stride(0)
-    )
+    gemv_many(x_MK, (weight,), (out_MN,))
 
 
 def gemv_many(x_MK: Tensor, weights: Sequence[PackedWeight], outs_MN: Sequence[Tensor]) -> None:
-    """Write x times each transposed weight, in one go."""
-    _native.gemv_many(
+    """Write x times each transposed weight, in one go; at most `MAX_ROWS` rows."""
+    _native.gemv(
         x_MK.data_ptr(),
         x_MK.shape[0],
         [handle(weight) for weight in weights],
         [out.data_ptr() for out in outs_MN],
         [out.stride(0) for out in outs_MN],
+    )
+
+
+def gemm_floats(inner: int) -> int:
+    """Return the least scratch of `gemm_many` in float32 elements; more serves more threads."""
+    count: int = _native.gemm_floats(inner)
+    return count
+
+
+def gemm_many(
+    x_MK: Tensor,
+    weights: Sequence[PackedWeight],
+    outs_MN: Sequence[Tensor],
+    scratch: Tensor,
+) -> None:
+    """Write x times each transposed weight, any number of rows, through dequantised panels.
+
+    Args:
+        x_MK: float32, columns side by side.
+        scratch: float32, at least `gemm_floats`.
+    """
+    _native.gemm(
+        x_MK.data_ptr(),
+        x_MK.stride(0),
+        x_MK.shape[0],
+        [handle(weight) for weight in weights],
+        [out.data_ptr() for out in outs_MN],
+        [out.stride(0) for out in outs_MN],
+        scratch.data_ptr(),
+        scratch.numel(),
     )
 
 
@@ -140,6 +183,9 @@ def dequantise(weight: PackedWeight, first: int, last: int, out_nK: Tensor) -> N
 def rows(weight: PackedWeight, ids_n: Tensor, out_nK: Tensor) -> None:
     """Write the rows `ids` (int64, contiguous, in range) into out."""
     _native.rows(handle(weight), ids_n.data_ptr(), ids_n.numel(), out_nK.data_ptr())
+
+
+# -- the steps between products ---------------------------------------------------------------
 
 
 def rmsnorm(x_MK: Tensor, weight_K: Tensor, eps: float, offset: float, out_MK: Tensor) -> None:
@@ -182,6 +228,9 @@ def rope(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, out_THD: Tensor) -> None
     )
 
 
+# -- attention --------------------------------------------------------------------------------
+
+
 def attend_decode(
     q_HD: Tensor, keys_KSD: Tensor, values_KSD: Tensor, scale: float, out_HD: Tensor, lse_H: Tensor
 ) -> None:
@@ -210,6 +259,53 @@ def attend_decode(
     )
 
 
+def attend_floats(size: int, groups: int) -> int:
+    """Return the least scratch of `attend_prompt` in elements; more serves more threads."""
+    count: int = _native.attend_floats(size, groups)
+    return count
+
+
+def attend_prompt(
+    q_BHTD: Tensor,
+    keys_BKSD: Tensor,
+    values_BKSD: Tensor,
+    scale: float,
+    out_BHTD: Tensor,
+    lse_BHT: Tensor | None,
+    scratch: Tensor,
+    *,
+    start: int | None,
+    window: int | None = None,
+) -> None:
+    """Write what many queries read, in tiles: no score outlives its tile.
+
+    Args:
+        q_BHTD: float32; like all others, the last dimension contiguous, the rest strided.
+        keys_BKSD, values_BKSD: float32 or float16.
+        lse_BHT: float32, contiguous, or None.
+        start: query t sees keys 0..start + t; None shows every key to every query.
+        window: and of those only the last `window`.
+    """
+    heads, queries, size = q_BHTD.shape[1:]
+    kv_heads, stored = keys_BKSD.shape[1:3]
+    every = (q_BHTD, keys_BKSD, values_BKSD, out_BHTD)
+    lists = [[part.data_ptr() for part in tensor.unbind(0)] for tensor in every]
+    lse = [] if lse_BHT is None else [part.data_ptr() for part in lse_BHT.unbind(0)]
+    strides = [tensor.stride(axis) for tensor in every for axis in (1, 2)]
+    sizes = [queries, stored, stored if start is None else start]
+    sizes += [0 if window is None else window, heads, kv_heads, size]
+    _native.attend_prompt(
+        *lists,
+        lse,
+        strides,
+        sizes,
+        keys_BKSD.dtype == torch.float16,
+        scale,
+        scratch.data_ptr(),
+        scratch.numel(),
+    )
+
+
 def bfp_dequant(
     packed_NR: Tensor, exponents_Nb: Tensor, bits: int, block: int, out_ND: Tensor
 ) -> None:
@@ -230,3 +326,231 @@ def bfp_dequant(
         packed_NR.shape[-1],
         out_ND.data_ptr(),
     )
+
+
+# -- after the head ---------------------------------------------------------------------------
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether the kernels can read a tensor as it lies."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def argmax(logits_V: Tensor) -> int:
+    """Return the first of the largest; contiguous float32."""
+    found: int = _native.argmax(logits_V.data_ptr(), logits_V.numel())
+    return found
+
+
+def sample(
+    logits_V: Tensor, temperature: float, top_k: int | None, top_p: float | None, uniform: float
+) -> int:
+    """Return the token at which the cumulated chance passes `uniform`; contiguous float32.
+
+    Of the `top_k` largest, equals of the last one included, those of the smallest set whose chance
+    reaches `top_p` take part.
+    """
+    found: int = _native.sample(
+        logits_V.data_ptr(),
+        logits_V.numel(),
+        temperature,
+        top_k or 0,
+        1.0 if top_p is None else top_p,
+        uniform,
+    )
+    return found
+
+
+def read_all(tensors: Sequence[Tensor]) -> int:
+    """Read every byte once, in all threads, and return their exclusive or: a decoder's limit."""
+    pieces = [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
+    found: int = _native.read_all(pieces)
+    return found
+
+
+# -- the decoder ------------------------------------------------------------------------------
+
+
+class Past(NamedTuple):
+    """Where the keys and values of one row of the batch lie.
+
+    Attributes:
+        keys, values: addresses of layer 0, head 0, token 0.
+        layer, head, token: how many elements the next of each is away.
+        half: 1 for float16, 0 for float32.
+        stored: tokens there already.
+        position: of the next one.
+    """
+
+    keys: int
+    values: int
+    layer: int
+    head: int
+    token: int
+    half: int
+    stored: int
+    position: int
+
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VECTORS = (
+    "input_norm",
+    "post_norm",
+    "q_proj.bias",
+    "k_proj.bias",
+    "v_proj.bias",
+    "o_proj.bias",
+    "q_norm",
+    "k_norm",
+)
+WORK = ("hidden", "normed", "qkv", "mixed", "gate_up", "rope", "prepared", "attention", "tile")
+LAST, ALL = 1, 2  # which logits
+DONE, BAD_ID, NOT_FINITE = 0, 1, 2  # what a step returns; NOT_FINITE + layer
+
+
+def decoder_floats(spec: ModelSpec) -> int:
+    """Return the least "tile" of a decoder that takes more than `MAX_ROWS` rows at once."""
+    count: int = _native.decoder_floats(
+        spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.ffn
+    )
+    return count
+
+
+def fits_decoder(spec: ModelSpec) -> bool:
+    """Return whether the kernels were built and a model's sizes are those they take."""
+    widths = (spec.hidden, spec.ffn, spec.heads * spec.head_dim)
+    return available() and all(width % 16 == 0 for width in widths) and spec.head_dim % 2 == 0
+
+
+class Decoder:
+    """All steps of a Llama-like forward, with no Python between them.
+
+    Args:
+        work: buffers by name, float32; those of `WORK`, as `decoder_work` lists them.
+        frequencies: [D / 2] of the rotary embedding.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, work: Mapping[str, Tensor], frequencies: Tensor, scale: float
+    ) -> None:
+        self._keep: list[Any] = [dict(work), frequencies]  # what the kernels point at
+        sizes = [spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim]
+        sizes += [spec.ffn, spec.vocab, spec.window or 0]
+        self._native = _native.Decoder(
+            sizes,
+            spec.norm_eps,
+            spec.norm_offset,
+            spec.embed_scale,
+            scale,
+            spec.activation == "gelu_tanh",
+            frequencies.data_ptr(),
+            [work[name].data_ptr() for name in WORK],
+            work["attention"].numel(),
+            work["tile"].numel(),
+        )
+        self._room = work["prepared"].numel()
+        self._layers: dict[int, object] = {}
+
+    def set_layer(self, index: int, block: Mapping[str, Any], rows: int) -> bool:
+        """Take the weights of a layer; False where the kernels cannot read one of them.
+
+        Args:
+            block: tensors and weights by the names of `LINEARS` and `VECTORS`.
+            rows: most rows of x that a product straight from the codes will see.
+        """
+        handles = [view(block[name]) for name in LINEARS]
+        if any(handle is None for handle in handles):
+            return False
+        for group in (handles[:3], handles[3:4], handles[4:6], handles[6:]):
+            if _native.prepared_floats(group, min(rows, MAX_ROWS)) > self._room:
+                return False
+        vectors = [block.get(name) for name in VECTORS]
+        if not all(vector is None or _is_vector(vector) for vector in vectors):
+            return False
+        pointers = [0 if vector is None else vector.data_ptr() for vector in vectors]
+        self._native.set_layer(index, handles, pointers)
+        self._layers[index] = (handles, vectors, block)
+        return True
+
+    def set_vocabulary(
+        self, embedding: Sequence[Any], head: Sequence[Any], norm: Tensor, rows: int
+    ) -> bool:
+        """Take the tiles of embedding and head, whose rows follow each other, and the last norm."""
+        tiles = [[view(weight) for weight in part] for part in (embedding, head)]
+        if any(handle is None for part in tiles for handle in part) or not _is_vector(norm):
+            return False
+        if len({weight.shape[0] for weight in embedding[:-1]}) > 1:
+            return False  # a row is found by dividing
+        if _native.prepared_floats(tiles[1], min(rows, MAX_ROWS)) > self._room:
+            return False
+        self._native.set_vocabulary(*tiles, norm.data_ptr())
+        self._keep += [tiles, list(embedding), list(head), norm]
+        return True
+
+    def step(
+        self,
+        ids_BT: Tensor,
+        past: Sequence[Past],
+        logits: int,
+        out: Tensor | None,
+        largest: float,
+    ) -> int:
+        """Run tokens through all layers, keep their keys and values, and write logits.
+
+        Args:
+            ids_BT: int64, contiguous.
+            past: one for each row.
+            logits: 0 for none, `LAST` or `ALL`.
+            out: [B, V] or [B * T, V], contiguous.
+            largest: what a key or value may be where T > 1.
+
+        Returns:
+            `DONE`, `BAD_ID`, or `NOT_FINITE` plus the number of a layer.
+        """
+        pointer = 0 if out is None else out.data_ptr()
+        numbers = [number for row in past for number in row]
+        tokens = ids_BT.shape[1]
+        status: int = self._native.step(
+            ids_BT.data_ptr(), tokens, numbers, logits, pointer, largest
+        )
+        return status
+
+    def layer(self, index: int, tokens: int, past: Sequence[Past], largest: float) -> int:
+        """Carry the hidden states of `tokens` a row through one layer; returns as `step` does."""
+        numbers = [number for row in past for number in row]
+        status: int = self._native.layer(index, tokens, numbers, largest)
+        return status
+
+    def before(self, layer: int, positions_BT: Tensor, q_BHTD: Tensor, k_BKTD: Tensor) -> None:
+        """From the hidden states to rotated queries and keys; values stay in "qkv".
+
+        Args:
+            positions_BT: int64, contiguous; negative is padding and turns like 0.
+            q_BHTD, k_BKTD: contiguous.
+        """
+        rows, tokens = positions_BT.shape
+        self._native.before(
+            layer, rows, tokens, positions_BT.data_ptr(), q_BHTD.data_ptr(), k_BKTD.data_ptr()
+        )
+
+    def after(self, layer: int, o_BHTD: Tensor) -> None:
+        """From what the queries read, contiguous, to the hidden states after the layer."""
+        rows, _, tokens, _ = o_BHTD.shape
+        self._native.after(layer, rows, tokens, o_BHTD.data_ptr())
+
+
+def view(weight: Any) -> object | None:
+    """Return the kernels' view of a weight in any form, None for a form they do not read."""
+    if isinstance(weight, Tensor):
+        if weight.ndim == 2 and weight.dtype in _DENSE and weight.is_contiguous():
+            return dense_handle(weight) if weight.device.type == "cpu" else None
+        return None
+    from loci.nn.packing import PackedWeight
+
+    if not isinstance(weight, PackedWeight) or not handles(weight.bits) or weight.group < 8:
+        return None
+    return handle(weight) if weight.codes.device.type == "cpu" else None
+
+
+def _is_vector(vector: object) -> bool:
+    return isinstance(vector, Tensor) and vector.ndim == 1 and is_plain(vector)

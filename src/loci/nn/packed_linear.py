@@ -2,8 +2,9 @@
 
 `reference` dequantises the whole weight and multiplies: simple, the oracle of the others. `tiled`
 dequantises a tile of output rows at a time into scratch memory, so that a long prompt never holds a
-whole float32 weight. `native` multiplies straight from the codes, for up to 16 rows of x: a decoded
-token reads every weight once, in its packed size, and nothing else.
+whole float32 weight. `native` multiplies up to 16 rows of x straight from the codes: a decoded
+token reads every weight once, in its packed size, and nothing else. With more rows it dequantises
+panels that stay in the processor's cache while all rows pass by.
 """
 
 from __future__ import annotations
@@ -60,19 +61,20 @@ def matmul(
         )
     if backend == "reference":
         return torch.mm(x, _reference(weight).t(), out=out)
-    if backend is None and isinstance(weight, PackedWeight) and _is_native(x, weight):
-        native.gemv(x, weight, out)
+    if (
+        backend in (None, "native")
+        and isinstance(weight, PackedWeight)
+        and _is_native(x, weight)
+        and _multiply(x, [weight], [out], tile)
+    ):
         return out
     if backend == "native":
-        if not isinstance(weight, PackedWeight) or not _is_native(x, weight):
-            raise ParameterError(
-                "the native product cannot be used here",
-                value=(tuple(x.shape), type(weight).__name__, native.why_not()),
-                allowed=f"a packed weight and 1 to {native.MAX_ROWS} contiguous rows",
-                way_out="leave the back end out, and the fastest that can is taken",
-            )
-        native.gemv(x, weight, out)
-        return out
+        raise ParameterError(
+            "the native product cannot be used here",
+            value=(tuple(x.shape), type(weight).__name__, native.why_not()),
+            allowed="a packed weight, contiguous float32 rows of x, and a tile with room for them",
+            way_out="leave the back end out, and the fastest that can is taken",
+        )
     if isinstance(weight, Form):
         return weight.product(x, out, tile)
     return tiled(x, weight, out, tile)
@@ -97,8 +99,8 @@ def matmul_many(
             x.shape[1] == w.shape[1] and tuple(out.shape) == (x.shape[0], w.shape[0])
             for w, out in zip(packed, outs, strict=True)
         )
+        and _multiply(x, packed, outs, tile)
     ):
-        native.gemv_many(x, packed, outs)
         return outs
     for weight, out in zip(weights, outs, strict=True):
         matmul(x, weight, out, tile=tile, backend=backend)
@@ -154,11 +156,26 @@ class _Product(torch.autograd.Function):
 def _is_native(x_MK: Tensor, weight: PackedWeight) -> bool:
     return (
         native.handles(weight.bits)
-        and 0 < x_MK.shape[0] <= native.MAX_ROWS
-        and x_MK.dtype == torch.float32
-        and x_MK.is_contiguous()
-        and x_MK.device.type == weight.codes.device.type == "cpu"
+        and x_MK.shape[0] > 0
+        and native.is_plain(x_MK)
+        and weight.codes.device.type == "cpu"
     )
+
+
+def _multiply(
+    x_MK: Tensor, weights: Sequence[PackedWeight], outs: Sequence[Tensor], tile: Tensor | None
+) -> bool:
+    """Multiply natively; False where the tile is too small for many rows."""
+    if x_MK.shape[0] <= native.MAX_ROWS:
+        native.gemv_many(x_MK, weights, outs)
+        return True
+    least = native.gemm_floats(x_MK.shape[1])
+    if tile is None:
+        tile = torch.empty(least * native.threads())
+    if tile.numel() < least:
+        return False
+    native.gemm_many(x_MK, weights, outs, tile)
+    return True
 
 
 def _is_writable(out_MN: Tensor) -> bool:

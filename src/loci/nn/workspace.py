@@ -55,6 +55,10 @@ class Buffers:
             held = self._tensors[name] = torch.empty(self._sizes[name], dtype=dtype)
         return held[:count].view(*shape)
 
+    def whole(self, name: str) -> Tensor:
+        """Return all of the buffer `name`, one-dimensional."""
+        return self.take(name, (self._sizes[name],))
+
     def nbytes(self) -> int:
         """Return the bytes under the lease."""
         return self._lease.nbytes

@@ -37,6 +37,7 @@ from loci.errors import (
     ParameterError,
 )
 from loci.methods.kv.base import Chain, Encode, check_chain, store_plan
+from loci.nn import native
 from loci.nn.kv import TILE_TOKENS, DenseSegment, KVBlock, KVView, Seen, Segment
 
 FORMAT, VERSION = "loci-kv", 1
@@ -101,6 +102,7 @@ class KVStore:
     """
 
     length: int  # logical tokens of each row
+    largest: float  # what a key or value may be, in the dtype they are kept in
     _end: list[int]  # logical tokens each layer was given
     _count: list[int]  # tokens in the slots of each layer
     _tail_count: list[int]  # tokens in the exact tail
@@ -177,7 +179,7 @@ class KVStore:
             self._tensors["fixed.order"].copy_(orders)
             self._ordered = [True] * spec.layers
         self._step_places = torch.empty(batch, 1, 0, dtype=torch.int32)
-        self._largest = torch.finfo(dtype).max
+        self.largest = torch.finfo(dtype).max
         self._trying = False
         self._reset()
 
@@ -199,7 +201,7 @@ class KVStore:
         if layer == 0:
             self._begin(k, positions)
         if tokens > 1:
-            _check_finite(layer, k, v, self._largest)
+            _check_finite(layer, k, v, self.largest)
         if self._pending is not None and not self._trying:
             self._fold(self._pending, None)
         if self._trying:
@@ -243,6 +245,46 @@ class KVStore:
             yield
         finally:
             self._trying = False
+
+    # -- one step by a kernel that keeps keys and values itself -------------------------------
+
+    def pasts(self) -> list[native.Past] | None:
+        """Return where a kernel may append the next keys and values of each row.
+
+        None where it may not: the store compresses, a row is padded, or a trial is under way. After
+        the kernel, `took` counts the tokens.
+        """
+        if self.chain or self._trying or not self._is_regular:
+            return None
+        slots = self._tensors["slots"]
+        size, count = slots.element_size(), self.length
+        row, layer, part, head, token, _ = slots.stride()
+        base, half = slots.data_ptr(), int(self.dtype == torch.float16)
+        return [
+            native.Past(
+                base + size * row * index,
+                base + size * (row * index + part),
+                layer,
+                head,
+                token,
+                half,
+                count,
+                count,
+            )
+            for index in range(self.batch)
+        ]
+
+    def begin(self, tokens: int) -> None:
+        """Prepare for layers that append some of them here and some through `pasts`."""
+        start = self.length
+        places_T = torch.arange(start, start + tokens, dtype=torch.int32)
+        self._step_places = places_T.expand(self.batch, 1, tokens)
+
+    def took(self, tokens: int) -> None:
+        """Count tokens whose keys and values were written to where `pasts` said."""
+        self.length += tokens
+        self._count = [self.length] * self.spec.layers
+        self._end = [self.length] * self.spec.layers
 
     # -- what it holds ------------------------------------------------------------------------
 

@@ -2,6 +2,11 @@
 
 No module tree and no hooks: embedding, layers, head as a fixed sequence over preallocated buffers.
 It agrees with transformers' eager float32 forward within 1e-4.
+
+Where the native kernels were built they do as much as they can in one call. With weights that stay
+where they are and a store that keeps keys and values as they come, that is the whole forward. With
+weights that are streamed or a store that compresses, it is one half of a layer: attention and the
+store between the halves are Python's. What is left runs in plain torch, which is also the oracle.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from torch.nn.functional import silu
 
 from loci.core.ledger import Ledger
 from loci.core.spec import ModelSpec
-from loci.errors import ContextError, ParameterError
+from loci.errors import ContextError, ModelError, ParameterError
 from loci.nn import native
 from loci.nn.attend import attend
 from loci.nn.kv import Seen
 from loci.nn.packed_linear import matmul, matmul_many
 from loci.nn.rope import Rope, rotate
 from loci.nn.workspace import Buffers, decoder_work
+from loci.run.weights import FixedSource
 
 if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
 class Runner:
     """Runs tokens through the layers.
 
+    Attributes:
+        is_whole: the kernels have all weights, so a forward into a plain store is one call.
+
     Args:
         spec: sizes of the model.
         weights: where the blocks come from.
@@ -41,6 +50,7 @@ class Runner:
         chunk: tokens one call may bring.
         batch: rows at most.
         decoded_tokens: see `loci.core.work.decoder_work`.
+        kernels: False leaves the native kernels alone.
     """
 
     def __init__(
@@ -53,14 +63,28 @@ class Runner:
         batch: int = 1,
         decoded_tokens: int = 0,
         tier: str = "dram",
+        kernels: bool = True,
     ) -> None:
-        self.spec, self.weights, self.chunk, self.batch = spec, weights, chunk, batch
+        self.spec, self.chunk, self.batch = spec, chunk, batch
         self._work = Buffers(
             decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens), ledger, tier=tier
         )
         self._rope = Rope(spec)
         self._scale = spec.head_dim**-0.5
-        self._fast = native.available()
+        self._fast = kernels and native.available()
+        self._backend = None if self._fast else "tiled"
+        self.weights = weights
+
+    @property
+    def weights(self) -> WeightSource:
+        """Where the blocks come from; another source of the same model may take over."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: WeightSource) -> None:
+        self._weights = weights
+        self._decoder = self._open_decoder() if self._fast else None  # the old one holds the blocks
+        self.is_whole = self._decoder is not None and self._is_fixed(self._decoder)
 
     def forward(
         self,
@@ -91,15 +115,15 @@ class Runner:
                 value=(rows, tokens),
                 way_out="split the prompt into chunks",
             )
+        if logits not in (None, "last", "all"):
+            raise ParameterError("unknown logits", value=logits, allowed="last, all or None")
+        if positions_BT is None and pad_B is None and self._decoder is not None:
+            pasts = store.pasts()
+            if pasts is not None and len(pasts) == rows:
+                return self._step(self._decoder, ids_BT, store, pasts, logits)
         if positions_BT is None:
             start = store.length
-            if start + tokens > store.max_tokens:
-                raise ContextError(
-                    f"{start + tokens} tokens do not fit the context",
-                    value=start + tokens,
-                    allowed=f"<= {store.max_tokens}",
-                    way_out="open the plan with a larger --context",
-                )
+            self._check_room(store, tokens)
             positions_BT = torch.arange(start, start + tokens).expand(rows, tokens)
             if pad_B is not None:
                 positions_BT = positions_BT - pad_B[:, None]
@@ -131,9 +155,129 @@ class Runner:
 
     def release(self) -> None:
         """Give the work buffers back."""
+        self._decoder, self.is_whole = None, False
         self._work.release()
 
+    # -- private: native ----------------------------------------------------------------------
+
+    def _open_decoder(self) -> native.Decoder | None:
+        if not native.fits_decoder(self.spec):
+            return None
+        work = {name: self._work.whole(name) for name in native.WORK}
+        if self._rows > 1 and work["tile"].numel() < native.decoder_floats(self.spec):
+            return None
+        return native.Decoder(self.spec, work, self._rope.frequencies, self._scale)
+
+    def _is_fixed(self, decoder: native.Decoder) -> bool:
+        """Hand all weights to the kernels, once and for all; False where that cannot be."""
+        if not isinstance(self.weights, FixedSource):
+            return False
+        head = [weight for _, weight in self.weights.head()]
+        return all(
+            decoder.set_layer(index, self.weights.layer(index), self._rows)
+            for index in range(self.spec.layers)
+        ) and decoder.set_vocabulary(
+            self.weights.embedding(), head, self.weights.norm(), self._rows
+        )
+
+    def _step(
+        self,
+        decoder: native.Decoder,
+        ids_BT: Tensor,
+        store: KVStore,
+        pasts: list[native.Past],
+        logits: str | None,
+    ) -> Tensor | None:
+        """Do a forward natively, into a store whose slots the kernels fill themselves."""
+        rows, tokens = ids_BT.shape
+        self._check_room(store, tokens)
+        if not self.is_whole:
+            hidden_Nd = self._embed(ids_BT)
+            self._steps(decoder, hidden_Nd, store, pasts, tokens)
+            store.took(tokens)
+            out = self._logits(hidden_Nd, rows, tokens, logits)
+            self.weights.end_pass()
+            return out
+        out = None
+        if logits == "last":
+            out = self._work.take("logits", (rows, self.spec.vocab))
+        elif logits == "all":
+            out = torch.empty(rows, tokens, self.spec.vocab)
+        which = {None: 0, "last": native.LAST, "all": native.ALL}[logits]
+        ids_BT = ids_BT.contiguous()
+        status = decoder.step(ids_BT, pasts, which, out, store.largest)
+        if status == native.BAD_ID:
+            self._embed(ids_BT)  # says which
+        self._check_status(status, store)
+        store.took(tokens)
+        return out
+
+    def _steps(
+        self,
+        decoder: native.Decoder,
+        hidden_Nd: Tensor,
+        store: KVStore,
+        pasts: list[native.Past],
+        tokens: int,
+    ) -> None:
+        """Carry `hidden_Nd` through all layers, natively those whose weights the kernels read."""
+        store.begin(tokens)
+        for index in range(self.spec.layers):
+            block = self.weights.layer(index)
+            if decoder.set_layer(index, block, self._rows):
+                status = decoder.layer(index, tokens, pasts, store.largest)
+                self._check_status(status, store)
+                continue
+            start = store.length
+            positions_BT = torch.arange(start, start + tokens).expand(len(pasts), tokens)
+            self._torch_layer(index, block, hidden_Nd, positions_BT, store)
+            self._feed_forward(block, hidden_Nd)
+
+    def _check_status(self, status: int, store: KVStore) -> None:
+        if status >= native.NOT_FINITE:
+            raise ModelError(
+                f"keys or values of layer {status - native.NOT_FINITE} are not finite, or too "
+                "large for the cache's dtype",
+                allowed=f"-{store.largest:g} to {store.largest:g}",
+                way_out="check the model's weights; a float16 cache may need float32",
+            )
+
+    def _half_layer(
+        self, decoder: native.Decoder, index: int, positions_BT: Tensor, store: KVStore
+    ) -> tuple[Tensor, Tensor]:
+        """Attend natively but for attention; return queries and what they read."""
+        spec, take = self.spec, self._work.take
+        rows, tokens = positions_BT.shape
+        count, D, H, K = rows * tokens, spec.head_dim, spec.heads, spec.kv_heads
+        heads = take("heads", (count * (H + K) * D,))
+        q_BHTD, k_BKTD = (
+            part.view(rows, n, tokens, D)
+            for part, n in zip(heads.split((count * H * D, count * K * D)), (H, K), strict=True)
+        )
+        decoder.before(index, positions_BT, q_BHTD, k_BKTD)
+        qkv_BTW = take("qkv", (rows, tokens, (H + 2 * K) * D))
+        v_BKTD = qkv_BTW[..., (H + K) * D :].unflatten(-1, (K, D)).transpose(1, 2)
+        view = store.append(index, k_BKTD, v_BKTD, positions_BT)
+        o_BHTD, _ = attend(
+            q_BHTD, view, positions=positions_BT, scale=self._scale, window=spec.window
+        )
+        return q_BHTD, o_BHTD
+
     # -- private ------------------------------------------------------------------------------
+
+    @property
+    def _rows(self) -> int:
+        return self.chunk * self.batch
+
+    def _check_room(self, store: KVStore, tokens: int) -> None:
+        stop = store.length + tokens
+        if stop > store.max_tokens:
+            raise ContextError(
+                f"{stop} tokens do not fit the context",
+                value=stop,
+                allowed=f"<= {store.max_tokens}",
+                way_out="open the plan with a larger --context",
+            )
 
     def _embed(self, ids_BT: Tensor) -> Tensor:
         hidden_Nd = self._work.take("hidden", (ids_BT.numel(), self.spec.hidden))
@@ -144,15 +288,30 @@ class Runner:
 
     def _layers(self, hidden_Nd: Tensor, positions_BT: Tensor, store: KVStore) -> Iterator[Seen]:
         """Carry `hidden_Nd` through all layers in place; yield what each one saw."""
-        rope = self._work.take("rope", (2, *positions_BT.shape, self.spec.head_dim))
-        cos_sin_BTD = self._rope.table(positions_BT, out=(rope[0], rope[1]))
+        positions_BT = positions_BT.contiguous()
         for index in range(self.spec.layers):
             block = self.weights.layer(index)
-            queries_BHTD = self._attention(
-                index, block, hidden_Nd, cos_sin_BTD, positions_BT, store
-            )
-            yield Seen(layer=index, queries=queries_BHTD, positions=positions_BT)
+            decoder = self._decoder
+            if decoder is not None and (
+                self.is_whole or decoder.set_layer(index, block, self._rows)
+            ):
+                q_BHTD, o_BHTD = self._half_layer(decoder, index, positions_BT, store)
+                yield Seen(layer=index, queries=q_BHTD, positions=positions_BT)
+                decoder.after(index, o_BHTD.contiguous())
+                continue
+            q_BHTD = self._torch_layer(index, block, hidden_Nd, positions_BT, store)
+            yield Seen(layer=index, queries=q_BHTD, positions=positions_BT)
             self._feed_forward(block, hidden_Nd)
+
+    def _torch_layer(
+        self, index: int, block: Weights, hidden_Nd: Tensor, positions_BT: Tensor, store: KVStore
+    ) -> Tensor:
+        """Do the first half of a layer, up to what attention adds; return the queries."""
+        rope = self._work.take("rope", (2, *positions_BT.shape, self.spec.head_dim))
+        cos_sin_BTD = rope[0], rope[1]
+        if index == 0 or self._decoder is not None:  # native layers leave their own angles there
+            self._rope.table(positions_BT, out=cos_sin_BTD)
+        return self._attention(index, block, hidden_Nd, cos_sin_BTD, positions_BT, store)
 
     def _attention(
         self,
@@ -176,6 +335,7 @@ class Runner:
             [block["q_proj"], block["k_proj"], block["v_proj"]],
             [q_N, k_N, v_N],
             tile=self._tile(count),
+            backend=self._backend,
         )
         for part, name in ((q_N, "q_proj.bias"), (k_N, "k_proj.bias"), (v_N, "v_proj.bias")):
             if name in block:
@@ -203,10 +363,12 @@ class Runner:
             positions=positions_BT,
             scale=self._scale,
             window=spec.window,
+            kernels=self._fast,
         )
         mixed_N = take("mixed", (count, H * D))
         mixed_N.view(rows, tokens, H, D).copy_(o_BHTD.transpose(1, 2))
-        matmul(mixed_N, block["o_proj"], out=normed_Nd, tile=self._tile(count))
+        tile, backend = self._tile(count), self._backend
+        matmul(mixed_N, block["o_proj"], out=normed_Nd, tile=tile, backend=backend)
         if "o_proj.bias" in block:
             normed_Nd.add_(_vector(block, "o_proj.bias"))
         hidden_Nd.add_(normed_Nd)
@@ -218,8 +380,9 @@ class Runner:
         self._rms(hidden_Nd, _vector(block, "post_norm"), normed_Nd)
         flat = self._work.take("gate_up", (2 * count * spec.ffn,))
         gate_Nf, up_Nf = (part.view(count, spec.ffn) for part in flat.chunk(2))
-        tile = self._tile(count)
-        matmul_many(normed_Nd, [block["gate_proj"], block["up_proj"]], [gate_Nf, up_Nf], tile=tile)
+        tile, backend = self._tile(count), self._backend
+        gates = [block["gate_proj"], block["up_proj"]]
+        matmul_many(normed_Nd, gates, [gate_Nf, up_Nf], tile=tile, backend=backend)
         if spec.activation == "silu":
             if self._fast:
                 native.silu_mul(gate_Nf, up_Nf)
@@ -230,7 +393,7 @@ class Runner:
         else:
             torch.ops.aten.gelu.out(gate_Nf, approximate="tanh", out=gate_Nf)
             gate_Nf.mul_(up_Nf)
-        matmul(gate_Nf, block["down_proj"], out=normed_Nd, tile=tile)
+        matmul(gate_Nf, block["down_proj"], out=normed_Nd, tile=tile, backend=backend)
         hidden_Nd.add_(normed_Nd)
 
     def _logits(
@@ -244,19 +407,17 @@ class Runner:
             normed = self._work.take("normed", (rows, spec.hidden))
             self._rms(last_Bd, self.weights.norm(), normed)
             out = self._work.take("logits", (rows, spec.vocab))
-        elif logits == "all":
+        else:
             normed = self._work.take("normed", hidden_Nd.shape)
             self._rms(hidden_Nd, self.weights.norm(), normed)
             out = torch.empty(rows * tokens, spec.vocab)
-        else:
-            raise ParameterError("unknown logits", value=logits, allowed="last, all or None")
         tile = self._tile(normed.shape[0])
         for start, weight in self.weights.head():
             part = out[:, start : start + weight.shape[0]]
             if part.shape[0] == 1:
-                matmul(normed, weight, out=part, tile=tile)
+                matmul(normed, weight, out=part, tile=tile, backend=self._backend)
             else:
-                part.copy_(matmul(normed, weight, tile=tile))
+                part.copy_(matmul(normed, weight, tile=tile, backend=self._backend))
         return out if logits == "last" else out.view(rows, tokens, spec.vocab)
 
     def _rms(self, x_Nd: Tensor, weight_d: Tensor, out_Nd: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from loci.errors import ParameterError
+from loci.nn import native
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +45,39 @@ class Sampling:
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Return the chosen token ids [B] from logits [B, V]."""
+    """Return the chosen token ids [B] from logits [B, V].
+
+    A row takes one number from the generator, and the first token at which the chances, added up in
+    the order of the vocabulary, pass it.
+    """
+    is_native = native.available() and native.is_plain(logits_BV)
     if sampling.temperature == 0:
+        if is_native:
+            return torch.tensor([native.argmax(row_V) for row_V in logits_BV])
         return logits_BV.argmax(dim=-1)
-    scaled_BV = logits_BV / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < scaled_BV.shape[-1]:
-        least_B1 = scaled_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        scaled_BV = scaled_BV.masked_fill(scaled_BV < least_B1, float("-inf"))
-    chances_BV = torch.softmax(scaled_BV, dim=-1)
+    uniform_B = torch.rand(logits_BV.shape[0], generator=generator, dtype=torch.float64)
+    temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
+    if is_native:
+        rows = zip(logits_BV, uniform_B.tolist(), strict=True)
+        return torch.tensor([native.sample(row, temperature, top_k, top_p, u) for row, u in rows])
+    return choose_reference(logits_BV, sampling, uniform_B)
+
+
+def choose_reference(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
+    """Return what `choose` returns where something is drawn, by plain torch."""
+    least_B1 = torch.full((logits_BV.shape[0], 1), float("-inf"))
+    if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
+        least_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
+    top_B1 = logits_BV.amax(dim=-1, keepdim=True)
+    chances_BV = ((logits_BV - top_B1).double() / sampling.temperature).exp()
+    chances_BV = chances_BV.masked_fill(logits_BV < least_B1, 0.0)
     if sampling.top_p is not None and sampling.top_p < 1:
-        sorted_BV, order_BV = chances_BV.sort(dim=-1, descending=True)
+        sorted_BV, order_BV = chances_BV.sort(dim=-1, descending=True, stable=True)
         # Keep the smallest set whose sum reaches top_p: those before which less was collected.
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
-        sorted_BV = sorted_BV.masked_fill(before_BV >= sampling.top_p, 0.0)
+        enough_B1 = sampling.top_p * sorted_BV.sum(-1, keepdim=True)
+        sorted_BV = sorted_BV.masked_fill(before_BV >= enough_B1, 0.0)
         chances_BV = torch.zeros_like(chances_BV).scatter(-1, order_BV, sorted_BV)
-    return torch.multinomial(chances_BV, 1, generator=generator)[:, 0]
+    reached_BV = chances_BV.cumsum(dim=-1)
+    passed_BV = reached_BV > uniform_B[:, None] * reached_BV[:, -1:]
+    return passed_BV.to(torch.uint8).argmax(dim=-1)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,15 @@ class WeightSource(Protocol):
         ...
 
 
+@runtime_checkable
+class FixedSource(Protocol):
+    """A `WeightSource` whose weights stay what and where they are for as long as it lives."""
+
+    def embedding(self) -> Sequence[Form | Tensor]:
+        """Return the tiles of the embedding, whose rows follow each other."""
+        ...
+
+
 def head_names(pack: Pack) -> list[str]:
     """Return the names of the head's tiles; with a tied head they are the embedding's."""
     own = [name for name in pack.names() if name.startswith("head.")]
@@ -99,6 +108,10 @@ class ResidentWeights:
     def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile of the head."""
         return iter(self._head)
+
+    def embedding(self) -> Sequence[Form | Tensor]:
+        """Return the tiles of the embedding, whose rows follow each other."""
+        return [self._pack.block(name)["weight"] for name, _ in self._pack.tiles("embed")]
 
     def embed(self, ids: Tensor, out: Tensor) -> None:
         """Write the embeddings of ids [n] into out, float32 [n, hidden]."""
@@ -155,6 +168,10 @@ class RepackedWeights:
     def head(self) -> Iterator[tuple[int, Form | Tensor]]:
         """Yield (first vocabulary row, weight) of each tile of the head."""
         return iter(self._head)
+
+    def embedding(self) -> Sequence[Form | Tensor]:
+        """Return the tiles of the embedding, whose rows follow each other."""
+        return [self._pack.block(name)["weight"] for name, _ in self._pack.tiles("embed")]
 
     def embed(self, ids: Tensor, out: Tensor) -> None:
         """Write the embeddings of ids [n] into out, float32 [n, hidden]."""

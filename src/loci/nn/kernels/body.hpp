@@ -1,0 +1,1044 @@
+// The kernels themselves, written once against the vectors of vec_*.hpp and compiled once for each
+// set of instructions. Nothing here may come from a template of the standard library: the linker
+// would keep one copy of it for all of them, with instructions that not every machine has.
+
+#pragma once
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL _Pragma("unroll")
+#endif
+
+constexpr int kHeads = 4;          // query heads that read a key together
+constexpr int kBlock = 8 * W;      // 4-bit codes in a vector of words
+constexpr int kTileColumns = kTileVectors * W;
+constexpr int kFlashKeys = 128;    // stored tokens that flash scores at once
+constexpr int kFetchTokens = 16;   // stored tokens to ask for before they are needed
+constexpr int kAhead = 8192;       // bytes of codes to ask for before they are needed
+constexpr int64_t kPanelFloats = 1 << 17;  // of a dequantised panel: half a usual second cache
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t whole(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+// exp by the usual reduction to 2^n e^r with |r| <= ln2 / 2 and a polynomial; relative error below
+// 2e-7 between -87 and 88, and clamped outside.
+inline V exponential(V x) {
+  x = least(most(x, set(-87.0f)), set(88.0f));
+  V n = nearest(mul(x, set(1.44269504f)));
+  V r = fma(n, set(-0.693359375f), x);
+  r = fma(n, set(2.12194440e-4f), r);
+  V p = set(1.9875691500e-4f);
+  p = fma(p, r, set(1.3981999507e-3f));
+  p = fma(p, r, set(8.3334519073e-3f));
+  p = fma(p, r, set(4.1665795894e-2f));
+  p = fma(p, r, set(1.6666665459e-1f));
+  p = fma(p, r, set(5.0000001201e-1f));
+  p = add(fma(mul(p, r), r, r), set(1.0f));
+  return mul(p, power_of_two(n));
+}
+
+inline float exponential_one(float x) {
+  float lanes[W];
+  store(lanes, exponential(set(x)));
+  return lanes[0];
+}
+
+// -- codes ------------------------------------------------------------------------------------
+
+inline float number(const void* from, bool half, int64_t at) {
+  return half ? half_to_float(static_cast<const uint16_t*>(from)[at])
+              : static_cast<const float*>(from)[at];
+}
+
+// W numbers from `at` on; what lies behind the last one is read too.
+template <bool H>
+inline V numbers(const void* from, int64_t at) {
+  return H ? halves(static_cast<const uint16_t*>(from) + at) : load(static_cast<const float*>(from) + at);
+}
+
+void unpack_slowly(const uint8_t* row, int64_t row_bytes, int bits, int64_t count, uint8_t* to) {
+  const uint32_t mask = (1u << bits) - 1;
+  uint64_t held = 0;
+  int have = 0;
+  int64_t at = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    while (have < bits) {
+      held |= uint64_t(at < row_bytes ? row[at] : 0) << have;
+      ++at;
+      have += 8;
+    }
+    to[i] = uint8_t(held & mask);
+    held >>= bits;
+    have -= bits;
+  }
+}
+
+// Codes as bytes, in order; `row` begins on a byte.
+void unpack(const uint8_t* row, int64_t row_bytes, int bits, int64_t count, uint8_t* to) {
+  if (bits == 8) {
+    std::memcpy(to, row, count);
+    return;
+  }
+  int64_t i = 0;
+#if LOCI_VBMI
+  if (has_vbmi()) i = unpack_many(row, row_bytes, bits, count, to);
+#endif
+#if LOCI_PDEP
+  // Eight codes are `bits` bytes: one deposit spreads them over eight bytes.
+  const uint64_t spread = 0x0101010101010101ull * ((1u << bits) - 1);
+  for (; i + 8 <= count && (i / 8) * bits + 8 <= row_bytes; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, row + (i / 8) * bits, 8);
+    uint64_t octet = _pdep_u64(word, spread);
+    std::memcpy(to + i, &octet, 8);
+  }
+#endif
+  if (i < count) {
+    int64_t done = (i / 8) * bits;
+    unpack_slowly(row + done, row_bytes - done, bits, count - i, to + i);
+  }
+}
+
+bool splits(const Packed& w) {
+  return w.kind == Kind::kCodes && w.bits == 4 && w.inner % (4 * W) == 0 && w.group % 8 == 0;
+}
+
+// Lane l of a vector of words holds eight codes in a row, code j at 16^j times its value when it is
+// masked where it stands. So x is put into that order and divided by 16^j beforehand: exact, and a
+// shift saved. Only the topmost code is shifted, because there the sign would be. Where half a
+// vector remains, lanes hold four codes each.
+inline void split_row(const float* x, int64_t inner, float* to, int64_t step) {
+  int64_t k = 0;
+  for (; k + kBlock <= inner; k += kBlock) spread(x + k, to + k / W * step, step);
+  if (k < inner) {
+    float power = 1.0f;
+    for (int j = 0; j < 4; ++j, power /= 16.0f)
+      for (int lane = 0; lane < W; ++lane)
+        to[(k / W + j) * step + lane] = x[k + 4 * lane + j] * power;
+  }
+}
+
+void arrange(const float* x, int64_t stride, int rows, int64_t inner, bool is_split, float* to) {
+  const int64_t wide = whole(inner, kPad);
+  for (int begin = 0; begin < rows; begin += kStrip) {
+    const int many = int(smaller(kStrip, rows - begin));
+    for (int m = 0; m < many; ++m) {
+      const float* row = x + (begin + m) * stride;
+      float* at = to + begin * wide + m * W;
+      const int64_t step = int64_t(many) * W;
+      if (is_split) {
+        split_row(row, inner, at, step);
+        continue;
+      }
+      int64_t k = 0;
+      for (; k + W <= inner; k += W) store(at + k / W * step, load(row + k));
+      for (; k < wide; ++k) at[k / W * step + k % W] = k < inner ? row[k] : 0.0f;
+    }
+  }
+}
+
+void sum_groups(const float* x, int64_t inner, int64_t group, float* to) {
+  for (int64_t from = 0; from < inner; from += group) {
+    V total = zero();
+    int64_t k = from;
+    for (; k + W <= from + group; k += W) total = add(total, load(x + k));
+    float all = sum(total);
+    for (; k < from + group; ++k) all += x[k];
+    *to++ = all;
+  }
+}
+
+// -- products ---------------------------------------------------------------------------------
+
+// Consecutive rows of a weight, given by the first of them.
+struct Piece {
+  const uint8_t* codes;
+  const void* scales;
+  const void* shifts;    // minima, or scales again
+  int64_t count;
+};
+
+// Where the results of a strip go.
+struct Results {
+  float* y;              // of the strip's first row of x and the piece's first row of the weight
+  int64_t stride;
+  bool add;
+};
+
+template <int R>
+inline void put(const V* total, int64_t n, const Results& to) {
+  UNROLL for (int m = 0; m < R; ++m) {
+    float* y = to.y + m * to.stride + n;
+    *y = to.add ? *y + sum(total[m]) : sum(total[m]);
+  }
+}
+
+// What minima or zero points add: m * sum(x) over all groups.
+template <int R, bool H>
+inline void shift(const Packed& w, const void* shifts, int64_t at, const float* sums_of,
+                  int64_t sums_stride, V* total) {
+  UNROLL for (int m = 0; m < R; ++m) total[m] = zero();
+  int64_t g = 0;
+  for (; g < w.groups; g += W) {
+    V s = numbers<H>(shifts, at + g);
+    if (g + W > w.groups) s = keep(s, w.groups - g);
+    UNROLL for (int m = 0; m < R; ++m) total[m] = fma(s, load(sums_of + m * sums_stride + g), total[m]);
+  }
+  if (w.mins != nullptr) return;
+  const V zero_point = set(-float(1 << (w.bits - 1)));
+  UNROLL for (int m = 0; m < R; ++m) total[m] = mul(total[m], zero_point);
+}
+
+struct Masks {
+  I at[7];
+};
+
+// N rows of the weight with R rows of x: `total` += their products.
+template <int N, int R, bool H>
+inline void nibble_block(const Packed& w, const uint8_t* row, const void* scales, int64_t at,
+                         const float* x, const Masks& masks, V (*total)[R]) {
+  const LaneGroups& lanes = w.nibbles[kLevel];
+  const int64_t blocks = w.inner / kBlock;
+  for (int64_t b = 0; b < blocks; ++b, x += kBlock * R) {
+    I c[N];
+    V part[N][R];
+    UNROLL for (int i = 0; i < N; ++i) {
+      c[i] = words(row + i * w.row_bytes + 4 * W * b);
+      prefetch(row + i * w.row_bytes + 4 * W * b + kAhead);
+    }
+#define STEP(j, codes)                                                           \
+  UNROLL for (int i = 0; i < N; ++i) {                                           \
+    const V q = codes;                                                           \
+    UNROLL for (int m = 0; m < R; ++m) {                                         \
+      const V xv = load(x + (j * R + m) * W);                                    \
+      part[i][m] = j == 0 ? mul(q, xv) : fma(q, xv, part[i][m]);                 \
+    }                                                                            \
+  }
+    STEP(0, masked(c[i], masks.at[0]))
+    STEP(1, masked(c[i], masks.at[1]))
+    STEP(2, masked(c[i], masks.at[2]))
+    STEP(3, masked(c[i], masks.at[3]))
+    STEP(4, masked(c[i], masks.at[4]))
+    STEP(5, masked(c[i], masks.at[5]))
+    STEP(6, masked(c[i], masks.at[6]))
+    STEP(7, topmost(c[i]))
+    UNROLL for (int i = 0; i < N; ++i) {
+      const V s = pick(numbers<H>(scales, at + i * w.groups + lanes.base[b]), lanes.index + W * b);
+      UNROLL for (int m = 0; m < R; ++m) total[i][m] = fma(s, part[i][m], total[i][m]);
+    }
+  }
+  if (blocks * kBlock == w.inner) return;
+  I c[N];
+  V part[N][R];
+  UNROLL for (int i = 0; i < N; ++i) c[i] = shorts(row + i * w.row_bytes + 4 * W * blocks);
+  STEP(0, masked(c[i], masks.at[0]))
+  STEP(1, masked(c[i], masks.at[1]))
+  STEP(2, masked(c[i], masks.at[2]))
+  STEP(3, masked(c[i], masks.at[3]))
+#undef STEP
+  UNROLL for (int i = 0; i < N; ++i) {
+    const V s = pick(numbers<H>(scales, at + i * w.groups + lanes.base[blocks]), lanes.index + W * blocks);
+    UNROLL for (int m = 0; m < R; ++m) total[i][m] = fma(s, part[i][m], total[i][m]);
+  }
+}
+
+template <int R, bool H>
+void nibble_rows(const Packed& w, const Piece& piece, const float* x, const float* sums_of,
+                 int64_t sums_stride, const Results& to, uint8_t*) {
+  constexpr int N = R <= kPaired ? 2 : 1;  // two rows at once hide what one of few sums waits for
+  Masks masks;
+  UNROLL for (int j = 0; j < 7; ++j) masks.at[j] = all(0xF << (4 * j));
+  const uint8_t* row = piece.codes;
+  int64_t n = 0;
+  for (; n + N <= piece.count; n += N, row += N * w.row_bytes) {
+    V total[N][R];
+    UNROLL for (int i = 0; i < N; ++i)
+      shift<R, H>(w, piece.shifts, (n + i) * w.groups, sums_of, sums_stride, total[i]);
+    nibble_block<N, R, H>(w, row, piece.scales, n * w.groups, x, masks, total);
+    UNROLL for (int i = 0; i < N; ++i) put<R>(total[i], n + i, to);
+  }
+  for (; n < piece.count; ++n, row += w.row_bytes) {
+    V total[1][R];
+    shift<R, H>(w, piece.shifts, n * w.groups, sums_of, sums_stride, total[0]);
+    nibble_block<1, R, H>(w, row, piece.scales, n * w.groups, x, masks, total);
+    put<R>(total[0], n, to);
+  }
+}
+
+// Codes of 8 bits, or unpacked to them; groups of whole vectors.
+template <int R, bool H>
+void grouped_rows(const Packed& w, const Piece& piece, const float* x, const float* sums_of,
+                  int64_t sums_stride, const Results& to, uint8_t* scratch) {
+  const uint8_t* row = piece.codes;
+  const int64_t vectors = w.group / W;
+  for (int64_t n = 0; n < piece.count; ++n, row += w.row_bytes) {
+    const uint8_t* q = row;
+    if (w.bits != 8) {
+      unpack(row, w.row_bytes, w.bits, w.inner, scratch);
+      q = scratch;
+    }
+    const int64_t at = n * w.groups;
+    V total[R];
+    shift<R, H>(w, piece.shifts, at, sums_of, sums_stride, total);
+    const float* xv = x;
+    for (int64_t first = 0; first < w.groups; first += W) {
+      alignas(64) float scales[W];
+      store(scales, numbers<H>(piece.scales, at + first));
+      const int64_t many = smaller(W, w.groups - first);
+      for (int64_t g = 0; g < many; ++g) {
+        V part[R];
+        UNROLL for (int m = 0; m < R; ++m) part[m] = zero();
+        for (int64_t k = 0; k < vectors; ++k, q += W, xv += R * W) {
+          const V v = bytes(q);
+          UNROLL for (int m = 0; m < R; ++m) part[m] = fma(v, load(xv + m * W), part[m]);
+        }
+        prefetch(q + kAhead);
+        const V s = set(scales[g]);
+        UNROLL for (int m = 0; m < R; ++m) total[m] = fma(s, part[m], total[m]);
+      }
+    }
+    put<R>(total, n, to);
+  }
+}
+
+// The same for groups of any size: every lane looks up its own scale.
+template <int R, bool H>
+void ragged_rows(const Packed& w, const Piece& piece, const float* x, const float* sums_of,
+                 int64_t sums_stride, const Results& to, uint8_t* scratch) {
+  const LaneGroups& lanes = w.bytes[kLevel];
+  const uint8_t* row = piece.codes;
+  for (int64_t n = 0; n < piece.count; ++n, row += w.row_bytes) {
+    unpack(row, w.row_bytes, w.bits, w.inner, scratch);
+    const int64_t at = n * w.groups;
+    V total[R];
+    shift<R, H>(w, piece.shifts, at, sums_of, sums_stride, total);
+    for (int64_t b = 0; b * W < w.inner; ++b) {
+      const V s = pick(numbers<H>(piece.scales, at + lanes.base[b]), lanes.index + W * b);
+      const V v = mul(bytes(scratch + W * b), s);
+      UNROLL for (int m = 0; m < R; ++m) total[m] = fma(v, load(x + (b * R + m) * W), total[m]);
+    }
+    put<R>(total, n, to);
+  }
+}
+
+template <Kind K>
+inline V plain_numbers(const uint8_t* row, int64_t k) {
+  if (K == Kind::kFloat32) return load(reinterpret_cast<const float*>(row) + k);
+  const uint16_t* short_row = reinterpret_cast<const uint16_t*>(row) + k;
+  return K == Kind::kFloat16 ? halves(short_row) : brains(short_row);
+}
+
+template <int R, Kind K>
+void plain_rows(const Packed& w, const Piece& piece, const float* x, const float*, int64_t,
+                const Results& to, uint8_t*) {
+  const uint8_t* row = piece.codes;
+  for (int64_t n = 0; n < piece.count; ++n, row += w.row_bytes) {
+    V total[R];
+    UNROLL for (int m = 0; m < R; ++m) total[m] = zero();
+    for (int64_t k = 0; k < w.inner; k += W) {
+      V v = plain_numbers<K>(row, k);
+      if (k + W > w.inner) v = keep(v, w.inner - k);
+      UNROLL for (int m = 0; m < R; ++m) total[m] = fma(v, load(x + k * R + m * W), total[m]);
+    }
+    put<R>(total, n, to);
+  }
+}
+
+using Strip = void (*)(const Packed&, const Piece&, const float*, const float*, int64_t,
+                       const Results&, uint8_t*);
+
+template <int R>
+Strip strip_of(const Packed& w, bool nibbles) {
+  if (w.kind == Kind::kFloat32) return plain_rows<R, Kind::kFloat32>;
+  if (w.kind == Kind::kFloat16) return plain_rows<R, Kind::kFloat16>;
+  if (w.kind == Kind::kBfloat16) return plain_rows<R, Kind::kBfloat16>;
+  if (nibbles) return w.half ? nibble_rows<R, true> : nibble_rows<R, false>;
+  if (w.group % W == 0) return w.half ? grouped_rows<R, true> : grouped_rows<R, false>;
+  return w.half ? ragged_rows<R, true> : ragged_rows<R, false>;
+}
+
+constexpr Strip (*kStrips[])(const Packed&, bool) = {
+    strip_of<1>, strip_of<2>, strip_of<3>, strip_of<4>,
+#if LOCI_STRIPS == 8
+    strip_of<5>, strip_of<6>, strip_of<7>, strip_of<8>,
+#endif
+};
+
+// The last row of a weight, copied to where reading on does no harm.
+inline Piece last_piece(const Packed& w, uint8_t*& free) {
+  const int64_t n = w.out - 1;
+  const auto copy = [&](const void* source, int64_t size) -> const void* {
+    if (source == nullptr) return nullptr;
+    void* place = std::memcpy(free, static_cast<const uint8_t*>(source) + n * size, size);
+    free += whole(size + 4 * W, 64);
+    return place;
+  };
+  const int64_t size = int64_t(w.groups) * (w.half ? 2 : 4);
+  Piece piece{w.codes + n * w.row_bytes, copy(w.scales, size), nullptr, 1};
+  piece.shifts = w.mins == nullptr ? piece.scales : copy(w.mins, size);
+  if (w.inner % W) piece.codes = static_cast<const uint8_t*>(copy(w.codes, w.row_bytes));
+  return piece;
+}
+
+void product(const Packed& w, const Rows& p, int64_t from, int64_t to, float* y, int64_t stride,
+             bool add_to, uint8_t* scratch) {
+  constexpr int64_t kNear = 16;  // rows of the weight that stay in the first cache
+  const bool nibbles = p.split != nullptr && splits(w);
+  const float* x = nibbles ? p.split : p.x;
+  const int64_t wide = whole(w.inner, kPad), size = int64_t(w.groups) * (w.half ? 2 : 4);
+  const uint8_t* scales = static_cast<const uint8_t*>(w.scales);
+  const uint8_t* shifts = w.mins == nullptr ? scales : static_cast<const uint8_t*>(w.mins);
+  const int64_t step = p.rows <= kStrip ? to - from : kNear;
+  for (int64_t n = from; n < to;) {
+    int64_t end = smaller(n + step, to);
+    Piece piece{w.codes + n * w.row_bytes, scales + n * size, shifts + n * size, end - n};
+    uint8_t* free = scratch;
+    if (end == w.out && n + 1 < end) piece.count = --end - n;
+    else if (end == w.out) piece = last_piece(w, free);
+    for (int m = 0; m < p.rows; m += kStrip) {
+      const int many = int(smaller(kStrip, p.rows - m));
+      kStrips[many - 1](w, nibbles)(w, piece, x + m * wide, p.sums + m * p.sums_stride, p.sums_stride,
+                                    {y + m * stride + n, stride, add_to}, free);
+    }
+    n = end;
+  }
+}
+
+// -- dequantised rows -------------------------------------------------------------------------
+
+// Inputs from..to of one row; `from` is a multiple of 8. The product and the sum are rounded one
+// after the other, as the reference does.
+void decode(const Packed& w, int64_t n, int64_t from, int64_t to, float* out, uint8_t* scratch) {
+  const uint8_t* row = w.codes + n * w.row_bytes;
+  if (w.kind != Kind::kCodes) {
+    int64_t k = from;
+    if (w.kind == Kind::kFloat32) {
+      std::memcpy(out, reinterpret_cast<const float*>(row) + from, (to - from) * 4);
+      return;
+    }
+    const uint16_t* h = reinterpret_cast<const uint16_t*>(row);
+    const bool is_half = w.kind == Kind::kFloat16;
+    for (; k + W <= to; k += W) store(out + k - from, is_half ? halves(h + k) : brains(h + k));
+    for (; k < to; ++k) out[k - from] = is_half ? half_to_float(h[k]) : brain_to_float(h[k]);
+    return;
+  }
+  const uint8_t* q = row + from;
+  if (w.bits != 8) {
+    const int64_t skipped = from / 8 * w.bits;
+    unpack(row + skipped, w.row_bytes - skipped, w.bits, to - from, scratch);
+    q = scratch;
+  }
+  const float zero_point = float(1 << (w.bits - 1));
+  for (int64_t k = from; k < to;) {
+    const int64_t g = k / w.group, end = smaller((g + 1) * w.group, to);
+    const float s = number(w.scales, w.half, n * w.groups + g);
+    const float m = w.mins == nullptr ? 0.0f : number(w.mins, w.half, n * w.groups + g);
+    const uint8_t* qk = q + k - from;
+    float* o = out + k - from;
+    const int64_t count = end - k;
+    int64_t i = 0;
+    if (w.mins == nullptr) {  // zero is taken from the code before it is scaled: exact
+      for (; i + W <= count; i += W) store(o + i, mul(sub(bytes(qk + i), set(zero_point)), set(s)));
+      for (; i < count; ++i) o[i] = (float(qk[i]) - zero_point) * s;
+    } else {
+      for (; i + W <= count; i += W) store(o + i, add(mul(bytes(qk + i), set(s)), set(m)));
+      for (; i < count; ++i) o[i] = float(qk[i]) * s + m;
+    }
+    k = end;
+  }
+}
+
+void dequantise(const Packed& w, int64_t n, float* to, uint8_t* scratch) {
+  decode(w, n, 0, w.inner, to, scratch);
+}
+
+// -- matrix products of many rows -------------------------------------------------------------
+
+// c [M, N vectors] = or += a [M, count] b [count, N vectors].
+template <int M, int N>
+void tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count,
+          float* c, int64_t c_stride, bool add_to) {
+  V total[M][N];
+  UNROLL for (int i = 0; i < M; ++i) {
+    UNROLL for (int j = 0; j < N; ++j) {
+      total[i][j] = add_to ? load(c + i * c_stride + j * W) : zero();
+    }
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    V row[N];
+    UNROLL for (int j = 0; j < N; ++j) row[j] = load(b + k * b_stride + j * W);
+    UNROLL for (int i = 0; i < M; ++i) {
+      const V x = set(a[i * a_stride + k]);
+      UNROLL for (int j = 0; j < N; ++j) total[i][j] = fma(x, row[j], total[i][j]);
+    }
+  }
+  UNROLL for (int i = 0; i < M; ++i) {
+    UNROLL for (int j = 0; j < N; ++j) store(c + i * c_stride + j * W, total[i][j]);
+  }
+}
+
+using Tile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool);
+#define TILES(M) \
+  {tile<(M), 1>, tile<(M), 2>, tile<(M), kTileVectors - 1>, tile<(M), kTileVectors>}
+constexpr Tile kTiles[][4] = {TILES(1), TILES(2), TILES(3), TILES(4),
+                              TILES(5 > kTileRows ? 1 : 5), TILES(6 > kTileRows ? 1 : 6)};
+#undef TILES
+
+inline Tile tile_of(int64_t rows, int vectors) {
+  return kTiles[rows - 1][vectors == kTileVectors ? 3 : vectors - 1];
+}
+
+// Rows before they are transposed, bytes of codes, one panel.
+inline int64_t gemm_depth_floats(int64_t depth) {
+  return depth * W + depth / 4 + 16 + depth * kTileColumns;
+}
+
+int64_t gemm_floats(int64_t inner) {
+  return kTileRows * kTileColumns + gemm_depth_floats(smaller(whole(inner, 16), 512));
+}
+
+// Weight rows first..first+count, inputs from..to, as columns of panels: [panel][input][column].
+void panels(const Packed& w, int64_t at, int64_t count, int64_t from, int64_t to, float* rows,
+            float* panel, uint8_t* scratch) {
+  const int64_t depth = to - from, padded = whole(depth, W);
+  for (int64_t c = 0; c < whole(count, kTileColumns); c += W) {
+    float* column = panel + c / kTileColumns * kTileColumns * depth + c % kTileColumns;
+    for (int64_t i = 0; i < W; ++i) {
+      if (c + i < count) decode(w, at + c + i, from, to, rows + i * padded, scratch);
+      else std::memset(rows + i * padded, 0, depth * 4);
+    }
+    for (int64_t k = 0; k < depth; k += W) {
+      V block[W];
+      for (int i = 0; i < W; ++i) block[i] = load(rows + i * padded + k);
+      transpose(block);
+      for (int64_t i = 0; i < smaller(W, depth - k); ++i)
+        store(column + (k + i) * kTileColumns, block[i]);
+    }
+  }
+}
+
+// A few panels of dequantised weights stay in the second cache while all rows of x pass by.
+void gemm(const Gemm& g) {
+  const Packed& w = *g.weight;
+  float* edge = g.arena;
+  float* rows = edge + kTileRows * kTileColumns;
+  const int64_t room = g.arena_floats - kTileRows * kTileColumns;
+  int64_t depth = whole(w.inner, 16);
+  while (depth > 512 && (gemm_depth_floats(depth) > room || depth * kTileColumns > kPanelFloats))
+    depth = whole(depth / 2, 16);
+  uint8_t* scratch = reinterpret_cast<uint8_t*>(rows + depth * W);
+  float* panel = rows + depth * W + depth / 4 + 16;
+  const int64_t space = smaller(room - (panel - rows), kPanelFloats);
+  const int64_t wide = larger(1, space / (depth * kTileColumns)) * kTileColumns;
+  for (int64_t n = g.first; n < g.last; n += wide) {
+    const int64_t columns = smaller(wide, g.last - n);
+    for (int64_t from = 0; from < w.inner; from += depth) {
+      const int64_t to = smaller(from + depth, w.inner);
+      panels(w, n, columns, from, to, rows, panel, scratch);
+      const bool add_to = g.add || from > 0;
+      for (int64_t m = 0; m < g.rows; m += kTileRows) {
+        const int64_t high = smaller(kTileRows, g.rows - m);
+        const float* x = g.x + m * g.x_stride + from;
+        for (int64_t c = 0; c < columns; c += kTileColumns) {
+          const float* b = panel + c * (to - from);
+          float* y = g.y + m * g.y_stride + n + c;
+          const int64_t left = smaller(kTileColumns, columns - c);
+          const Tile product = tile_of(high, int(whole(left, W) / W));
+          if (left % W == 0) {
+            product(x, g.x_stride, b, kTileColumns, to - from, y, g.y_stride, add_to);
+            continue;
+          }
+          product(x, g.x_stride, b, kTileColumns, to - from, edge, kTileColumns, false);
+          for (int64_t i = 0; i < high; ++i)
+            for (int64_t j = 0; j < left; ++j) {
+              const float value = edge[i * kTileColumns + j];
+              y[i * g.y_stride + j] = add_to ? y[i * g.y_stride + j] + value : value;
+            }
+        }
+      }
+    }
+  }
+}
+
+// -- the steps between products ---------------------------------------------------------------
+
+void rms(const float* x, const float* weight, float eps, float offset, int64_t size, float* out) {
+  V squares = zero();
+  int64_t i = 0;
+  for (; i + W <= size; i += W) squares = fma(load(x + i), load(x + i), squares);
+  float total = sum(squares);
+  for (; i < size; ++i) total += x[i] * x[i];
+  const float scale = 1.0f / std::sqrt(total / float(size) + eps);
+  for (i = 0; i + W <= size; i += W)
+    store(out + i, mul(mul(load(x + i), set(scale)), add(load(weight + i), set(offset))));
+  for (; i < size; ++i) out[i] = x[i] * scale * (weight[i] + offset);
+}
+
+inline V silu_of(V g) { return div(g, add(set(1.0f), exponential(sub(zero(), g)))); }
+
+inline V gelu_of(V g) {  // by its tanh formula
+  V cube = mul(mul(g, g), g);
+  V t = mul(set(0.7978845608f), fma(set(0.044715f), cube, g));
+  V tanh = sub(set(1.0f), div(set(2.0f), add(set(1.0f), exponential(add(t, t)))));
+  return mul(mul(set(0.5f), g), add(set(1.0f), tanh));
+}
+
+template <V (*F)(V)>
+void gate_with(float* gate, const float* up, int64_t count) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(gate + i, mul(F(load(gate + i)), load(up + i)));
+  if (i < count) {
+    float lanes[W] = {};
+    for (int64_t j = i; j < count; ++j) lanes[j - i] = gate[j];
+    store(lanes, F(load(lanes)));
+    for (int64_t j = i; j < count; ++j) gate[j] = lanes[j - i] * up[j];
+  }
+}
+
+void silu(float* gate, const float* up, int64_t count) { gate_with<silu_of>(gate, up, count); }
+void gelu(float* gate, const float* up, int64_t count) { gate_with<gelu_of>(gate, up, count); }
+
+// One head: channel i pairs with i + size / 2; `out` may be x.
+void rope(const float* x, const float* cos, const float* sin, int64_t size, float* out) {
+  const int64_t half = size / 2;
+  int64_t i = 0;
+  for (; i + W <= half; i += W) {
+    const V low = load(x + i), high = load(x + i + half);
+    const V c_low = load(cos + i), s_low = load(sin + i);
+    const V c_high = load(cos + i + half), s_high = load(sin + i + half);
+    store(out + i, sub(mul(low, c_low), mul(high, s_low)));
+    store(out + i + half, add(mul(high, c_high), mul(low, s_high)));
+  }
+  for (; i < half; ++i) {
+    const float low = x[i], high = x[i + half];
+    out[i] = low * cos[i] - high * sin[i];
+    out[i + half] = high * cos[i + half] + low * sin[i + half];
+  }
+}
+
+void add_span(float* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(to + i, add(load(to + i), load(from + i)));
+  for (; i < count; ++i) to[i] += from[i];
+}
+
+void to_half(const float* from, int64_t count, uint16_t* to) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store_halves(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = float_to_half(from[i]);
+}
+
+// The first of the largest.
+int64_t argmax(const float* x, int64_t count) {
+  V best = set(x[0]);
+  int64_t i = 0;
+  for (; i + W <= count; i += W) best = most(best, load(x + i));
+  float largest = top(best);
+  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  for (i = 0; i < count; ++i)
+    if (x[i] == largest) return i;
+  return 0;
+}
+
+// -- attention --------------------------------------------------------------------------------
+
+// Asks for a row of keys or values before it is needed: pages are small, and what the machine
+// fetches by itself ends with each.
+template <bool H>
+inline void fetch(const void* from, int64_t at, int64_t size) {
+  const char* p = static_cast<const char*>(from) + at * (H ? 2 : 4);
+  for (int64_t b = 0; b < size * (H ? 2 : 4); b += 64) prefetch(p + b);
+}
+
+// Scores of G queries against `count` keys, at most kChunkTokens; a row of scores a query.
+template <int G, bool H>
+inline void score(const float* q, int64_t q_head, const void* keys, int64_t at, int64_t stride,
+                  int64_t count, int64_t size, float scale, float (*scores)[kChunkTokens]) {
+  const int64_t even = size / W * W;
+  for (int64_t s = 0; s < count; s += W) {
+    const int64_t many = smaller(W, count - s);
+    V dots[G][W];
+    for (int64_t i = 0; i < many; ++i) {
+      const int64_t key = at + (s + i) * stride;
+      fetch<H>(keys, key + kFetchTokens * stride, size);
+      int64_t d = 0;
+      V dot[G];
+      UNROLL for (int g = 0; g < G; ++g) dot[g] = zero();
+      for (; d + 4 * W <= even; d += 4 * W) {
+        UNROLL for (int j = 0; j < 4; ++j) {
+          const V k = numbers<H>(keys, key + d + j * W);
+          UNROLL for (int g = 0; g < G; ++g)
+            dot[g] = fma(load(q + g * q_head + d + j * W), k, dot[g]);
+        }
+      }
+      for (; d < even; d += W) {
+        const V k = numbers<H>(keys, key + d);
+        UNROLL for (int g = 0; g < G; ++g) dot[g] = fma(load(q + g * q_head + d), k, dot[g]);
+      }
+      UNROLL for (int g = 0; g < G; ++g) dots[g][i] = dot[g];
+    }
+    for (int64_t i = many; i < W; ++i) {
+      UNROLL for (int g = 0; g < G; ++g) dots[g][i] = zero();
+    }
+    for (int g = 0; g < G; ++g) {
+      float* row = scores[g] + s;
+      store(row, sums(dots[g]));
+      for (int64_t i = 0; i < many && even < size; ++i)
+        for (int64_t d = even; d < size; ++d)
+          row[i] += q[g * q_head + d] * number(keys, H, at + (s + i) * stride + d);
+      store(row, mul(load(row), set(scale)));
+      for (int64_t i = many; i < W; ++i) row[i] = -HUGE_VALF;
+    }
+  }
+}
+
+// outs[g] = outs[g] * factors[g] + the weights of `count` tokens times their values.
+template <int G, bool H>
+inline void weigh(const float (*weights)[kChunkTokens], const void* values, int64_t at,
+                  int64_t stride, int64_t count, int64_t size, const float* factors, float* outs,
+                  int64_t out_head) {
+  int64_t d = 0;
+  for (; d + 4 * W <= size; d += 4 * W) {
+    V total[G][4];
+    UNROLL for (int g = 0; g < G; ++g) {
+      UNROLL for (int j = 0; j < 4; ++j)
+        total[g][j] = mul(load(outs + g * out_head + d + j * W), set(factors[g]));
+    }
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t value = at + s * stride + d;
+      fetch<H>(values, value + kFetchTokens * stride, 4 * W);
+      V v[4];
+      UNROLL for (int j = 0; j < 4; ++j) v[j] = numbers<H>(values, value + j * W);
+      UNROLL for (int g = 0; g < G; ++g) {
+        const V p = set(weights[g][s]);
+        UNROLL for (int j = 0; j < 4; ++j) total[g][j] = fma(p, v[j], total[g][j]);
+      }
+    }
+    UNROLL for (int g = 0; g < G; ++g) {
+      UNROLL for (int j = 0; j < 4; ++j) store(outs + g * out_head + d + j * W, total[g][j]);
+    }
+  }
+  for (int g = 0; g < G; ++g) {
+    float* out = outs + g * out_head;
+    int64_t e = d;
+    for (; e + W <= size; e += W) {
+      V total = mul(load(out + e), set(factors[g]));
+      for (int64_t s = 0; s < count; ++s)
+        total = fma(set(weights[g][s]), numbers<H>(values, at + s * stride + e), total);
+      store(out + e, total);
+    }
+    for (; e < size; ++e) {
+      float total = out[e] * factors[g];
+      for (int64_t s = 0; s < count; ++s) total += weights[g][s] * number(values, H, at + s * stride + e);
+      out[e] = total;
+    }
+  }
+}
+
+// G query heads of one KV head. A row of `part` is a head: weighted values, largest score, sum of
+// weights.
+template <int G, bool H>
+void attend_heads(const float* q, int64_t q_head, const Stored& kv, int64_t kv_head, int64_t from,
+                  int64_t to, int64_t size, float scale, float* part) {
+  alignas(64) float scores[G][kChunkTokens];
+  const int64_t wide = size + 2;
+  for (int g = 0; g < G; ++g) {
+    for (int64_t d = 0; d < size; ++d) part[g * wide + d] = 0;
+    part[g * wide + size] = -HUGE_VALF;
+    part[g * wide + size + 1] = 0;
+  }
+  for (int64_t begin = from; begin < to; begin += kChunkTokens) {
+    const int64_t count = smaller(kChunkTokens, to - begin);
+    score<G, H>(q, q_head, kv.k, kv_head * kv.k_head + begin * kv.k_token, kv.k_token, count, size,
+                scale, scores);
+    float factors[G];
+    for (int g = 0; g < G; ++g) {
+      float* statistics = part + g * wide + size;
+      V highest = set(statistics[0]);
+      for (int64_t s = 0; s < count; s += W) highest = most(highest, load(scores[g] + s));
+      const float peak = top(highest);
+      factors[g] = peak == statistics[0] ? 1.0f : exponential_one(statistics[0] - peak);
+      V weights = zero();
+      for (int64_t s = 0; s < count; s += W) {
+        V p = exponential(sub(load(scores[g] + s), set(peak)));
+        if (count - s < W) p = keep(p, count - s);
+        store(scores[g] + s, p);
+        weights = add(weights, p);
+      }
+      statistics[1] = statistics[1] * factors[g] + sum(weights);
+      statistics[0] = peak;
+    }
+    weigh<G, H>(scores, kv.v, kv_head * kv.v_head + begin * kv.v_token, kv.v_token, count, size,
+                factors, part, wide);
+  }
+}
+
+template <bool H>
+void attend_with(const float* q, int64_t q_head, int64_t groups, const Stored& kv, int64_t kv_head,
+                 int64_t from, int64_t to, int64_t size, float scale, float* part) {
+  for (int64_t g = 0; g < groups;) {
+    const int64_t left = smaller(groups - g, kHeads);
+    const float* queries = q + g * q_head;
+    float* parts = part + g * (size + 2);
+    if (left == 1) attend_heads<1, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
+    else if (left == 2) attend_heads<2, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
+    else if (left == 3) attend_heads<3, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
+    else attend_heads<4, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
+    g += left;
+  }
+}
+
+void attend(const float* q, int64_t q_head, int64_t groups, const Stored& kv, int64_t kv_head,
+            int64_t from, int64_t to, int64_t size, float scale, float* part) {
+  if (kv.half) attend_with<true>(q, q_head, groups, kv, kv_head, from, to, size, scale, part);
+  else attend_with<false>(q, q_head, groups, kv, kv_head, from, to, size, scale, part);
+}
+
+float merge(const float* parts, int64_t count, int64_t stride, int64_t size, float* out) {
+  float peak = -HUGE_VALF;
+  for (int64_t c = 0; c < count; ++c) {
+    const float other = parts[c * stride + size];
+    peak = other > peak ? other : peak;
+  }
+  for (int64_t d = 0; d < size; ++d) out[d] = 0;
+  float weights = 0;
+  for (int64_t c = 0; c < count; ++c) {
+    const float* part = parts + c * stride;
+    const float factor = count == 1 ? 1.0f : exponential_one(part[size] - peak);
+    weights += factor * part[size + 1];
+    int64_t d = 0;
+    for (; d + W <= size; d += W) store(out + d, fma(set(factor), load(part + d), load(out + d)));
+    for (; d < size; ++d) out[d] += factor * part[d];
+  }
+  if (!(weights > 0)) return -HUGE_VALF;
+  const float inverse = 1.0f / weights;
+  int64_t d = 0;
+  for (; d + W <= size; d += W) store(out + d, mul(load(out + d), set(inverse)));
+  for (; d < size; ++d) out[d] *= inverse;
+  return peak + std::log(weights);
+}
+
+inline int64_t padded_size(int64_t size) { return whole(size, W); }
+
+// Floats of flash's scratch: keys, scores and values of a tile, then a head's output and statistics.
+inline int64_t flash_tile(int64_t size) {
+  return kFlashKeys * size + kFlashQueries * kFlashKeys + kFlashKeys * padded_size(size);
+}
+inline int64_t flash_head(int64_t size) { return kFlashQueries * (padded_size(size) + 2); }
+int64_t flash_floats(int64_t size, int64_t groups) {
+  return flash_tile(size) + groups * flash_head(size);
+}
+
+// Keys from..from+count as columns: [panel][channel][key], zero where there is none.
+template <bool H>
+void key_panels(const Stored& kv, int64_t head, int64_t from, int64_t count, int64_t size, float* to) {
+  const int64_t even = size / W * W;
+  for (int64_t s = 0; s < whole(count, kTileColumns); s += W) {
+    float* column = to + s / kTileColumns * kTileColumns * size + s % kTileColumns;
+    const int64_t many = larger(0, smaller(W, count - s));
+    const int64_t at = head * kv.k_head + (from + s) * kv.k_token;
+    for (int64_t d = 0; d < even; d += W) {
+      V block[W];
+      for (int64_t i = 0; i < W; ++i)
+        block[i] = i < many ? numbers<H>(kv.k, at + i * kv.k_token + d) : zero();
+      transpose(block);
+      for (int64_t i = 0; i < W; ++i) store(column + (d + i) * kTileColumns, block[i]);
+    }
+    for (int64_t d = even; d < size; ++d)
+      for (int64_t i = 0; i < W; ++i)
+        column[d * kTileColumns + i] = i < many ? number(kv.k, H, at + i * kv.k_token + d) : 0.0f;
+  }
+}
+
+template <bool H>
+const float* value_rows(const Stored& kv, int64_t head, int64_t from, int64_t count, int64_t size,
+                        float* to, int64_t* stride) {
+  const int64_t wide = padded_size(size), at = head * kv.v_head + from * kv.v_token;
+  if (!H && wide == size) {
+    *stride = kv.v_token;
+    return static_cast<const float*>(kv.v) + at;
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    int64_t d = 0;
+    for (; d + W <= size; d += W) store(to + s * wide + d, numbers<H>(kv.v, at + s * kv.v_token + d));
+    for (; d < wide; ++d)
+      to[s * wide + d] = d < size ? number(kv.v, H, at + s * kv.v_token + d) : 0.0f;
+  }
+  *stride = wide;
+  return to;
+}
+
+// Scores of one query against a tile become weights; returns what the sums so far are scaled by.
+inline float soften(float* scores, int64_t low, int64_t high, int64_t count, float scale, float* peak,
+                    float* weights) {
+  const int64_t wide = whole(count, W);
+  for (int64_t s = 0; s < low; ++s) scores[s] = -HUGE_VALF;
+  for (int64_t s = high; s < wide; ++s) scores[s] = -HUGE_VALF;
+  V highest = set(-HUGE_VALF);
+  for (int64_t s = 0; s < wide; s += W) highest = most(highest, load(scores + s));
+  const float before = *peak, found = top(highest) * scale;
+  const float now = found > before ? found : before;
+  V total = zero();
+  for (int64_t s = 0; s < wide; s += W) {
+    V p = exponential(fma(load(scores + s), set(scale), set(-now)));
+    if (s + W > high || s < low) {  // the clamp of exp leaves a trace; hidden keys get none
+      float lanes[W];
+      store(lanes, p);
+      for (int64_t i = 0; i < W; ++i)
+        if (s + i < low || s + i >= high) lanes[i] = 0;
+      p = load(lanes);
+    }
+    store(scores + s, p);
+    total = add(total, p);
+  }
+  const float factor = before == now ? 1.0f : exponential_one(before - now);
+  *weights = *weights * factor + sum(total);
+  *peak = now;
+  return factor;
+}
+
+template <bool H>
+void flash_with(const Flash& a, int64_t kv_head, int64_t from, int64_t to, int64_t head, int64_t heads,
+                float* arena) {
+  const int64_t size = a.size, wide = padded_size(size), count = to - from;
+  float* keys = arena;
+  float* scores = keys + kFlashKeys * size;
+  float* space = scores + kFlashQueries * kFlashKeys;
+  float* outs = space + kFlashKeys * wide;
+  float* peaks = outs + heads * kFlashQueries * wide;
+  float* weights = peaks + heads * kFlashQueries;
+  std::memset(outs, 0, heads * kFlashQueries * wide * 4);
+  for (int64_t i = 0; i < heads * kFlashQueries; ++i) {
+    peaks[i] = -HUGE_VALF;
+    weights[i] = 0;
+  }
+  const int64_t last = smaller(a.stored, a.start + to);  // the last query sees no further
+  int64_t begin = a.window > 0 ? larger(0, a.start + from - a.window + 1) : 0;
+  begin = begin / kFlashKeys * kFlashKeys;
+  for (int64_t s = begin; s < last; s += kFlashKeys) {
+    const int64_t many = smaller(kFlashKeys, last - s);
+    key_panels<H>(a.kv, kv_head, s, many, size, keys);
+    int64_t v_stride;
+    const float* values = value_rows<H>(a.kv, kv_head, s, many, size, space, &v_stride);
+    for (int64_t g = 0; g < heads; ++g) {
+      const float* q = a.q + (head + g) * a.q_head + from * a.q_token;
+      float* out = outs + g * kFlashQueries * wide;
+      for (int64_t i = 0; i < count; i += kTileRows) {
+        const int64_t high = smaller(kTileRows, count - i);
+        if (a.start + from + i + high <= s) continue;  // these queries stand before the tile
+        const Tile score = tile_of(high, kTileVectors);
+        float* at = scores + i * kFlashKeys;
+        for (int64_t c = 0; c < many; c += kTileColumns)
+          score(q + i * a.q_token, a.q_token, keys + c * size, kTileColumns, size, at + c, kFlashKeys,
+                false);
+        for (int64_t r = 0; r < high; ++r) {
+          const int64_t place = a.start + from + i + r;
+          const int64_t end = larger(0, smaller(many, place + 1 - s));
+          const int64_t low = a.window > 0 ? smaller(end, larger(0, place - a.window + 1 - s)) : 0;
+          float* row = at + r * kFlashKeys;
+          float* sums_row = out + (i + r) * wide;
+          if (low == end) {
+            std::memset(row, 0, whole(many, W) * 4);
+            continue;
+          }
+          const int64_t stat = g * kFlashQueries + i + r;
+          const float factor = soften(row, low, end, many, a.scale, peaks + stat, weights + stat);
+          if (factor != 1.0f)
+            for (int64_t d = 0; d < wide; d += W) store(sums_row + d, mul(load(sums_row + d), set(factor)));
+        }
+        for (int64_t d = 0; d < wide;) {
+          const int vectors = int(smaller(kTileVectors, (wide - d) / W));
+          tile_of(high, vectors)(at, kFlashKeys, values + d, v_stride, many, out + i * wide + d, wide, true);
+          d += vectors * W;
+        }
+      }
+    }
+  }
+  for (int64_t g = 0; g < heads; ++g)
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t stat = g * kFlashQueries + i;
+      const float inverse = weights[stat] > 0 ? 1.0f / weights[stat] : 0.0f;
+      float* from_row = outs + stat * wide;
+      float* row = a.out + (head + g) * a.out_head + (from + i) * a.out_token;
+      int64_t d = 0;
+      for (; d + W <= size; d += W) store(row + d, mul(load(from_row + d), set(inverse)));
+      for (; d < size; ++d) row[d] = from_row[d] * inverse;
+      if (a.lse != nullptr)
+        a.lse[(head + g) * a.queries + from + i] =
+            weights[stat] > 0 ? peaks[stat] + std::log(weights[stat]) : -HUGE_VALF;
+    }
+}
+
+// All query heads of one KV head, queries from..to (at most kFlashQueries).
+void flash(const Flash& a, int64_t kv_head, int64_t from, int64_t to, float* arena) {
+  const int64_t groups = a.heads / a.kv_heads;
+  if (a.kv.half) flash_with<true>(a, kv_head, from, to, kv_head * groups, groups, arena);
+  else flash_with<false>(a, kv_head, from, to, kv_head * groups, groups, arena);
+}
+
+// -- the rest ---------------------------------------------------------------------------------
+
+// One row of block floating point: mantissas biased by 2^(bits - 1), a power of two a block.
+void bfp(const uint8_t* packed, const uint8_t* exponents, const float* powers, int bits, int block,
+         int64_t size, float* to, uint8_t* scratch) {
+  const uint8_t* q = packed;
+  if (bits != 8) {
+    unpack(packed, whole(size * bits, 8) / 8, bits, size, scratch);
+    q = scratch;
+  }
+  const float zero_point = float(1 << (bits - 1));
+  for (int64_t b = 0; b < size / block; ++b) {
+    const float power = powers[exponents[b]];
+    const uint8_t* from = q + b * block;
+    float* out = to + b * block;
+    int64_t i = 0;
+    for (; i + W <= block; i += W) store(out + i, mul(sub(bytes(from + i), set(zero_point)), set(power)));
+    for (; i < block; ++i) out[i] = (float(from[i]) - zero_point) * power;
+  }
+}
+
+uint64_t read_all(const uint8_t* from, int64_t count) {
+  uint64_t total[8] = {};
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    uint64_t word[8];
+    std::memcpy(word, from + i, 64);
+    UNROLL for (int j = 0; j < 8; ++j) total[j] ^= word[j];
+    prefetch(from + i + kAhead);
+  }
+  uint64_t all = 0;
+  for (int j = 0; j < 8; ++j) all ^= total[j];
+  for (; i < count; ++i) all ^= from[i];
+  return all;
+}
+
+constexpr Kernels table() {
+  Kernels k{};
+  k.name = kName;
+  k.lanes = W;
+  k.lane_codes = 8;
+  k.strip = kStrip;
+  k.splits = splits;
+  k.arrange = arrange;
+  k.sum_groups = sum_groups;
+  k.product = product;
+  k.dequantise = dequantise;
+  k.gemm_floats = gemm_floats;
+  k.gemm = gemm;
+  k.rms = rms;
+  k.silu = silu;
+  k.gelu = gelu;
+  k.rope = rope;
+  k.add = add_span;
+  k.to_half = to_half;
+  k.argmax = argmax;
+  k.attend = attend;
+  k.merge = merge;
+  k.flash_floats = flash_floats;
+  k.flash = flash;
+  k.bfp = bfp;
+  k.read = read_all;
+  return k;
+}

@@ -1,0 +1,95 @@
+// The forward of a Llama-like decoder: one call runs all layers.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "weight.hpp"
+
+namespace loci {
+
+enum Linear { kQ, kK, kV, kO, kGate, kUp, kDown, kLinears };
+enum Vector {
+  kInputNorm, kPostNorm, kQBias, kKBias, kVBias, kOBias, kQNorm, kKNorm, kVectors
+};
+
+struct Shape {
+  int64_t layers, hidden, heads, kv_heads, size, ffn, vocab;
+  int64_t window;        // 0 where there is none
+  float eps, norm_offset, embed_scale, scale;
+  bool gelu;
+  const float* frequencies;  // [size / 2]
+};
+
+struct Layer {
+  std::array<Packed, kLinears> linear;
+  std::array<const float*, kVectors> vector{};  // null where the model has none
+};
+
+// A piece of a matrix whose rows are vocabulary.
+struct VocabTile {
+  int64_t first;
+  Packed weight;
+};
+
+// What is kept of one row of the batch: token s, head h of layer l at l * layer + h * head +
+// s * token elements behind `keys` and `values`.
+struct Past {
+  void* keys;
+  void* values;
+  int64_t layer, head, token;
+  bool half;
+  int64_t count;         // tokens there already
+  int64_t position;      // of the next one
+};
+
+struct Work {
+  float *hidden, *normed, *qkv, *mixed, *gate_up, *rope, *prepared, *parts;
+  int64_t parts_floats;
+  Arena arena;
+};
+
+enum Logits { kNone, kLast, kAll };
+enum Status : int64_t { kDone = 0, kBadId = 1, kNotFinite = 2 };  // + layer
+
+struct Step {
+  const int64_t* ids;    // [rows, tokens]
+  int64_t rows, tokens;
+  std::vector<Past> past;
+  Logits logits;
+  float* out;            // [rows or rows * tokens, vocab]
+  float largest;         // what a kept key or value may be
+};
+
+// One layer's half, for callers that keep keys and values themselves.
+struct Half {
+  int64_t layer, rows, tokens;
+  const int64_t* positions;  // [rows, tokens]; negative is padding and turns like 0
+  float* q;              // [rows, heads, tokens, size]: rotated queries out, or what they read in
+  float* k;              // [rows, kv heads, tokens, size] rotated
+};
+
+class Decoder {
+ public:
+  Decoder(const Shape& shape, const Work& work) : shape(shape), work(work), layers(shape.layers) {}
+
+  int64_t step(const Step& step);
+  int64_t layer(int64_t index, const Step& step);  // hidden -> hidden; no ids, no logits
+  void before(const Half& half);  // hidden -> queries, keys, values
+  void after(const Half& half);   // what the queries read -> hidden
+
+  const Shape shape;
+  const Work work;
+  std::vector<Layer> layers;
+  std::vector<VocabTile> embedding, head;
+  const float* norm = nullptr;
+
+ private:
+  struct Pass;
+};
+
+int64_t arena_floats(const Shape& shape);  // the least a decoder of many rows works in
+
+}  // namespace loci

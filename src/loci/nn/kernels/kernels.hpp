@@ -1,0 +1,137 @@
+// What the kernels of every instruction set offer; one table of functions each.
+//
+// A weight is codes (a little-endian bit stream a row) with a scale and perhaps a minimum a group,
+// or plain numbers. Activations and sums are float32. With the sum of x over each group known,
+// minimum and zero point cost one product a group:
+//
+//     sum_k (q_k * s + m) x_k = s * sum_k q_k x_k + m * sum_k x_k
+
+#pragma once
+
+#include <cstdint>
+
+namespace loci {
+
+enum Level { kPlain = 0, kAvx2 = 1, kAvx512 = 2, kNeon = 3, kLevels = 4 };
+enum class Kind { kCodes, kFloat32, kFloat16, kBfloat16 };
+
+constexpr int kMaxRows = 16;     // rows of x that a product straight from the codes takes
+constexpr int kPad = 16;         // rows of x and of sums are padded with zeros to a multiple
+constexpr int kChunkTokens = 128;  // stored tokens that one piece of attention reads
+
+// Which group each lane of a vector belongs to, a vector at a time: lane i of vector b reads the
+// scale of group base[b] + index[b * lanes + i].
+struct LaneGroups {
+  const int32_t* base = nullptr;
+  const int32_t* index = nullptr;
+};
+
+struct Packed {
+  Kind kind;
+  const uint8_t* codes;  // or the numbers of a plain weight
+  const void* scales;
+  const void* mins;      // null for a symmetric grid
+  int64_t out, inner, row_bytes;
+  int bits, group, groups;
+  bool half;             // scales and minima are float16
+  LaneGroups nibbles[kLevels], bytes[kLevels];
+};
+
+// Up to kMaxRows rows of x as products straight from the codes read them. Rows come in strips of
+// at most `strip`; in a strip the first vector of every row comes first, then the second of every
+// row, and so on, padded with zeros.
+struct Rows {
+  const float* x;        // in order, [rows * whole(inner, kPad)]; or null
+  const float* split;    // in the order of 4-bit codes; or null
+  const float* sums;     // [rows, sums_stride] sums over groups, padded with zeros to kPad
+  int64_t sums_stride;
+  int rows;
+};
+
+struct Gemm {
+  const float* x;
+  int64_t x_stride, rows;
+  const Packed* weight;
+  int64_t first, last;   // columns of y: rows of the weight
+  float* y;
+  int64_t y_stride;
+  bool add;              // y += instead of y =
+  float* arena;          // scratch of this thread
+  int64_t arena_floats;
+};
+
+// Keys and values of one batch row: token s of head h at k + h * k_head + s * k_token elements.
+struct Stored {
+  const void* k;
+  const void* v;
+  int64_t k_head, k_token, v_head, v_token;
+  bool half;
+};
+
+// Many queries of one batch row against stored tokens. Query t stands at `start + t` and sees the
+// tokens from itself backwards, `window` of them; without a window, all.
+struct Flash {
+  const float* q;
+  int64_t q_head, q_token;
+  Stored kv;
+  float* out;
+  int64_t out_head, out_token;
+  float* lse;            // [heads, queries], or null
+  int64_t queries, stored, start, window;
+  int64_t heads, kv_heads, size;
+  float scale;
+};
+
+struct Kernels {
+  const char* name;
+  int lanes;             // of a vector of float32
+  int lane_codes;        // 4-bit codes a lane holds
+  int strip;             // rows of x that share one decoding of a weight
+
+  bool (*splits)(const Packed&);  // whether products read x in the order of 4-bit codes
+  // Rows of x, `stride` apart, in strips; `split` puts them in the order of 4-bit codes.
+  void (*arrange)(const float* x, int64_t stride, int rows, int64_t inner, bool split, float* to);
+  void (*sum_groups)(const float* x, int64_t inner, int64_t group, float* to);
+  // y[m * stride + n] = or += row n of the weight times row m of x.
+  void (*product)(const Packed&, const Rows&, int64_t first, int64_t last, float* y,
+                  int64_t stride, bool add, uint8_t* bytes);
+  void (*dequantise)(const Packed&, int64_t row, float* to, uint8_t* bytes);
+  int64_t (*gemm_floats)(int64_t inner);  // the least arena that gemm works in
+  void (*gemm)(const Gemm&);
+
+  void (*rms)(const float* x, const float* weight, float eps, float offset, int64_t size,
+              float* out);
+  void (*silu)(float* gate, const float* up, int64_t count);
+  void (*gelu)(float* gate, const float* up, int64_t count);
+  void (*rope)(const float* x, const float* cos, const float* sin, int64_t size, float* out);
+  void (*add)(float* to, const float* from, int64_t count);
+  void (*to_half)(const float* from, int64_t count, uint16_t* to);
+  int64_t (*argmax)(const float* x, int64_t count);
+
+  // One query a head of one KV head against tokens first..last: writes a row a head, the sum of
+  // weighted values [size], then the largest score and the sum of weights.
+  void (*attend)(const float* q, int64_t q_head, int64_t groups, const Stored&, int64_t kv_head,
+                 int64_t first, int64_t last, int64_t size, float scale, float* part);
+  // Parts of one query head, `stride` apart, into one row; returns the log-sum-exp.
+  float (*merge)(const float* parts, int64_t count, int64_t stride, int64_t size, float* out);
+  int64_t (*flash_floats)(int64_t size, int64_t groups);
+  void (*flash)(const Flash&, int64_t kv_head, int64_t first, int64_t last, float* arena);
+
+  void (*bfp)(const uint8_t* packed, const uint8_t* exponents, const float* powers, int bits,
+              int block, int64_t size, float* to, uint8_t* bytes);
+  uint64_t (*read)(const uint8_t* from, int64_t count);  // every byte once: the limit of decoding
+};
+
+constexpr int kFlashQueries = 48;  // queries of one head that flash takes at once
+
+extern const Kernels plain_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+bool has_vbmi();
+#endif
+#if defined(__aarch64__)
+extern const Kernels neon_kernels;
+#endif
+
+}  // namespace loci

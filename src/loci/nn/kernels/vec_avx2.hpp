@@ -1,0 +1,99 @@
+// Eight lanes of float32 with AVX2, FMA and F16C.
+
+#pragma once
+
+using V = __m256;
+using I = __m256i;
+constexpr int W = 8;
+constexpr int kStrip = 4, kTileRows = 6, kPaired = 1, kTileVectors = 2;
+
+inline V zero() { return _mm256_setzero_ps(); }
+inline V set(float x) { return _mm256_set1_ps(x); }
+inline V load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, V v) { _mm256_storeu_ps(p, v); }
+inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+inline V div(V a, V b) { return _mm256_div_ps(a, b); }
+inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+inline V least(V a, V b) { return _mm256_min_ps(a, b); }
+inline V most(V a, V b) { return _mm256_max_ps(a, b); }
+inline V nearest(V a) { return _mm256_round_ps(a, 8); }
+inline V power_of_two(V n) {
+  I bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
+}
+inline V keep(V v, int64_t count) {
+  I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  I kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), lane);
+  return _mm256_and_ps(v, _mm256_castsi256_ps(kept));
+}
+
+inline V halves(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline void store_halves(uint16_t* p, V v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline V brains(const uint16_t* p) {
+  I wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline V bytes(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+
+inline I words(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline I shorts(const uint8_t* p) {
+  return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+inline I all(int32_t x) { return _mm256_set1_epi32(x); }
+inline V masked(I c, I mask) { return _mm256_cvtepi32_ps(_mm256_and_si256(c, mask)); }
+inline V topmost(I c) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(c, 28)); }
+inline V pick(V table, const int32_t* index) {
+  return _mm256_permutevar8x32_ps(table, _mm256_loadu_si256((const __m256i*)index));
+}
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+inline float sum(V v) {
+  __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
+}
+inline float top(V v) {
+  __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)));
+}
+
+// Lane i of the result is the sum of v[i].
+inline V sums(const V* v) {
+  V a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  V b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+  return add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+inline void transpose(V* r) {
+  V t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xEE);
+    }
+  for (int j = 0; j < 4; ++j) {
+    r[j] = _mm256_permute2f128_ps(u[j], u[j + 4], 0x20);
+    r[j + 4] = _mm256_permute2f128_ps(u[j], u[j + 4], 0x31);
+  }
+}
+
+// One vector of words' worth of x in the order of its codes, vectors `step` apart; see arrange().
+inline void spread(const float* x, float* to, int64_t step) {
+  V r[8];
+  for (int lane = 0; lane < 8; ++lane) r[lane] = load(x + 8 * lane);
+  transpose(r);
+  float power = 1.0f;
+  for (int j = 0; j < 7; ++j, power /= 16.0f) store(to + step * j, mul(r[j], set(power)));
+  store(to + step * 7, r[7]);
+}

@@ -1,0 +1,82 @@
+// Four lanes of float32 with NEON on 64-bit Arm.
+
+#pragma once
+
+using V = float32x4_t;
+using I = uint32x4_t;
+constexpr int W = 4;
+constexpr int kStrip = 4, kTileRows = 6, kPaired = 2, kTileVectors = 4;
+
+inline V zero() { return vdupq_n_f32(0.0f); }
+inline V set(float x) { return vdupq_n_f32(x); }
+inline V load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, V v) { vst1q_f32(p, v); }
+inline V add(V a, V b) { return vaddq_f32(a, b); }
+inline V sub(V a, V b) { return vsubq_f32(a, b); }
+inline V mul(V a, V b) { return vmulq_f32(a, b); }
+inline V div(V a, V b) { return vdivq_f32(a, b); }
+inline V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+inline V least(V a, V b) { return vminq_f32(a, b); }
+inline V most(V a, V b) { return vmaxq_f32(a, b); }
+inline V nearest(V a) { return vrndnq_f32(a); }
+inline V power_of_two(V n) {
+  int32x4_t bits = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+  return vreinterpretq_f32_s32(vshlq_n_s32(bits, 23));
+}
+inline V keep(V v, int64_t count) {
+  const uint32_t lanes[4] = {0, 1, 2, 3};
+  I kept = vcgtq_u32(vdupq_n_u32(uint32_t(count)), vld1q_u32(lanes));
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), kept));
+}
+
+inline V halves(const uint16_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+inline void store_halves(uint16_t* p, V v) {
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+}
+inline V brains(const uint16_t* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+inline V bytes(const uint8_t* p) {
+  uint32_t four;
+  std::memcpy(&four, p, 4);
+  uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+  return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+
+inline I words(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
+inline I shorts(const uint8_t* p) { return vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))); }
+inline I all(int32_t x) { return vdupq_n_u32(uint32_t(x)); }
+inline V masked(I c, I mask) { return vcvtq_f32_u32(vandq_u32(c, mask)); }
+inline V topmost(I c) { return vcvtq_f32_u32(vshrq_n_u32(c, 28)); }
+inline V pick(V table, const int32_t* index) {
+  float from[4], to[4];
+  vst1q_f32(from, table);
+  for (int i = 0; i < 4; ++i) to[i] = from[index[i]];
+  return vld1q_f32(to);
+}
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+inline float sum(V v) { return vaddvq_f32(v); }
+inline float top(V v) { return vmaxvq_f32(v); }
+
+// Lane i of the result is the sum of v[i].
+inline V sums(const V* v) { return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])); }
+
+inline void transpose(V* r) {
+  float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
+  r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+
+// One vector of words' worth of x in the order of its codes, vectors `step` apart; see arrange().
+inline void spread(const float* x, float* to, int64_t step) {
+  for (int lane = 0; lane < W; ++lane) {
+    float power = 1.0f;
+    for (int j = 0; j < 7; ++j, power /= 16.0f) to[step * j + lane] = x[8 * lane + j] * power;
+    to[step * 7 + lane] = x[8 * lane + 7];
+  }
+}
