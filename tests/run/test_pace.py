@@ -37,14 +37,19 @@ REACHED = {
     "decode_kv": 4e9,
     "attend_many": 6e10,
 }
-LAUNCH_S = 2e-5
+LAUNCH_S, DECODE_START_S = 2e-5, 3e-4
 
 
 @pytest.fixture
 def true_machine(monkeypatch: pytest.MonkeyPatch) -> DeviceProfile:
     """Let the runner take exactly as long as a known machine would."""
     rates = {f"float32/{does}": rate for does, rate in REACHED.items()}
-    machine = replace(PROMISED, rates=PROMISED.rates | rates, launch_s=LAUNCH_S)
+    machine = replace(
+        PROMISED,
+        rates=PROMISED.rates | rates,
+        launch_s=LAUNCH_S,
+        starts={"float32/decode_kv": DECODE_START_S},
+    )
 
     def seconds(spec: Any, phase: Any, tokens: int, keys: int, is_decoded: bool) -> float:
         work = graph_of(
@@ -71,6 +76,7 @@ def true_machine(monkeypatch: pytest.MonkeyPatch) -> DeviceProfile:
 def test_rates_come_out_as_they_went_in(true_machine: DeviceProfile, tmp_path: Path) -> None:
     found = pace.measure(PROMISED, tmp_path)
     assert found.launch_s == pytest.approx(LAUNCH_S, rel=0.05)
+    assert found.starts["float32/decode_kv"] == pytest.approx(DECODE_START_S, rel=0.15)
     assert found.rates == pytest.approx(
         {f"float32/{does}": rate for does, rate in REACHED.items()}, rel=0.15
     )
@@ -83,8 +89,13 @@ def test_a_profile_with_its_pace_predicts_the_times(
 ) -> None:
     profile = pace.measure(PROMISED, tmp_path).on(PROMISED)
     spec = replace(pace._spec(hidden=576, ffn=1536, heads=9, kv_heads=3, layers=30), weight_bits=5)
-    for phase, tokens, keys in (("decode", 1, 500), ("prefill", 128, 128), ("prefill", 64, 1024)):
-        work = graph_of(spec, phase, tokens=tokens, keys=keys)  # type: ignore[arg-type]
+    for phase, tokens, keys, codes in (
+        ("decode", 1, 500, False),
+        ("decode", 1, 500, True),
+        ("prefill", 128, 128, False),
+        ("prefill", 64, 1024, False),
+    ):
+        work = graph_of(spec, phase, tokens=tokens, keys=keys, decoded=codes)  # type: ignore[arg-type]
         predicted, truth = (
             Roofline().estimate(work, on).seconds_per_token for on in (profile, true_machine)
         )

@@ -48,6 +48,7 @@ class DeviceProfile:
         rates: {dtype: operations/s}, dense; empty where no source gave any.
         links: {(from tier, to tier): bytes/s}; the disk's own speed is its link to dram.
         launch_s: fixed time of one operator; 0 when nobody measured it.
+        starts: {kind of work: fixed time}, where that is longer than `launch_s`.
         source: where the figures are from; `checked`: when, ISO 8601.
     """
 
@@ -56,6 +57,7 @@ class DeviceProfile:
     rates: Mapping[str, float] = field(default_factory=dict)
     links: Mapping[tuple[str, str], float] = field(default_factory=dict)
     launch_s: float = 0.0
+    starts: Mapping[str, float] = field(default_factory=dict)
     source: str
     checked: str
 
@@ -100,12 +102,14 @@ class Pace:
 
     Attributes:
         launch_s: fixed time of one operator of a layer.
+        starts: of those that take longer to start, by kind of work.
         rates: operations/s by kind of work, such as "float32/attend".
         disk_bytes_per_s: of blocks read one after another, as streamed weights are.
     """
 
     launch_s: float
     rates: Mapping[str, float]
+    starts: Mapping[str, float] = field(default_factory=dict)
     disk_bytes_per_s: float
 
     def on(self, profile: DeviceProfile) -> DeviceProfile:
@@ -114,7 +118,9 @@ class Pace:
         if "disk" in tiers:
             tiers["disk"] = replace(tiers["disk"], read_bytes_per_s=self.disk_bytes_per_s)
         rates = {**profile.rates, **self.rates}
-        return replace(profile, launch_s=self.launch_s, rates=rates, tiers=tiers)
+        return replace(
+            profile, launch_s=self.launch_s, starts=dict(self.starts), rates=rates, tiers=tiers
+        )
 
 
 def names() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from loci.core.cost import OpGraph
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import ModelError
-from loci.methods.cost.base import Machine, graph_of
+from loci.methods.cost.base import Machine, graph_of, start_of
 from loci.methods.cost.roofline import Roofline
 from loci.methods.offload.base import Placement
 from loci.methods.offload.tpi_llm import TpiLlm
@@ -55,8 +55,8 @@ def predict(
     def seconds(work: OpGraph, is_layer: bool, passes: int = 1) -> float:
         """Return the time of one layer, or of everything after the last one, over all passes."""
         ops = [op for op in work.ops if (op.name not in ("norm", "head")) == is_layer]
-        again = (passes - 1) * profile.launch_s if is_layer else 0.0  # the first is in the time
-        return sum(model.time(op, profile)[0] + again for op in ops)
+        again = passes - 1 if is_layer else 0  # the first start is in the time
+        return sum(model.time(op, profile)[0] + again * start_of(profile, op.rate) for op in ops)
 
     prefill, decode = graph("prefill", prompt, prompt), graph("decode", 1, middle)
     passes = -(-prompt // chunk)

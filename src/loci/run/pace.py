@@ -8,7 +8,9 @@ remains of a time when what is known already is taken off:
     launch         many narrow layers, where there is nothing but starting
     product4, 8    one token through wide layers of 4 and of 8 bits
     gemm, unpack   a prompt of many tokens, and one of few: the difference is arithmetic
-    attend         one token after many keys, less one after none; `decode_kv` with codes
+    attend         one token after many keys, less one after none
+    decode_kv      the same with codes in place of keys, and again after few of them: what is left
+                   of that is the time it takes to start
     attend_many    a prompt after many keys, less one after none
     disk           blocks of a file read as streamed weights are
 
@@ -32,7 +34,7 @@ from loci.core.ledger import Ledger
 from loci.core.spec import ModelSpec
 from loci.hw.profiles import DeviceProfile, Pace
 from loci.methods import catalogue
-from loci.methods.cost.base import graph_of
+from loci.methods.cost.base import graph_of, start_of
 from loci.methods.cost.roofline import Roofline
 from loci.methods.kv.base import Chain, decoded_tokens
 from loci.nn.packing import PackedWeight, row_bytes
@@ -43,8 +45,9 @@ from loci.tiers.blocks import BlockStore, BlockWriter
 from loci.tiers.pool import aligned_empty
 
 GROUP = 32
-FEW, MANY, KEYS = 32, 256, 2048  # tokens of prompts, and keys before them
-BLOCK_BYTES, BLOCKS = 2 * 2**20, 24  # of the file that is read as streamed weights are
+FEW, MANY = 32, 256  # tokens of prompts
+NEAR, KEYS = 64, 2048  # keys before a token
+BLOCK_BYTES, BLOCKS, _PASSES = 2 * 2**20, 24, 3  # of the file that is read as weights are
 _BUDGET_S = 0.15  # of one measurement; a second round is always taken
 _CODES = "bfp(bits=8)"
 _LEAST = 0.05  # of a measured time is left for what it was measured for
@@ -70,6 +73,7 @@ def measure(profile: DeviceProfile, folder: Path) -> Pace:
     profile = _of_attention(profile, made.cut(2))
     return Pace(
         launch_s=profile.launch_s,
+        starts=profile.starts,
         rates={name: rate for name, rate in profile.rates.items() if "/" in name},
         disk_bytes_per_s=_disk_rate(folder),
     )
@@ -89,22 +93,30 @@ def _of_prompts(profile: DeviceProfile, made: MadeUp) -> DeviceProfile:
 
 
 def _of_attention(profile: DeviceProfile, made: MadeUp) -> DeviceProfile:
+    none_s, near_s, far_s = (_decode_s(made, keys) for keys in (0, NEAR, KEYS))
+    none, far = (_graph(made.spec, "decode", 1, 1 + keys) for keys in (0, KEYS))
+    operations = _operations(far, "attend") - _operations(none, "attend")
+    profile = _rated(profile, "attend", operations / max(far_s - none_s, _LEAST * far_s))
+    profile = _of_codes(profile, made, near_s, far_s)
+    none_s, far_s = (_prompt_s(made, MANY, keys) for keys in (0, KEYS))
+    none, far = (_graph(made.spec, "prefill", MANY, MANY + keys) for keys in (0, KEYS))
+    operations = _operations(far, "attend_many") - _operations(none, "attend_many")
+    return _rated(profile, "attend_many", operations / max(far_s - none_s, _LEAST * far_s))
+
+
+def _of_codes(profile: DeviceProfile, made: MadeUp, near_s: float, far_s: float) -> DeviceProfile:
+    """Compare codes with floats: after many keys for the rate, after few for the start."""
     codes = catalogue.parse_chain(_CODES, "kv")
-    for does, time_of, phase, tokens in (
-        ("attend", lambda keys, chain: _decode_s(made, keys, chain), "decode", 1),
-        ("attend_many", lambda keys, chain: _prompt_s(made, MANY, keys, chain), "prefill", MANY),
-    ):
-        near = _graph(made.spec, phase, tokens, tokens)
-        far = _graph(made.spec, phase, tokens, tokens + KEYS)
-        near_s, far_s, codes_s = time_of(0, ()), time_of(KEYS, ()), time_of(KEYS, codes)
-        operations = _operations(far, does) - _operations(near, does)
-        left = max(far_s - near_s, _LEAST * far_s)
-        profile = _rated(profile, does, operations / left)
-        if does == "attend":
-            decoding = _graph(made.spec, phase, tokens, tokens + KEYS, is_decoded=True)
-            left = max(codes_s - far_s, _LEAST * codes_s)
-            profile = _rated(profile, "decode_kv", _operations(decoding, "decode_kv") / left)
-    return profile
+    near, far = (
+        _operations(_graph(made.spec, "decode", 1, 1 + keys, is_decoded=True), "decode_kv")
+        for keys in (NEAR, KEYS)
+    )
+    more_near_s = _decode_s(made, NEAR, codes) - near_s
+    more_far_s = _decode_s(made, KEYS, codes) - far_s
+    rate = (far - near) / max(more_far_s - more_near_s, _LEAST * far_s)
+    start_s = max((more_near_s - near / rate) / made.spec.layers, profile.launch_s)
+    profile = replace(profile, starts={**profile.starts, "float32/decode_kv": start_s})
+    return _rated(profile, "decode_kv", rate)
 
 
 def _graph(
@@ -135,7 +147,11 @@ def _seconds(profile: DeviceProfile, work: OpGraph, *, without: str) -> float:
     model = Roofline()
     return sum(
         op.repeat
-        * (profile.launch_s if op.rate.endswith(f"/{without}") else model.time(op, profile)[0])
+        * (
+            start_of(profile, op.rate)
+            if op.rate.endswith(f"/{without}")
+            else model.time(op, profile)[0]
+        )
         for op in work.ops
     )
 
@@ -212,11 +228,13 @@ def _disk_rate(folder: Path) -> float:
             for index in range(BLOCKS):
                 writer.add(str(index), {"x": data})
         with BlockStore(path, mapped=False) as store:
-            into = aligned_empty(store.stored_bytes("0"))
-            began = time.perf_counter()
-            for index in range(BLOCKS):
-                store.read(str(index), into)
-            return BLOCKS * BLOCK_BYTES / (time.perf_counter() - began)
+            into, best = aligned_empty(store.stored_bytes("0")), math.inf
+            for _ in range(_PASSES):
+                began = time.perf_counter()
+                for index in range(BLOCKS):
+                    store.read(str(index), into)
+                best = min(best, time.perf_counter() - began)
+            return BLOCKS * BLOCK_BYTES / best
 
 
 # -- made-up weights --------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class PaperMachine:
     tiers: Mapping[str, Rate]
     rates: Mapping[str, float] = field(default_factory=dict)
     launch_s: float = 0.0
+    starts: Mapping[str, float] = field(default_factory=dict)
 
 
 def machine(bandwidth: float = 1e9, peak: float = 1e10, disk: float = 1e8) -> PaperMachine:

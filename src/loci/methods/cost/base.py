@@ -55,6 +55,11 @@ class Machine(Protocol):
         """Fixed time of one operator."""
         ...
 
+    @property
+    def starts(self) -> Mapping[str, float]:
+        """Fixed time of operators that take longer to start, by what they do, as in `rates`."""
+        ...
+
 
 class CostModel(Method):
     """Role: say what a graph of operations costs on a machine."""
@@ -81,6 +86,11 @@ def rate_of(machine: Machine, rate: str) -> float:
             f"the machine's profile has no rate for {rate}", allowed=", ".join(machine.rates)
         )
     return found
+
+
+def start_of(machine: Machine, rate: str) -> float:
+    """Return the fixed time of an operator of this kind of work."""
+    return machine.starts.get(rate, machine.launch_s)
 
 
 def causal_scores(tokens: int, keys: int, window: int | None = None) -> int:

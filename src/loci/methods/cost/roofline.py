@@ -28,7 +28,7 @@ from loci.core.cost import Cost, Op, OpGraph
 from loci.core.method import About, Frees, Kind, Param, Phase
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import ModelError
-from loci.methods.cost.base import CostModel, Machine, rate_of
+from loci.methods.cost.base import CostModel, Machine, rate_of, start_of
 
 Bound = Literal["memory", "compute"]
 
@@ -63,7 +63,7 @@ class Roofline(CostModel):
         memory_s = op.nbytes / self._bandwidth(machine)
         compute_s = op.operations / rate_of(machine, op.rate)
         bound: Bound = "memory" if memory_s > compute_s else "compute"
-        return max(memory_s, compute_s) + machine.launch_s, bound
+        return max(memory_s, compute_s) + start_of(machine, op.rate), bound
 
     def attainable(self, op: Op, machine: Machine) -> float:
         """Return the operations per second that the operator can reach."""
