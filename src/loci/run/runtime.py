@@ -148,8 +148,11 @@ def _measured(cache: Path, progress: Progress | None) -> dict[str, Any] | None:
 
 
 def _made_by(machine: Machine) -> str:
-    """Return what decides the result: versions, machine, and whether kernels were compiled."""
-    native = "native" if find_spec("loci.nn._native") is not None else "no native kernels"
+    """Return what decides the result: versions, machine, and which kernels were compiled."""
+    kernels, native = find_spec("loci.nn._native"), "no kernels"
+    if kernels is not None and kernels.origin is not None:
+        stat = os.stat(kernels.origin)
+        native = f"kernels of {stat.st_size} bytes, {stat.st_mtime_ns}"
     return (
         f"loci {__version__}, python {platform.python_version()}, torch {_torch()}, {native}, "
         f"machine {machine.key()}"
