@@ -77,8 +77,13 @@ def kind_of(name: str, relation: str, *, is_target: bool) -> str:
     return _OF_SLOT.get(relation.partition(":")[0], "thing")
 
 
-def relating(turns: Sequence[Turn], before: Sequence[Turn] = ()) -> Task[list[Candidate]]:
-    """Return the task of drawing triples of turns; `before` came first and yields none itself."""
+def relating(
+    turns: Sequence[Turn], before: Sequence[Turn] = (), *, small: bool = False
+) -> Task[list[Candidate]]:
+    """Return the task of drawing triples of turns; `before` came first and yields none itself.
+
+    A small model cannot tell when it has said all, so it may say little.
+    """
     shown = [
         {
             "number": number,
@@ -118,7 +123,11 @@ def relating(turns: Sequence[Turn], before: Sequence[Turn] = ()) -> Task[list[Ca
         ],
         "additionalProperties": False,
     }
-    triples = {"type": "array", "items": triple, "maxItems": 6 * max(len(turns), 1)}
+    triples = {
+        "type": "array",
+        "items": triple,
+        "maxItems": (2 if small else 6) * max(len(turns), 1),
+    }
     return Task(
         name="draw triples",
         messages=(

@@ -26,11 +26,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from loci.core.item import Candidate, Edit, Hit, Item, Source, Turn
+from loci.core.item import Candidate, Edit, Hit, Item, Turn
 from loci.core.method import About, Frees, Kind, Need, Param
 from loci.methods.recall._entities import Nodes
 from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
 from loci.methods.recall.mem0 import Mem0
+from loci.store.rows import source_of
 from loci.text.consolidate import related
 from loci.text.extract import extract
 from loci.text.graph import aliases_of, relating
@@ -74,10 +75,11 @@ class Mem0Graph(Recall):
         before = view.neighbours_of_turn(turns[0].id, BEFORE, 0)
         found: list[Candidate] = []
         rung = "rules"
-        step = AT_ONCE.get(ports.ladder.rung, len(turns))
+        step, small = AT_ONCE.get(ports.ladder.rung, len(turns)), ports.ladder.rung == "slm"
         for start in range(0, len(turns), step):
             earlier = [*before, *turns[:start]][-BEFORE:]
-            triples, by = ports.ladder.run(relating(turns[start : start + step], earlier))
+            part = relating(turns[start : start + step], earlier, small=small)
+            triples, by = ports.ladder.run(part)
             found += triples
             rung = by if by != "rules" else rung
         others = aliases_of(extract(turns, before)) if rung == "rules" else {}
@@ -168,7 +170,7 @@ class Mem0Graph(Recall):
                 score=floor + max(parts[turn.id], 0.0),
                 kind="turn",
                 why={"graph": parts[turn.id]},
-                sources=(_source(turn),),
+                sources=(source_of(turn),),
             )
             for turn in view.turns(new[: query.limit]).values()
         ]
@@ -231,20 +233,8 @@ def _hit(relation: Item, score: float, view: StoreView) -> Hit:
         score=score,
         kind="relation",
         why={"graph": score},
-        sources=tuple(_source(turn) for turn in view.turns(relation.sources).values()),
+        sources=tuple(source_of(turn) for turn in view.turns(relation.sources).values()),
         valid_from=relation.valid_from,
         valid_to=relation.valid_to,
         recorded_at=relation.recorded_at,
-    )
-
-
-def _source(turn: Turn) -> Source:
-    return Source(
-        id=turn.id,
-        content=turn.content,
-        time=turn.time,
-        name=turn.name,
-        role=turn.role,
-        session=turn.session,
-        metadata=turn.metadata,
     )
