@@ -167,5 +167,7 @@ class AsyncMemory(AsyncFace):
     forget_all = in_thread(run_memory.Memory.forget_all)
     export = in_thread(run_memory.Memory.export)
     import_ = in_thread(run_memory.Memory.import_)
+    embed_beside = in_thread(run_memory.Memory.embed_beside)
     wait = in_thread(run_memory.Memory.wait)
     reembed = in_thread(run_memory.Memory.reembed)
+    check_integrity = in_thread(run_memory.Memory.check_integrity)

@@ -134,7 +134,7 @@ def print_sources(sources: Sequence[Source], but: str = "") -> None:
 
 def rows_of(changes: Sequence[Change]) -> list[tuple[str, ...]]:
     """Return changes as rows of a table: change, item, when, what, by, text, reason."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for change in changes:
         after = "" if change.after is None else change.after.indexed
         action = f"{change.action} (undone)" if change.undone else change.action

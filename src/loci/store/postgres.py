@@ -443,7 +443,7 @@ class PostgresDatabase(Database):
         if isinstance(problem, errors.ProgramLimitExceeded):
             return ParameterError(
                 f"PostgreSQL cannot index a name as long as this: {said}",
-                allowed="users, agents, sessions and names of at most 2,000 bytes",
+                allowed="names of entities of at most 2,000 bytes",
                 way_out="shorten it; nothing was stored",
             )
         if isinstance(problem, errors.ReadOnlySqlTransaction):
