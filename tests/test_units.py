@@ -78,7 +78,7 @@ def test_reads_token_counts(text: str | int, count: int) -> None:
     assert parse_tokens(text) == count
 
 
-@pytest.mark.parametrize("text", ["0", 0, "-4", "8KiB", "", "many", True])
+@pytest.mark.parametrize("text", ["0", 0, "-4", "8KiB", "", "many", True, "1.5", 1.5])
 def test_refuses_what_is_no_token_count(text: object) -> None:
     with pytest.raises(ValueError, match="token"):
         parse_tokens(text)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any  # results hold whatever JSON can hold
 from loci import config
 from loci.core.card import Card, load_card
 from loci.core.method import Method
+from loci.errors import ParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ NEW_TOKENS = 256  # when nobody says how long the answer may be
 
 
 def plan(
-    model: str | None = None,
+    model: str | Path | None = None,
     *,
     dram: str | int | None = None,
     gpu: str | int | None = None,
@@ -30,7 +31,7 @@ def plan(
     process: str | int | None = None,
     context: str | int | None = None,
     prompt_tokens: str | int | None = None,
-    new_tokens: int | None = None,
+    new_tokens: str | int | None = None,
     kv: str | None = None,
     quant: str | None = None,
     machine: str | None = None,
@@ -62,7 +63,7 @@ def plan(
     from loci.run.runtime import Runtime, runtime
 
     settings = config.load()
-    name = model if model is not None else settings.model
+    name = str(model) if model is not None else settings.model
     spec_of(name, settings.models_dir, progress=progress)  # no model, nothing to measure for
     measured = Runtime()
     if machine is None:
@@ -102,8 +103,15 @@ def open(
         memory: a memory file, or an open `Memory`; without it nothing is remembered.
         progress: called with (what, done, total) while a model is prepared or a prompt is read.
     """
+    from loci.plan.solve import Plan
     from loci.run import engine
 
+    if not isinstance(plan, Plan):
+        raise ParameterError(
+            "a session carries out a plan",
+            value=plan,
+            way_out='loci.open(loci.plan("smollm2", dram="160MiB"))',
+        )
     return engine.open(plan, memory=memory, folder=config.load().models_dir, progress=progress)
 
 
@@ -128,7 +136,7 @@ def prepare(
     from loci.run.stack_build import prepared
 
     settings = config.load()
-    name = model if model is not None else settings.model
+    name = str(model) if model is not None else settings.model
     with resolve(name, settings.models_dir, progress=progress) as pack:
         path, table = prepared(pack, method, progress=progress)
     sizes, losses = [point[0] for point in table.curve], [point[1] for point in table.curve]

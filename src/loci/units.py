@@ -84,7 +84,7 @@ def parse_tokens(text: str | int) -> int:
         count = text
     else:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmM]?)\s*", str(text))
-        if match is None:
+        if match is None or ("." in match[1] and not match[2]):
             raise ValueError(f"cannot read {text!r} as tokens; write a count like 4096 or 8k")
         count = round(float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()])
     if count < 1:

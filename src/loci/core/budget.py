@@ -21,6 +21,14 @@ class Tier(StrEnum):
     REMOTE = "remote"
 
 
+def read_bytes(size: str | int, what: str) -> int:
+    """Return the bytes of a size as people write it; an error names what it is for."""
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        raise ParameterError(f"{what}: {error}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Bytes per tier of what Loci holds, with optional caps inside the working tier.
@@ -57,12 +65,8 @@ class Budget:
                 raise ParameterError(
                     "unknown part of a budget", value=name, allowed=", ".join(sorted(known))
                 )
-            if size is None:
-                continue
-            try:
-                parsed[name] = parse_bytes(size)
-            except ValueError as error:
-                raise ParameterError(f"--{name}: {error}") from None
+            if size is not None:
+                parsed[name] = read_bytes(size, f"--{name}")
         return cls(**parsed)
 
     def filled(self, free: Mapping[str, int]) -> Budget:

@@ -28,7 +28,7 @@ def plan(
     process: str | int | None = None,
     context: str | int | None = None,
     prompt_tokens: str | int | None = None,
-    new_tokens: int = 256,
+    new_tokens: str | int = 256,
     kv: str | None = None,
     quant: str | None = None,
     machine: str | None = None,
@@ -84,9 +84,11 @@ def plan(
         notes += ("this version runs on the CPU: --gpu is not used",)
     budget = named.filled(free)
 
+    answer = _tokens("new_tokens", new_tokens)
+
     def attempt(tokens: int) -> Plan:
         prompt = None if prompt_tokens is None else _tokens("prompt_tokens", prompt_tokens)
-        load = Workload(context=tokens, prompt_tokens=prompt, new_tokens=new_tokens)
+        load = Workload(context=tokens, prompt_tokens=prompt, new_tokens=answer)
         solved = partial(
             solve,
             spec,
@@ -112,7 +114,7 @@ def plan(
 
     if context is not None:
         return attempt(_tokens("context", context))
-    fewest = new_tokens + (_tokens("prompt_tokens", prompt_tokens) if prompt_tokens else 1)
+    fewest = answer + (_tokens("prompt_tokens", prompt_tokens) if prompt_tokens else 1)
     sizes = [n for n in CONTEXTS if fewest <= n <= spec.max_context] or [
         min(max(fewest, CONTEXTS[-1]), spec.max_context)
     ]

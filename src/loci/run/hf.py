@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from loci.core.budget import read_bytes
 from loci.core.ledger import Ledger
 from loci.core.method import Method
 from loci.core.spec import ModelSpec
@@ -43,7 +44,6 @@ from loci.nn.form import Form
 from loci.nn.kv import KVView, Seen
 from loci.nn.packed_linear import matmul
 from loci.run.kvstore import KVStore
-from loci.units import parse_bytes
 
 try:
     import transformers
@@ -203,7 +203,7 @@ def cache(
     return LociCache(
         model,
         methods,
-        budget_bytes=None if budget is None else parse_bytes(budget),
+        budget_bytes=None if budget is None else read_bytes(budget, "budget"),
         context=context,
         chunk=chunk,
         dtype=dtype,
@@ -699,7 +699,7 @@ def compressed(
     chosen = catalogue.find(method, "quant") if isinstance(method, str) else method
     if not isinstance(chosen, Quant):
         raise ParameterError("this method does not pack weights", value=str(method))
-    limit = 2**62 if budget is None else parse_bytes(budget)
+    limit = 2**62 if budget is None else read_bytes(budget, "budget")
     head = model.get_output_embeddings()
     places = [
         (parent, name, child)
