@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from loci.core.holder import Holder
 from loci.core.ledger import Ledger
 from loci.errors import BudgetError, FingerprintError, FormatError, ParameterError
+from loci.methods.quant.any_precision import AnyPrecision
 from loci.methods.quant.base import Nested
 from loci.methods.quant.bipolar_int import BipolarInt
 from loci.methods.quant.bitstack import BitStack
@@ -27,7 +28,11 @@ from loci.testing.models import tiny_pack
 from loci.tiers import blocks
 
 LIMIT = 2**28
-METHODS = {"bitstack": BitStack(blocks=4), "bipolar_int": BipolarInt(group=32, least=3)}
+METHODS = {
+    "bitstack": BitStack(blocks=4),
+    "bipolar_int": BipolarInt(group=32, least=3),
+    "any_precision": AnyPrecision(group=32, bits=5),
+}
 
 
 def texts(pack: Pack, count: int = 4, length: int = 32) -> Tensor:

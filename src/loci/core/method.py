@@ -48,6 +48,7 @@ class Need(StrEnum):
     PROBE = "probe"  # a Prefiller that can run tokens against the cache
     HIDDEN = "hidden"  # hidden states before the projections
     CALIBRATION = "calibration"  # text to collect activation statistics on
+    MOMENT = "moment"  # among those, how inputs vary together
     ARTEFACT = "artefact"  # what `prepare` made
     LLM = "llm"
     EMBEDDER = "embedder"

@@ -27,7 +27,7 @@ from loci.methods.quant.base import (
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
 from loci.nn.adjusted import AdjustedWeight
-from loci.nn.form import Form
+from loci.nn.form import DenseWeight, Form
 from loci.nn.taps import ActStats
 from loci.run.calibrate import (
     Calibration,
@@ -174,12 +174,19 @@ class Packer:
         key = str(method)
         if key not in self._piled:
             self._piled.clear()  # levels of a whole model are large: one method's at a time
-            self._piled[key] = piled(
-                method,
-                self._weights("taking weights apart"),
-                stats=self.calibration().linears,
-                generator=generator,
-            )
+            linears = self.calibration().linears
+            if Need.MOMENT not in method.about.needs:
+                weights = self._weights("taking weights apart")
+                self._piled[key] = piled(method, weights, stats=linears, generator=generator)
+                return self._piled[key]
+            found = self._piled[key] = Piled({}, {}, {}, {})
+
+            def taken(name: str, weight: Tensor, stats: ActStats) -> Form:
+                known = stats.with_slopes(linears[name].slopes_N)
+                found.add(method, name, weight, known, generator)
+                return DenseWeight(weight)  # later layers see the model as it is
+
+            walk(self.pack_of, self._ids_ST, taken, progress=self.progress)
         return self._piled[key]
 
     def _measured(self, method: Sensitive) -> dict[str, float]:

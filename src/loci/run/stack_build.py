@@ -21,19 +21,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loci.core.method import Need
 from loci.errors import ParameterError, StorageError
 from loci.methods import catalogue
 from loci.methods.quant.base import Nested, Pile, sorted_levels
 from loci.models.pack import Pack
 from loci.models.stack import Part, StackTable, block_name, header_of, stack_path, table_of
 from loci.models.tokenizer import Tokenizer
-from loci.nn.form import Form
+from loci.nn.form import DenseWeight, Form
 from loci.nn.packed_linear import matmul
+from loci.nn.taps import ActStats
 from loci.run.calibrate import (
     Calibration,
     cached_statistics,
     calibration_ids,
     kl_of,
+    walk,
 )
 from loci.tiers.blocks import BlockWriter
 
@@ -102,9 +105,22 @@ def _build(
     job = _Job(pack, method, calibration, path.with_name(f".{path.name}.parts"))
     names = job.names()
     piles: dict[str, Pile] = {}
-    for done, name in enumerate(names):
-        piles[name] = job.pile(name)
-        progress("taking weights apart", done + 1, len(names))
+
+    def done(name: str, pile: Pile) -> None:
+        piles[name] = pile
+        progress("taking weights apart", len(piles), len(names))
+
+    if Need.MOMENT in method.about.needs:
+
+        def taken(name: str, weight: Tensor, stats: ActStats) -> Form:
+            done(name, job.pile(name, stats))
+            return DenseWeight(weight)  # later layers see the model as it is
+
+        walk(pack, ids_ST, taken)
+    for name in names:
+        if name not in piles:
+            done(name, job.pile(name))
+    piles = {name: piles[name] for name in names}
     order = [name for name, _ in sorted_levels(piles, method.order)]
     parts = {
         name: Part(
@@ -128,10 +144,10 @@ def _build(
             writer.add(name, vectors)
         depth = dict.fromkeys(names, 0)
         whole = [name for name in names for _ in range(parts[name].least)] + order
-        for done, name in enumerate(whole):
+        for count, name in enumerate(whole):
             writer.add(block_name(name, depth[name]), job.level(name, depth[name]))
             depth[name] += 1
-            progress("writing blocks", done + 1, len(whole))
+            progress("writing blocks", count + 1, len(whole))
     shutil.rmtree(job.folder, ignore_errors=True)
 
 
@@ -200,8 +216,12 @@ class _Job:
         weight = self._stored(name)
         return weight.shape[0], weight.shape[1]
 
-    def pile(self, name: str) -> Pile:
-        """Return what the levels of a part are worth, taking it apart when that was not done."""
+    def pile(self, name: str, stats: ActStats | None = None) -> Pile:
+        """Return what the levels of a part are worth, taking it apart when that was not done.
+
+        Args:
+            stats: of its inputs, with moments, where the method needs those.
+        """
         file = self._file(name)
         try:
             with safe_open(file, framework="pt") as held:
@@ -210,7 +230,7 @@ class _Job:
                 return _pile(json.loads(facts["pile"]))
         except (OSError, SafetensorError, KeyError, ValueError):  # not there, or not finished
             pass
-        levels, pile = self._take_apart(name)
+        levels, pile = self._take_apart(name, stats)
         tensors = {
             f"{number}.{key}": tensor.contiguous()
             for number, level in enumerate(levels)
@@ -274,11 +294,13 @@ class _Job:
             return self.pack.block(block)[tensor]
         return next(iter(self.pack.block(name).values()))
 
-    def _take_apart(self, name: str) -> tuple[Levels, Pile]:
+    def _take_apart(self, name: str, shown: ActStats | None) -> tuple[Levels, Pile]:
         stored = self._stored(name)
         weight = stored.float() if isinstance(stored, Tensor) else stored.dense()
         method, (out, inner) = self.method_of(name), self.shape(name)
         stats = self._calibration.linears.get(name)
+        if shown is not None and stats is not None:
+            stats = shown.with_slopes(stats.slopes_N)
         levels = method.levels(weight, stats=stats, generator=torch.Generator().manual_seed(0))
         least, sizes = method.least_levels, method.level_bytes(out, inner)
         form = method.first(levels[:least], (out, inner))

@@ -202,7 +202,8 @@ def check_levels(method: Nested) -> None:
         forms.append(method.grow(forms[-1], level))
     for count, form in enumerate(forms, least):
         assert form.nbytes == sum(sizes[:count]), f"{count} levels hold other bytes than theirs"
-    losses = [stats.loss(weight - form.dense()) for form in forms]
+    x = inputs_of(inner)
+    losses = [float((x @ (weight - form.dense()).t()).norm()) for form in forms]
     assert all(b < a for a, b in itertools.pairwise(losses)), f"a level that does not help {losses}"
     back = forms[-1]
     for expected in reversed(forms[:-1]):

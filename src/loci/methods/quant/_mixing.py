@@ -74,6 +74,22 @@ class Piled:
     packers: dict[str, Nested]
     shapes: dict[str, tuple[int, int]]
 
+    def add(
+        self,
+        method: Nested,
+        name: str,
+        weight: Tensor,
+        stats: ActStats | None,
+        generator: Generator | None,
+    ) -> None:
+        """Take one weight apart."""
+        packer = packer_of(method, name)
+        levels = packer.levels(weight, stats=stats, generator=generator)
+        self.levels[name] = levels
+        self.piles[name] = pile_of(packer, weight, levels, stats)
+        self.packers[name] = packer
+        self.shapes[name] = (weight.shape[0], weight.shape[1])
+
 
 def piled(
     method: Nested,
@@ -85,13 +101,7 @@ def piled(
     """Return all levels of all weights; see `Nested.levels`."""
     found = Piled({}, {}, {}, {})
     for name, weight in weights:
-        known = (stats or {}).get(name)
-        packer = packer_of(method, name)
-        levels = packer.levels(weight, stats=known, generator=generator)
-        found.levels[name] = levels
-        found.piles[name] = pile_of(packer, weight, levels, known)
-        found.packers[name] = packer
-        found.shapes[name] = (weight.shape[0], weight.shape[1])
+        found.add(method, name, weight, (stats or {}).get(name), generator)
     return found
 
 

@@ -48,7 +48,7 @@ class Awq(Quant):
         paper="arXiv:2306.00978",
         idea="weights on large inputs are scaled up before rounding",
         phases=(Phase.LOAD,),
-        needs=(Need.CALIBRATION,),
+        needs=(Need.CALIBRATION, Need.MOMENT),
         frees=Frees.STORAGE,
         lossy=True,
         reconstruction="scales stay with the weight; ranges fitted by weighted error",

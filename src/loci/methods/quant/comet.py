@@ -51,7 +51,7 @@ class Comet(Quant):
         paper="arXiv:2410.12168",
         idea="outlier channels are sorted into a few 8-bit blocks; everything else takes 4 bits",
         phases=(Phase.LOAD, Phase.PREFILL, Phase.DECODE),
-        needs=(Need.CALIBRATION,),
+        needs=(Need.CALIBRATION, Need.MOMENT),
         frees=Frees.STORAGE,
         lossy=True,
         reconstruction="scores of channels, how many blocks are wide, scales, rounding of weights",

@@ -50,7 +50,7 @@ class Gptq(Quant):
         paper="arXiv:2210.17323",
         idea="inputs that are not rounded yet make up for the error of those that are",
         phases=(Phase.LOAD,),
-        needs=(Need.CALIBRATION,),
+        needs=(Need.CALIBRATION, Need.MOMENT),
         frees=Frees.STORAGE,
         lossy=True,
         reconstruction="grids fitted beforehand, weighted by inputs",
@@ -100,8 +100,15 @@ class Gptq(Quant):
         return Groupwise(bits=self.bits, group=self.group, symmetric=self.symmetric)
 
 
-def compensated(weight_NK: Tensor, grid: Grid, moment_KK: Tensor, damping: float) -> Tensor:
-    """Return codes float32 [N, G, g] on a grid, later columns making up for earlier ones."""
+def compensated(
+    weight_NK: Tensor, grid: Grid, moment_KK: Tensor, damping: float, *, strength: float = 1.0
+) -> Tensor:
+    """Return codes float32 [N, G, g] on a grid, later columns making up for earlier ones.
+
+    Args:
+        strength: how much of what would keep the output closest they take; less leaves them nearer
+            to what they were.
+    """
     out, inner = weight_NK.shape
     group = inner // grid.scales_NG.shape[1]
     order_K = moment_KK.diagonal().argsort(descending=True)
@@ -120,7 +127,7 @@ def compensated(weight_NK: Tensor, grid: Grid, moment_KK: Tensor, damping: float
             codes_N = ((column_N - low_NK[:, k]) / divisor_NK[:, k]).round_().clamp_(0, most)
             codes_NK[:, k] = codes_N
             error_N = column_N - (codes_N * scales_NK[:, k] + low_NK[:, k])
-            error_N /= upper_KK[k, k]
+            error_N *= strength / upper_KK[k, k]
             errors_Nb[:, k - first] = error_N
             rest_NK[:, k:last] -= torch.outer(error_N, upper_KK[k, k:last])
         rest_NK[:, last:] -= errors_Nb @ upper_KK[first:last, last:]

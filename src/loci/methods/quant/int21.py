@@ -54,7 +54,7 @@ class Int21(Quant):
         paper="arXiv:2306.08162",
         idea="what 2 or 3 bits lose is given back by a trained correction of low rank",
         phases=(Phase.LOAD,),
-        needs=(Need.CALIBRATION,),
+        needs=(Need.CALIBRATION, Need.MOMENT),
         frees=Frees.STORAGE,
         lossy=True,
         reconstruction="the start by decomposing the output error",
