@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import pytest
 
 from loci.core.clock import ManualClock
+from loci.core.item import Add, Candidate, Edit, Hit, Turn
 from loci.errors import ParameterError
+from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
+from loci.methods.recall.mem0 import Mem0
 from loci.run.memory import Hits, Memory
 
 Place = Callable[[str], str]
@@ -88,3 +91,38 @@ def test_lists_page_by_page(place: Place) -> None:
         pages = [memory.list(user="ada", limit=2, offset=offset) for offset in (0, 2, 4)]
         texts = [item.text for page in pages for item in page]  # type: ignore[union-attr]
         assert texts == [f"note {number}" for number in (4, 3, 2, 1, 0)]
+
+
+class _Order(Recall):
+    """Finds what it is told to, in that order: turns by number, facts by what they rest on."""
+
+    about = Mem0.about
+
+    def revise(self, turns: Sequence[Turn], view: StoreView, ports: RecallPorts) -> list[Edit]:
+        return [
+            Add(candidate=Candidate(text="Ada likes tea", sources=tuple(t.id for t in turns[:2])))
+        ]
+
+    def find(self, query: Query, view: StoreView) -> list[Hit]:
+        ids = query.text.split()
+        return [
+            Hit(id=id, text=id, score=-float(n), kind="turn" if id[0] == "t" else "fact")
+            for n, id in enumerate(ids)
+        ][: query.limit]
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ("t1 t3 i1", "t1 t3"),  # the fact is beyond the limit: its message stays
+        ("t1 i1 t3", "i1 t3"),  # the fact is shown: its message gives way, and room is filled
+        ("i1 t2 t3", "i1 t3"),
+        ("t3 t3 t1", "t3 t1"),
+    ],
+)
+def test_a_message_gives_way_only_to_a_fact_that_is_shown(
+    place: Place, found: str, shown: str
+) -> None:
+    with Memory(place("m.db"), recall=_Order()) as memory:
+        memory.add(["I like tea", "Tea, always", "What a day"], user="ada")
+        assert [hit.id for hit in memory.search(found, user="ada", limit=2)] == shown.split()

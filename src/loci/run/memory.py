@@ -293,7 +293,7 @@ class Memory:
         found = self.recall.find(
             Query(text=text, limit=2 * count, kinds=wanted, lexical=not dense), view
         )
-        hits = _without_doubles(found, view)[:count]
+        hits = _without_doubles(found, view, count)
         return Hits(hits, pending=pending, notes=view.notes)
 
     def get(
@@ -753,8 +753,11 @@ class Memory:
             )
 
 
-def _without_doubles(found: Sequence[Hit], view: View) -> list[Hit]:
-    """Return hits with their sources, no hit twice, no turn that stands behind a fact shown."""
+def _without_doubles(found: Sequence[Hit], view: View, count: int) -> list[Hit]:
+    """Return up to `count` hits with their sources, none twice, no turn behind a fact shown.
+
+    A turn gives way only to a fact that is shown: no message is lost to a fact beyond the limit.
+    """
     items = view.items([hit.id for hit in found if not hit.sources and hit.kind != "turn"])
     wanted = [id for item in items.values() for id in item.sources]
     wanted += [hit.id for hit in found if not hit.sources and hit.kind == "turn"]
@@ -766,11 +769,17 @@ def _without_doubles(found: Sequence[Hit], view: View) -> list[Hit]:
             known = tuple(source_of(turns[id]) for id in ids if id in turns)
             hit = replace(hit, sources=known)
         complete.append(hit)
-    behind = {source.id for hit in complete if hit.kind != "turn" for source in hit.sources}
+    behind: set[str] = set()
     shown: dict[str, Hit] = {}
     for hit in complete:
-        if hit.id not in shown and not (hit.kind == "turn" and hit.id in behind):
-            shown[hit.id] = hit
+        if len(shown) == count:
+            break
+        if hit.kind != "turn":
+            behind.update(source.id for source in hit.sources)
+            for id in behind & shown.keys():
+                del shown[id]
+        if hit.id not in behind:
+            shown.setdefault(hit.id, hit)
     return list(shown.values())
 
 
