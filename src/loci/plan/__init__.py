@@ -103,14 +103,23 @@ def plan(
         )
         if quant:
             table, note = stacks.table_for(spec, locate(model, folder).pack, quant)
-            return solved(stack=table, weights="stacked", notes=(*notes, *([note] if note else [])))
+            return solved(stack=table, weights="stacked", notes=_with(notes, note))
         try:
             return solved(notes=notes)
         except BudgetError:
             if quant is not None:
                 raise
-            table, note = stacks.table_for(spec, locate(model, folder).pack, stacks.DEFAULT)
-            return solved(stack=table, notes=(*notes, *([note] if note else [])))
+        found: list[Plan] = []
+        known = stacks.defaults(spec, locate(model, folder).pack)
+        for table, note in known:
+            try:
+                found.append(solved(stack=table, notes=_with(notes, note)))
+            except BudgetError:
+                if table is known[-1][0] and not found:
+                    raise
+        if all(plan.loss is not None for plan in found):
+            return min(found, key=lambda plan: plan.loss or 0.0)
+        return found[0]
 
     if context is not None:
         return attempt(_tokens("context", context))
@@ -132,6 +141,10 @@ def plan(
         fitting.append(found)
     note = f"nobody named a context, so it is {fitting[0].workload.context:,} tokens"
     return replace(fitting[0], notes=(*fitting[0].notes, note))
+
+
+def _with(notes: tuple[str, ...], note: str) -> tuple[str, ...]:
+    return (*notes, note) if note else notes
 
 
 def _tokens(name: str, value: str | int) -> int:

@@ -15,7 +15,7 @@ from loci.tiers.pool import round_up
 if TYPE_CHECKING:
     from loci.methods.quant.base import Nested
 
-DEFAULT = "bitstack"
+DEFAULTS = ("any_precision", "bitstack")  # the second goes further down and loses more
 NOT_MADE = (
     "the first run takes the model apart, which takes minutes; only then are quality and speed "
     "known, and it is slower than what is said here: loci methods prepare {method}"
@@ -38,6 +38,11 @@ def table_for(spec: ModelSpec, pack: Path, method: str) -> tuple[StackTable, str
     if not path.is_file():
         return expected(spec, pack, nested), NOT_MADE.format(method=text)
     return table_of(path, method=text, fingerprint=spec.fingerprint), ""
+
+
+def defaults(spec: ModelSpec, pack: Path) -> list[tuple[StackTable, str]]:
+    """Return `table_for` of the methods that are tried unasked, the better one first."""
+    return [table_for(spec, pack, method) for method in DEFAULTS]
 
 
 def expected(spec: ModelSpec, pack: Path, method: Nested) -> StackTable:

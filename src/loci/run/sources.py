@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from loci.core.event import Events
 from loci.core.ledger import Ledger
-from loci.errors import LociError, MethodError
+from loci.errors import BudgetError, LociError, MethodError
 from loci.methods import catalogue
 from loci.methods.quant.base import Nested
 from loci.models.load import resolve
 from loci.models.pack import Pack
 from loci.models.stack import StackTable
+from loci.plan import stacks
 from loci.run.stack import StackedWeights
 from loci.run.stack_build import prepared
 from loci.run.weights import ResidentWeights, StreamedWeights, WeightSource
@@ -22,8 +23,6 @@ from loci.tiers.pool import trim_heap
 
 if TYPE_CHECKING:
     from loci.plan.solve import Plan
-
-DEFAULT_STACK = "bitstack"  # what weights that are kept whole are cut by when they must shrink
 
 
 class Sources:
@@ -45,7 +44,7 @@ class Sources:
     ) -> None:
         self._folder, self._ledger = folder, ledger
         self._events, self._progress = events, progress
-        self._stack = plan.stack or DEFAULT_STACK
+        self._stack = plan.stack
         self._model = plan.model
         is_mapped = plan.weights == "resident"
         self.pack: Pack = resolve(plan.model, folder, mapped=is_mapped, progress=progress)
@@ -92,7 +91,8 @@ class Sources:
         elif isinstance(self.weights, StackedWeights):
             self.weights.resize(budget_bytes)
         else:
-            self._prepare().levels_within(budget_bytes)  # too little is refused before anything
+            self._stack = self._fitting(budget_bytes)  # too little is refused before anything
+            self._prepare()
             self._swap(budget_bytes, is_whole=False)
         return self._changed(plan, budget_bytes)
 
@@ -108,6 +108,24 @@ class Sources:
         found = catalogue.find(self._stack, "quant")
         assert isinstance(found, Nested), f"{self._stack} does not pack in levels"
         return found
+
+    def _fitting(self, budget_bytes: int) -> str:
+        """Return the stack to take: the one that was there before, or the first that fits.
+
+        Raises:
+            BudgetError: if the smallest weights of none fit.
+        """
+        names = (self._stack,) if self._stack else stacks.DEFAULTS
+        for name in names:
+            table, _ = stacks.table_for(self.pack.spec, self.pack.path, name)
+            try:
+                table.levels_within(budget_bytes)
+            except BudgetError:
+                if name == names[-1]:
+                    raise
+            else:
+                break
+        return name
 
     def _prepare(self) -> StackTable:
         with resolve(self._model, self._folder) as pack:
