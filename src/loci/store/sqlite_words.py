@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MOST = 2.2  # times its idf: what a word can add to a row's score, however often it stands there
 _LEAST_IDF = 1e-6  # FTS5's for a word that most rows have
 _WORTH_IT = 4_000  # rows with common words alone, below which all are scored at once
+_ENOUGH = 1.25  # times the list: rows with rare words, so that its last is a good one
 _HOPE = 1.2  # times its idf: what a rare word adds to a short row
 
 
@@ -100,6 +101,7 @@ class _Query:
     ) -> None:
         self.database, self.table = database, f"{kind}_words"
         self._key, self._allowed, self._values = key, "", list[Any]()
+        self.is_limited = bool(key)
         if condition is not None:
             source = "turns t" if kind == "turn" else "items i"
             self._allowed = (
@@ -139,25 +141,25 @@ def _parted(
     counts = {phrase: query.count(phrase) for phrase in asked}
     ordered = sorted(asked, key=lambda phrase: counts[phrase])
     rows, cut = 0, 0
-    while rows < 2 * limit and cut < len(ordered):
+    while rows < _ENOUGH * limit and cut < len(ordered):
         rows += counts[ordered[cut]]
         cut += 1
     everyone = query.most_rows()
+
+    def idf(phrase: str) -> float:
+        """Return at least what FTS5 gives a phrase for its rareness."""
+        having = query.count(phrase, everyones=True) if query.is_limited else counts[phrase]
+        return max(_LEAST_IDF, math.log((everyone - having + 0.5) / (having + 0.5)))
+
     while cut < len(ordered):
         rare, common = ordered[:cut], ordered[cut:]
         if sum(counts[phrase] for phrase in common) < _WORTH_IT:
             return None
-        bound = sum(_MOST * _idf(query, phrase, everyone) for phrase in common)
-        if bound <= _HOPE * _idf(query, rare[-1], everyone):
+        bound = sum(_MOST * idf(phrase) for phrase in common)
+        if bound <= _HOPE * idf(rare[-1]):
             return rare, common, bound
         cut += 1
     return None
-
-
-def _idf(query: _Query, phrase: str, everyone: int) -> float:
-    """Return at least what FTS5 gives a phrase for its rareness."""
-    having = query.count(phrase, everyones=True)
-    return max(_LEAST_IDF, math.log((everyone - having + 0.5) / (having + 0.5)))
 
 
 def _key(whose: Whose) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # HNSW (Y. Malkov, D. Yashunin, arXiv:1603.09320): links a node, candidates while building and
 # while searching. Tuned on 10^6 drawn vectors for recall@10 of 0.95 after exact comparison.
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 16, 96, 160
+_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 16, 96, 256
 _CHUNK = 2_000  # rows added between two looks at whether to stop
 _GROWN = 0.1  # young rows, as a share of the graph's, that make it worth building on
 _DEAD = 0.2  # rows that are gone, likewise
@@ -61,7 +61,7 @@ class Graph:
         """Return rows that are likely the nearest."""
         import numpy as np
 
-        self.index.expansion_search = max(_SEARCH_WIDTH, 2 * count)
+        self.index.expansion_search = max(_SEARCH_WIDTH, count)
         return self.index.search(query, count).keys.astype(np.int64)  # type: ignore[no-any-return]
 
 
