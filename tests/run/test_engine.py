@@ -83,6 +83,9 @@ def test_streamed_weights_answer_the_same_and_count_what_they_read(
     assert plan.placement is not None
     moved, passes = found["bytes"]["moved"]["disk"]["dram"], found["tokens"]["new"]
     assert moved >= plan.placement.moved_bytes * passes
+    assert found["bytes"]["ledger"]["disk"] == plan.predicted["disk"]
+    assert found["bytes"]["measured"]["disk"] == pytest.approx(plan.predicted["disk"], rel=0.03)
+    assert other.ledger.used("disk") == 0  # given back
     assert found["bytes"]["measured"]["dram"] <= plan.predicted["dram"] * 1.03
 
 
@@ -210,6 +213,27 @@ def test_an_empty_reply_does_not_lose_what_was_said(
         assert list(session.chat("I live in Berlin.", user="ada")) == []
         [turn] = memory.list(user="ada", kinds="turn")
         assert turn.content == "I live in Berlin."  # type: ignore[union-attr]
+
+
+@pytest.mark.model
+def test_the_embedder_of_a_memory_is_counted(
+    models_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "minilm").symlink_to(models_folder / "minilm")
+    try:
+        plan = plan_of(folder, dram="200MiB", context=256)
+        with engine.open(plan, folder=folder, memory=tmp_path / "ada.db") as session:
+            list(session.chat("I am allergic to nuts.", user="ada"))
+            found = session.report()["bytes"]
+        assert found["predicted"]["dram"] > plan.predicted["dram"] + 80 * 2**20
+        assert found["measured"]["dram"] == pytest.approx(found["predicted"]["dram"], rel=0.03)
+        small = plan_of(folder, context=256)
+        with engine.open(small, folder=folder, memory=tmp_path / "ada.db") as session:
+            assert session.recall("allergic to what?", user="ada")  # by words alone
+            assert any("the embedder needs" in note for note in session.report()["notes"])
+            assert session.report()["bytes"]["predicted"]["dram"] == small.predicted["dram"]
+    finally:
+        (folder / "minilm").unlink()
 
 
 def test_a_memory_that_cannot_be_opened_gives_the_model_back(folder: Path, tmp_path: Path) -> None:

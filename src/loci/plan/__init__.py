@@ -107,10 +107,10 @@ def plan(
         try:
             return solved(notes=notes)
         except BudgetError:
-            if quant is not None:
+            known = [] if quant is not None else stacks.defaults(spec, locate(model, folder).pack)
+            if not known:
                 raise
         found: list[Plan] = []
-        known = stacks.defaults(spec, locate(model, folder).pack)
         for table, note in known:
             try:
                 found.append(solved(stack=table, notes=_with(notes, note)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,7 @@ from loci.tiers.pool import round_up
 if TYPE_CHECKING:
     from loci.methods.quant.base import Nested
 
-DEFAULTS = ("any_precision", "bitstack")  # the second goes further down and loses more
+_GROUP, _TABLE_GROUP = 64, 32  # of weights at most, and of embedding and head
 NOT_MADE = (
     "the first run takes the model apart, which takes minutes; only then are quality and speed "
     "known, and it is slower than what is said here: loci methods prepare {method}"
@@ -41,8 +42,17 @@ def table_for(spec: ModelSpec, pack: Path, method: str) -> tuple[StackTable, str
 
 
 def defaults(spec: ModelSpec, pack: Path) -> list[tuple[StackTable, str]]:
-    """Return `table_for` of the methods that are tried unasked, the better one first."""
-    return [table_for(spec, pack, method) for method in DEFAULTS]
+    """Return `table_for` of the methods that are tried unasked; [] where none suits the widths.
+
+    The first loses less, the second goes further down.
+    """
+    shapes = spec.layer_linears().values()
+    shared = math.gcd(spec.hidden, *(inner for _, inner in shapes))
+    groups = [size for size in range(8, _GROUP + 1, 8) if shared % size == 0]
+    if spec.hidden % _TABLE_GROUP or not groups:
+        return []
+    finer = "" if groups[-1] == _GROUP else f"(group={groups[-1]})"
+    return [table_for(spec, pack, name) for name in (f"any_precision{finer}", "bitstack")]
 
 
 def expected(spec: ModelSpec, pack: Path, method: Nested) -> StackTable:

@@ -107,6 +107,7 @@ class Session:
         self.answer = ""
         self.stats = Stats()
         self.notes: list[str] = []  # what holds for the whole session
+        self._embedder_bytes = 0  # foreseen when a memory is opened
         self._closers: list[Callable[[], None]] = []
         try:
             self._open(plan, folder)
@@ -226,7 +227,7 @@ class Session:
             "model": self.plan.model,
             "answer": self.answer,
             "bytes": {
-                "predicted": dict(self.plan.predicted),
+                "predicted": {**self.plan.predicted, "dram": self._predicted_dram()},
                 "measured": measured,
                 "ledger": {tier: self.ledger.used(tier) for tier in measured},
                 "moved": moved,
@@ -281,7 +282,14 @@ class Session:
     def measured_bytes(self) -> dict[str, int]:
         """Return {tier: bytes} found by walking tensors and mapped files of this process."""
         tensors = measure.held_bytes(self._before) - self._mapped_before
-        return {"dram": tensors + self._tokenizer_bytes}
+        measured = {"dram": tensors + self._tokenizer_bytes}
+        if self.plan.weights == "streamed":
+            measured["disk"] = self.pack.path.stat().st_size
+        return measured
+
+    def _predicted_dram(self) -> int:
+        """Return what the plan foresaw, and what came on top when a memory was opened."""
+        return self.plan.predicted["dram"] + self._embedder_bytes
 
     def close(self) -> None:
         """Give back every byte; closing twice does nothing."""
@@ -369,6 +377,7 @@ class Session:
             )
             return None
         embedder = MiniLM(place)
+        self._embedder_bytes = need
         lease = self.ledger.reserve("embedder", "dram", embedder.nbytes, "index")
         self._closers.append(lease.release)
         return embedder

@@ -44,6 +44,7 @@ class Sources:
     ) -> None:
         self._folder, self._ledger = folder, ledger
         self._events, self._progress = events, progress
+        self._closers: list[Callable[[], None]] = []
         self._stack = plan.stack
         self._model = plan.model
         is_mapped = plan.weights == "resident"
@@ -63,6 +64,9 @@ class Sources:
             self.weights = self._stacked(plan.weights_budget_bytes)
         else:
             assert plan.placement is not None
+            stored = sum(map(self.pack.stored_bytes, self.pack.names()))
+            lease = self._ledger.reserve("weights on disk", "disk", stored, "weights")
+            self._closers.append(lease.release)
             self.weights = StreamedWeights(
                 self.pack,
                 self._ledger,
@@ -101,6 +105,8 @@ class Sources:
         if hasattr(self, "weights"):
             self.weights.release()
         self.pack.close()
+        while self._closers:
+            self._closers.pop()()
 
     # -- private ------------------------------------------------------------------------------
 
@@ -115,17 +121,21 @@ class Sources:
         Raises:
             BudgetError: if the smallest weights of none fit.
         """
-        names = (self._stack,) if self._stack else stacks.DEFAULTS
-        for name in names:
-            table, _ = stacks.table_for(self.pack.spec, self.pack.path, name)
+        spec, path = self.pack.spec, self.pack.path
+        known = stacks.defaults(spec, path)
+        if self._stack:
+            known = [stacks.table_for(spec, path, self._stack)]
+        if not known:
+            raise MethodError("no method packs this model in levels", value=self._model)
+        for table, _ in known:
             try:
                 table.levels_within(budget_bytes)
             except BudgetError:
-                if name == names[-1]:
+                if table is known[-1][0]:
                     raise
             else:
                 break
-        return name
+        return table.method
 
     def _prepare(self) -> StackTable:
         with resolve(self._model, self._folder) as pack:
