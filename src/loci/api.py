@@ -119,28 +119,42 @@ def prepare(
     method: str,
     model: str | None = None,
     *,
+    weights: str | int | None = None,
+    train: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Do now what a method of weights needs once for a model; return where it is kept.
+    """Do now what a method of weights does once for a model; return what it made.
 
-    The result has "path", and what was measured on the way: "kl" in nats per token at "bytes".
+    A method that packs in levels ("bitstack") makes a stack, from which runs of any size load what
+    fits: the result has "path", and KL in nats per token ("kl") measured at "bytes". Every other
+    method ("gptq(bits=3)") makes a model of its own: the result has "name", to be run like any
+    other, its "bytes" and its "kl".
 
     Args:
-        method: as the catalogue writes it, "bitstack".
+        method: as the catalogue writes it.
+        weights: for a model of its own: bytes of all its weights, shared between layers by what
+            each loses; None takes the method's own settings.
+        train: steps to train corrections, for methods that have them.
         progress: called with (what, done, total).
 
     Raises:
-        ParameterError: if the method needs nothing prepared.
+        BudgetError: if the weights cannot be that small.
+        ParameterError: if the method does not fit the model, or an option the method.
     """
     from loci.models.load import resolve
-    from loci.run.stack_build import prepared
+    from loci.run.prepare import prepare as made
 
     settings = config.load()
-    name = str(model) if model is not None else settings.model
+    name = model if model is not None else settings.model
     with resolve(name, settings.models_dir, progress=progress) as pack:
-        path, table = prepared(pack, method, progress=progress)
-    sizes, losses = [point[0] for point in table.curve], [point[1] for point in table.curve]
-    return {"path": str(path), "method": table.method, "bytes": sizes, "kl": losses}
+        return made(
+            pack,
+            method,
+            settings.models_dir,
+            weights=weights,
+            train=train,
+            progress=progress,
+        )
 
 
 def methods(kind: str | None = None) -> list[tuple[type[Method], Card | None]]:

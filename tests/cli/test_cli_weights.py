@@ -26,8 +26,10 @@ def test_prepare_makes_a_stack_once_and_says_what_it_loses(loci: Loci) -> None:
     assert Path(made["path"]).is_file() and made["kl"][-1] < made["kl"][0]
     again = loci("methods", "prepare", "bitstack", "--model", "small")
     assert "nats a token" in again.out and made["path"] in again.err
-    refused = loci("methods", "prepare", "groupwise", "--model", "small")
-    assert refused.code == 2 and "needs nothing prepared" in refused.err
+    refused = loci("methods", "prepare", "fcfs", "--model", "small")
+    assert refused.code == 1 and "only methods that pack weights" in refused.err
+    refused = loci("methods", "prepare", "bitstack", "--model", "small", "--train", "3")
+    assert refused.code == 2 and "not trained" in refused.err
     assert loci("methods", "bitstack").code == 0
     assert "did you mean 'bitstack'" in loci("methods", "bitstak").err
 
@@ -47,3 +49,33 @@ def test_run_and_chat_within_fewer_bytes_than_the_weights_have(loci: Loci) -> No
     assert refused.code == 3
     forced = loci("plan", "small", "--quant", "bitstack", "--dram", "16MiB", "--context", "128")
     assert "cut to fit" in forced.out
+
+
+def test_a_method_makes_a_model_of_its_own_which_runs_like_any(loci: Loci) -> None:
+    done = loci("methods", "prepare", "gptq(bits=3)", "--model", "small", "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["name"].startswith("small+gptq-") and made["kl"] > 0
+    assert made["name"] in loci("ls").out
+    planned = loci("plan", made["name"], "--dram", "16MiB", "--context", "128")
+    assert "packed by gptq(bits=3)" in planned.out
+    answered = loci("run", made["name"], "hello", *BUDGET, "--json")
+    assert answered.code == 0, answered.err
+    found = json.loads(answered.out)
+    assert found["plan"]["weights"] == "resident"
+    weights = sum(row["nbytes"] for row in found["held"] if row["kind"] == "weights")
+    assert weights == made["bytes"]
+    again = json.loads(loci("methods", "prepare", "gptq(bits=3)", "--model", "small", "--json").out)
+    assert again == made
+
+
+def test_a_model_of_so_many_bytes(loci: Loci) -> None:
+    size = ("--weights", "500KiB")
+    done = loci("methods", "prepare", "gptq", "--model", "small", *size, "--json")
+    assert done.code == 0, done.err
+    assert 450 * 1024 < json.loads(done.out)["bytes"] <= 500 * 1024
+    assert loci("methods", "prepare", "gptq", "--model", "small", "--weights", "9KiB").code == 3
+    trained = loci("methods", "prepare", "int21(rank=2)", "--model", "small", "--train", "2")
+    assert trained.code == 0 and "small+int21-" in trained.out, trained.err
+    refused = loci("methods", "prepare", "gptq", "--model", "small", "--train", "2")
+    assert refused.code == 2 and "no corrections to train" in refused.err

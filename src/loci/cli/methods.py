@@ -7,7 +7,8 @@ from typing import Any  # parameters are whatever JSON can hold
 
 import click
 
-from loci import api, config
+from loci import api
+from loci.cli.options import SIZE
 from loci.cli.output import as_json_option, emit, note, progress, say, table
 from loci.core.card import Card
 from loci.core.method import Method
@@ -66,17 +67,30 @@ def show(name: str, as_json: bool) -> None:
 @command.command()
 @click.argument("method")
 @click.option("--model", help="The model to prepare it for; else the configured one.")
+@click.option(
+    "--weights",
+    type=SIZE,
+    help="Make a model whose weights take so many bytes, shared between layers by what each loses.",
+)
+@click.option("--train", type=click.IntRange(1), help="Steps to train corrections: int21.")
 @as_json_option
-def prepare(method: str, model: str | None, as_json: bool) -> None:
-    """Do now what a method needs once for a model, so that no run has to wait for it."""
-    settings = config.load()
-    name = model if model is not None else settings.model
+def prepare(
+    method: str, model: str | None, weights: int | None, train: int | None, as_json: bool
+) -> None:
+    """Do now what a method of weights does once for a model.
+
+    A method that packs in levels (bitstack) makes a stack, from which runs of any size load what
+    fits. Every other one (gptq) makes a model of its own, which is run by its name.
+    """
     with progress() as report:
-        made = api.prepare(method, name, progress=report)
+        made = api.prepare(method, model, weights=weights, train=train, progress=report)
     if as_json:
         emit(made)
         return
     note(f"kept in {made['path']}")
+    if made["kind"] == "model":
+        say(f"{made['name']}  {format_bytes(made['bytes'])}  {made['kl']:.4f} nats a token")
+        return
     for size, loss in zip(made["bytes"], made["kl"], strict=True):
         say(f"{format_bytes(size):>10}  {loss:.4f} nats a token")
 

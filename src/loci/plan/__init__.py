@@ -61,10 +61,12 @@ def plan(
     from loci.core.spec import Workload
     from loci.hw import probe, profiles
     from loci.models.load import locate, spec_of
+    from loci.models.packed import facts_of
     from loci.plan import stacks
     from loci.plan.solve import solve
 
     spec, blocks, _ = spec_of(model, folder)
+    packed = facts_of(locate(model, folder).pack)
     named = Budget.parse(
         dram=dram, gpu=gpu, disk=disk, weights=weights, kv=kv_bytes, process=process
     )
@@ -100,23 +102,25 @@ def plan(
             kv=kv,
             model=model,
             runtime_bytes=runtime_bytes,
+            packed="" if packed is None else str(packed),
         )
         if quant:
             table, note = stacks.table_for(spec, locate(model, folder).pack, quant)
             return solved(stack=table, weights="stacked", notes=_with(notes, note))
         try:
             return solved(notes=notes)
-        except BudgetError:
-            known = [] if quant is not None else stacks.defaults(spec, locate(model, folder).pack)
-            if not known:
+        except BudgetError as error:
+            if quant is not None:
                 raise
+            refused = error
         found: list[Plan] = []
-        for table, note in known:
+        for table, note in stacks.defaults(spec, locate(model, folder).pack):
             try:
                 found.append(solved(stack=table, notes=_with(notes, note)))
-            except BudgetError:
-                if table is known[-1][0] and not found:
-                    raise
+            except BudgetError as error:  # its ways out know of stacks
+                refused = error
+        if not found:
+            raise refused
         if all(plan.loss is not None for plan in found):
             return min(found, key=lambda plan: plan.loss or 0.0)
         return found[0]

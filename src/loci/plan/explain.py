@@ -76,17 +76,19 @@ def _where(plan: Plan) -> str:
 
 
 def _quality(plan: Plan) -> str:
+    packed = f"; {plan.packed}" if plan.packed else ""
     if plan.loss == 0:
-        return "Quality: the same as the full model's."
+        return f"Quality: the same as the full model's{packed}."
     kept = f"the conversation is kept in {plan.words}"
     if plan.weights == "stacked":
         kept = f"weights are cut to fit, {kept}"
     if plan.loss is not None:
         return (
-            f"Quality: {kept}; measured cost {plan.loss:.4f} nats a token against the full model."
+            f"Quality: {kept}; measured cost {plan.loss:.4f} nats a token against the full model"
+            f"{packed}."
         )
     note = next((note for note in plan.notes if "unknown" in note), "unknown for this model")
-    return f"Quality: {kept}; {note}."
+    return f"Quality: {kept}; {note}{packed}."
 
 
 def _rate(seconds: float) -> str:

@@ -8,7 +8,7 @@ recalls is never traded. A larger budget only adds options, so it never makes a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any  # JSON
 
@@ -56,6 +56,8 @@ class Plan:
         weights: "resident" in memory, "streamed" from disk as `placement` says, or "stacked": as
             many levels as fit of the weights that `stack` made.
         weights_budget_bytes: what stacked weights get, else None.
+        packed: what a method did to this model's weights before, in words; "" for others. The loss
+            does not count it.
         kv: chain of KV methods, "" for an exact cache; kv_dtype: of tokens that are not encoded.
         kv_budget_bytes: what the store gets where methods choose tokens, else None.
         chunk: tokens of a prompt that are read at once.
@@ -92,6 +94,7 @@ class Plan:
     runtime_bytes: int | None = None
     stack: str = ""
     weights_budget_bytes: int | None = None
+    packed: str = ""
 
     def held(self, kind: str, tier: str = "dram") -> int:
         """Return the bytes of one kind on a tier."""
@@ -178,6 +181,7 @@ def solve(
     model: str | None = None,
     runtime_bytes: int | None = None,
     stack: StackTable | None = None,
+    packed: str = "",
     notes: tuple[str, ...] = (),
 ) -> Plan:
     """Return the best plan.
@@ -189,6 +193,7 @@ def solve(
         kv, weights, chunk: what the person decided; None leaves it to the planner.
         runtime_bytes: Python and its libraries, measured; for `budget.process`.
         stack: weights in levels, for budgets that nothing without loss fits; None has no such.
+        packed: see `Plan`.
 
     Raises:
         BudgetError: if nothing fits; with the gap and three ways out that were tried and fit.
@@ -221,7 +226,7 @@ def solve(
     best = ways.best_of(candidates, problem)
     if best is None:
         raise _does_not_fit(problem, candidates)
-    return _plan(problem, best, candidates, notes)
+    return replace(_plan(problem, best, candidates, notes), packed=packed)
 
 
 def all_candidates(problem: Problem) -> list[Candidate]:

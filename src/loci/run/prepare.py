@@ -1,0 +1,90 @@
+"""What a method of weights does once for a model: a stack, or a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any  # results are JSON values
+
+from loci.errors import BudgetError, MethodError, ParameterError
+from loci.methods import catalogue
+from loci.methods.quant.base import Nested, Quant
+from loci.models.pack import Pack
+from loci.models.stack import table_of
+from loci.run.correct import Training
+from loci.run.quantised import pack_model
+from loci.run.stack_build import prepare_stack
+from loci.units import format_bytes, parse_bytes
+
+
+def prepare(
+    pack: Pack,
+    method: str,
+    folder: Path,
+    *,
+    weights: str | int | None = None,
+    train: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Return what was made, or found made before; see `loci.api.prepare`."""
+    found = catalogue.find(method)
+    if not isinstance(found, Quant):
+        raise MethodError(
+            "only methods that pack weights are prepared",
+            value=method,
+            allowed=", ".join(catalogue.names("quant")),
+        )
+    if isinstance(found, Nested) and weights is None:
+        if train is not None:
+            raise ParameterError("levels of weights are not trained", value=f"train={train}")
+        path = prepare_stack(pack, found, progress=progress)
+        table = table_of(path, method=str(found), fingerprint=pack.spec.fingerprint)
+        return {
+            "kind": "stack",
+            "method": str(found),
+            "path": str(path),
+            "bytes": [point[0] for point in table.curve],
+            "kl": [point[1] for point in table.curve],
+        }
+    made = pack_model(
+        pack,
+        found,
+        folder,
+        budget_bytes=None if weights is None else _linear_budget(pack, weights),
+        training=None if train is None else Training(steps=train),
+        progress=progress,
+    )
+    return {
+        "kind": "model",
+        "method": made.method,
+        "name": made.name,
+        "path": str(folder / made.name),
+        "bytes": _rest(pack) + made.linear_bytes,
+        "kl": made.loss,
+    }
+
+
+def _linear_budget(pack: Pack, weights: str | int) -> int:
+    try:
+        whole = parse_bytes(weights)
+    except ValueError as error:
+        raise ParameterError(f"weights: {error}") from None
+    rest = _rest(pack)
+    if whole <= rest:
+        raise BudgetError(
+            f"embedding, head and norms of {pack.spec.name} alone take {format_bytes(rest)}; the "
+            f"budget gives {format_bytes(whole)} ({format_bytes(rest - whole)} short)",
+            way_out="a stack cuts those as well: loci methods prepare any_precision",
+        )
+    return whole - rest
+
+
+def _rest(pack: Pack) -> int:
+    """Return the bytes of everything but the linear layers."""
+    linears = pack.spec.layer_linears()
+    packed = sum(
+        pack.block(f"layer.{index}")[name].nbytes
+        for index in range(pack.spec.layers)
+        for name in linears
+    )
+    return pack.total_bytes - packed
