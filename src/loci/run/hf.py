@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from loci.core.budget import read_bytes
-from loci.core.ledger import Ledger
+from loci.core.ledger import Lease, Ledger
 from loci.core.method import Method
 from loci.core.spec import ModelSpec
 from loci.errors import ModelError, ParameterError, missing_extra
@@ -43,6 +43,7 @@ from loci.nn.attend import attend
 from loci.nn.form import Form
 from loci.nn.kv import KVView, Seen
 from loci.nn.packed_linear import matmul
+from loci.run.hf_weights import packed_forms
 from loci.run.kvstore import KVStore
 
 try:
@@ -686,48 +687,70 @@ class CompressedRun:
 
 @contextmanager
 def compressed(
-    model: PreTrainedModel, method: str | Method, *, budget: str | int | None = None
+    model: PreTrainedModel,
+    method: str | Method,
+    *,
+    budget: str | int | None = None,
+    calibration: Tensor | None = None,
 ) -> Iterator[CompressedRun]:
     """Replace the linear weights of any transformers causal LM while the body runs.
 
     Args:
         method: a quantisation method as the catalogue writes it, "groupwise(bits=4)".
-        budget: bytes that linear layers may take; more is a BudgetError before anything changes.
+        budget: bytes for the linear layers. Methods of several widths, and those that pack in
+            levels, share it between layers; one that does not fit is a BudgetError before anything
+            changes.
+        calibration: token ids [texts, tokens] for methods that look at what flows through the
+            model; None lets the model write its own.
 
     The head stays as it is. On exit, also by an exception, the model is exactly what it was.
     """
     chosen = catalogue.find(method, "quant") if isinstance(method, str) else method
     if not isinstance(chosen, Quant):
         raise ParameterError("this method does not pack weights", value=str(method))
-    limit = 2**62 if budget is None else read_bytes(budget, "budget")
+    limit = None if budget is None else read_bytes(budget, "budget")
     head = model.get_output_embeddings()
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and child is not head
-    ]
-    ledger = Ledger({"dram": limit})
-    leases, packed = [], []
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+    def swap(name: str, form: Form) -> PackedModule:
+        return PackedModule(form, linears[name].bias)
+
+    forms = packed_forms(
+        model, linears, chosen, budget_bytes=limit, calibration=calibration, swap=swap
+    )
+    ledger = Ledger({"dram": 2**62 if limit is None else limit})
+    leases: list[Lease] = []
     try:
-        for parent, name, linear in places:
-            weight = chosen.pack_one(linear.weight.detach().float())
-            leases.append(ledger.reserve(name, "dram", weight.nbytes, "weights"))
-            packed.append((parent, name, PackedModule(weight, linear.bias)))
-        for parent, name, module in packed:
-            setattr(parent, name, module)
+        packed = {}
+        for name, form in forms.items():
+            leases.append(ledger.reserve(name, "dram", form.nbytes, "weights"))
+            packed[name] = swap(name, form)
+        for name, module in packed.items():
+            _put(model, name, module)
         tensors = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
             for t in itertools.chain(model.parameters(), model.buffers())
         }
-        biases = {m.bias.untyped_storage().data_ptr() for _, _, m in packed if m.bias is not None}
+        biases = {
+            m.bias.untyped_storage().data_ptr() for m in packed.values() if m.bias is not None
+        }
         dense = sum(size for address, size in tensors.items() if address not in biases)
         yield CompressedRun(model, chosen, ledger.used("dram") + dense)
     finally:
-        for parent, name, linear in places:
-            setattr(parent, name, linear)
+        for name, linear in linears.items():
+            _put(model, name, linear)
         for lease in leases:
             lease.release()
+
+
+def _put(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    """Set a submodule by its dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 # -- private ----------------------------------------------------------------------------------
