@@ -75,7 +75,7 @@ def test_a_block_as_wide_as_the_head_gains_nothing_from_sorting() -> None:
 def test_sorting_outlier_channels_together_pays() -> None:
     # The paper's point on a toy: large channels spoil every block until they share one.
     x = keys_with_outliers()
-    method = Bfp(bits=4, block=8)
+    method = Bfp(bits=4, block=8, sort="keys")
     small = [i for i in range(64) if i not in OUTLIERS]
     order = method.order(block_of(x))
     assert order is not None

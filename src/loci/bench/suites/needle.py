@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any  # results hold whatever JSON can hold
@@ -29,6 +29,7 @@ from loci.errors import ParameterError
 from loci.methods import catalogue
 from loci.methods.kv.base import predict_store
 from loci.models.load import resolve
+from loci.run.kvstore import KVStore
 from loci.run.lab import Lab
 from loci.run.prefill import Prefiller
 
@@ -111,19 +112,48 @@ def ask(lab: Lab, item: Item, prefiller: Prefiller) -> tuple[list[bool], list[fl
     """
     right, losses = [], []
     for number, question in enumerate(item.questions):
-        scores = []
         asked = prefiller.store.fork()
         try:
             reader = Prefiller(prefiller.runner, asked)
             after = torch.log_softmax(reader.read(question), dim=-1)[0].clone()
-            for candidate in item.candidates:
-                scores.append(_likelihood(reader, asked.length, after, candidate))
+            is_right, loss = _judged(item, number, reader, after)
         finally:
             asked.release()
-        best = max(range(len(scores)), key=scores.__getitem__)
-        right.append(best == number)
-        losses.append(-scores[number])
+        right.append(is_right)
+        losses.append(loss)
     return right, losses
+
+
+def ask_at_the_end(
+    item: Item, opened: Callable[[], KVStore], lab: Lab, chain: tuple[Method, ...], count: int
+) -> tuple[list[bool], list[float]]:
+    """Return what `ask` does, each question being the end of a prompt of its own.
+
+    This is what methods are made for that let the end of the prompt choose.
+    """
+    right, losses = [], []
+    for number, question in enumerate(item.questions[:count]):
+        store = opened()
+        try:
+            with lab.reading(store, chain) as prefiller:
+                logits = prefiller.read([*item.ids, *question])
+                after = torch.log_softmax(logits, dim=-1)[0].clone()
+                store.finish_prompt(prefiller)
+                is_right, loss = _judged(item, number, prefiller, after)
+        finally:
+            store.release()
+        right.append(is_right)
+        losses.append(loss)
+    return right, losses
+
+
+def _judged(
+    item: Item, number: int, reader: Prefiller, after_V: torch.Tensor
+) -> tuple[bool, float]:
+    length = reader.store.length
+    scores = [_likelihood(reader, length, after_V, one) for one in item.candidates]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return best == number, -scores[number]
 
 
 def _likelihood(
@@ -149,9 +179,11 @@ def run(context: Context) -> dict[str, Any]:
     hard = difficulty(context.options.get("difficulty", "default"))
     count = 1 if context.quick else int(context.options.get("contexts", 8))
     shares = [float(s) for s in context.options.get("shares", "").split(",") if s] or list(SHARES)
+    at_end = context.options.get("asked", "after") == "at_end"
+    asked = int(context.options.get("questions", hard.needles))
     names = context.methods or DEFAULT
     pack = resolve(context.model, context.folder)
-    lab = Lab(pack, context=hard.tokens + 64, chunk=CHUNK)
+    lab = Lab(pack, context=hard.tokens + 64, chunk=int(context.options.get("chunk", CHUNK)))
     rights: dict[str, list[bool]] = {}
     losses: dict[str, list[float]] = {}
     held: dict[str, int] = {}
@@ -168,9 +200,15 @@ def run(context: Context) -> dict[str, Any]:
                 if name != FULL:
                     chain = catalogue.parse_chain(name, "kv")
                 limit = None if name == FULL else int(full_bytes * share)
-                store = lab.store(
-                    chain, dtype=torch.float16, budget_bytes=limit, seed=context.seed + index
-                )
+
+                def opened(
+                    chain: tuple[Method, ...] = chain,
+                    limit: int | None = limit,
+                    seed: int = context.seed + index,
+                ) -> KVStore:
+                    return lab.store(chain, dtype=torch.float16, budget_bytes=limit, seed=seed)
+
+                store = opened()
                 key = _key(name, share)
                 predicted[key] = predict_store(
                     lab.spec,
@@ -181,10 +219,13 @@ def run(context: Context) -> dict[str, Any]:
                     chunk=lab.chunk,
                 )
                 try:
-                    with lab.reading(store, chain) as prefiller:
-                        prefiller.prefill(item.ids)
-                        store.finish_prompt(prefiller)
-                        right, loss = ask(lab, item, prefiller)
+                    if at_end:
+                        right, loss = ask_at_the_end(item, opened, lab, chain, asked)
+                    else:
+                        with lab.reading(store, chain) as prefiller:
+                            prefiller.prefill(item.ids)
+                            store.finish_prompt(prefiller)
+                            right, loss = ask(lab, item, prefiller)
                     held[key] = sum(store.nbytes().values())
                 finally:
                     store.release()
@@ -212,6 +253,7 @@ def run(context: Context) -> dict[str, Any]:
         "fingerprint": pack.spec.fingerprint,
         "tokens": hard.tokens,
         "needles": hard.needles,
+        "asked": "at_end" if at_end else "after",
         "questions": len(rights[FULL]),
         "chance": chance,
         "can_rank": full.value >= 2 * chance,
@@ -232,7 +274,7 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
             Row(
                 method=name,
                 kind="kv",
-                part=share,
+                part=f"{share}, question at the end" if result["asked"] == "at_end" else share,
                 metrics={
                     what: {
                         "full": full[what]["value"],
