@@ -15,7 +15,7 @@ from loci.bench import texts
 from loci.bench.cards import Row
 from loci.bench.stats import mean
 from loci.bench.suite import Context
-from loci.methods import catalogue
+from loci.bench.suites.reference import packed_by
 from loci.models.load import resolve
 from loci.run.lab import Lab
 
@@ -35,8 +35,8 @@ def run(context: Context) -> dict[str, Any]:
     for index, name in enumerate(names):
         pack = resolve(context.model, context.folder)
         fingerprint, full_bytes = pack.spec.fingerprint, pack.spec.full_bytes()
-        method: Any = None if name == "full" else catalogue.find(name, "quant")
-        repack = None if method is None else lambda _, weight, m=method: m.pack_one(weight)
+        forms = None if name == "full" else packed_by(pack, name, context.progress)
+        repack = None if forms is None else lambda at, _, found=forms: found[at]
         lab = Lab(pack, context=LENGTH, repack=repack)
         try:
             losses = []

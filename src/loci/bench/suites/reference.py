@@ -8,7 +8,7 @@ interval over pieces. Perplexities of the same tokens stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # results hold whatever JSON can hold
 
@@ -22,8 +22,12 @@ from loci.bench.suite import Context
 from loci.core.method import Kind, Method
 from loci.errors import ParameterError
 from loci.methods import catalogue
+from loci.methods.quant.base import Quant
 from loci.models.load import resolve
+from loci.models.pack import Pack
+from loci.nn.form import Form
 from loci.run.lab import Lab
+from loci.run.quantise import packed_linears
 
 ABOUT = "loss of KV and quantisation methods: mean KL to the full model, nats per token"
 KINDS = ("kv", "quant")
@@ -174,9 +178,9 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
 def _quantised(
     context: Context, full: Lab, name: str, pieces: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    method: Any = catalogue.find(name, "quant")
     pack = resolve(context.model, context.folder)
-    lab = Lab(pack, context=PROMPT + REST, repack=lambda _, weight: method.pack_one(weight))
+    forms = packed_by(pack, name, context.progress)
+    lab = Lab(pack, context=PROMPT + REST, repack=lambda at, _: forms[at])
     rows = []
     try:
         nbytes = lab.ledger.by_kind("dram")["weights"]
@@ -188,6 +192,15 @@ def _quantised(
         lab.close()
         pack.close()
     return _summary(rows, "weight_bytes")
+
+
+def packed_by(
+    pack: Pack, name: str, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, Form]:
+    """Return a pack's linear layers packed by a method, shown whatever it needs to see."""
+    method = catalogue.find(name, "quant")
+    assert isinstance(method, Quant)
+    return packed_linears(pack, method, folder=pack.folder, progress=progress)
 
 
 def _summary(rows: Sequence[tuple[float, float, int]], what: str) -> dict[str, Any]:
