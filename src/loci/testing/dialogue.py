@@ -1,16 +1,25 @@
 """Synthetic conversations over months with known facts, changes of mind, and questions.
 
-Everything is drawn from tables with a seed. The wordings were written before and apart from the
-extraction rules, so that figures on them say something about the rules. Each turn that tells a fact
-carries the operation a memory should carry out; small talk, questions and daydreams carry none.
+Everything is drawn from tables with a seed. Each turn that tells a fact carries the operation a
+memory should carry out; small talk, questions and daydreams carry none.
+
+Wordings come from two places: the "plain" ones in this file, and "more" in a file of their own,
+which were written later and apart from any rule. Both are pooled and parted into halves by a seed:
+extraction rules may be written against the "written" half (`wordings("written")` lists it), and the
+"held_out" half says what they are worth. Rules were written against the plain ones before they were
+parted, so "more" is the harder test.
 """
 
 from __future__ import annotations
 
 import random
+import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Literal
 
 from loci.core.item import Turn
 
@@ -225,9 +234,69 @@ _REPLIES = (
 )
 
 
+Half = Literal["plain", "more", "written", "held_out", "both"]
+_FIELDS = ("first", "change", "end", "ask", "ask_before", "again")
+
+
+@cache
+def _wordings(half: Half, split: int) -> tuple[tuple[_Topic, ...], tuple[str, ...]]:
+    """Return topics and small talk with the wordings of one half."""
+    more = tomllib.loads(
+        files("loci.testing").joinpath("dialogue_more.toml").read_text(encoding="utf-8")
+    )
+
+    def chosen(name: str, plain: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+        if half == "plain":
+            return plain
+        if half == "more":
+            return others
+        pool = [*plain, *others]
+        if half == "both":
+            return tuple(pool)
+        random.Random(f"{split} {name}").shuffle(pool)
+        middle = (len(pool) + 1) // 2
+        return tuple(pool[:middle] if half == "written" else pool[middle:])
+
+    topics = []
+    for place, (topic, others) in enumerate(zip(_TOPICS, more["topic"], strict=True)):
+        first, change, end, ask, ask_before, again = (
+            chosen(f"{place} {name}", getattr(topic, name), tuple(others.get(name, ())))
+            for name in _FIELDS
+        )
+        topics.append(
+            replace(
+                topic,
+                first=first,
+                change=change,
+                end=end,
+                ask=ask,
+                ask_before=ask_before,
+                again=again,
+            )
+        )
+    return tuple(topics), chosen("chat", _CHAT, tuple(more["talk"]["chat"]))
+
+
+def wordings(half: Half = "written", split: int = 0) -> list[str]:
+    """Return the statements of one half, with {v} for the value: what rules may be written against.
+
+    >>> len(wordings("written")) > 50, set(wordings("written")) & set(wordings("held_out"))
+    (True, set())
+    """
+    topics, _ = _wordings(half, split)
+    return [
+        text
+        for topic in topics
+        for texts in (topic.first, topic.change, topic.end, topic.again)
+        for text in texts
+    ]
+
+
 def make_dialogue(
     seed: int = 0,
     *,
+    half: Half = "plain",
+    split: int = 0,
     sessions: int = 8,
     facts_per_session: int = 4,
     chance_of_change: float = 0.45,
@@ -239,11 +308,14 @@ def make_dialogue(
     """Return a conversation, the same for the same arguments.
 
     Args:
+        half: which wordings are used, see the top of this file.
+        split: the seed that parts all wordings into "written" and "held_out".
         chance_of_change: that a known slot gets another value rather than a new slot its first.
         chance_of_end: that a value which can end does so.
         chance_of_repeat: that a known value is only said again.
         small_talk: turns per session that tell nothing.
     """
+    topics, chat = _wordings(half, split)
     dice = random.Random(seed)
     held: dict[int, list[tuple[str, str]]] = {}
     past: dict[int, list[tuple[str, str]]] = {}
@@ -254,12 +326,15 @@ def make_dialogue(
         at = begin + timedelta(days=17 * number)
         lines: list[tuple[str, Expected | None, tuple[int, str] | None]] = []
         for _ in range(facts_per_session):
-            lines.append(_tell(dice, held, past, chance_of_change, chance_of_end, chance_of_repeat))
+            lines.append(
+                _tell(topics, dice, held, past, chance_of_change, chance_of_end, chance_of_repeat)
+            )
         for _ in range(small_talk):
             place = dice.randrange(len(lines) + 1)
-            lines.insert(place, (dice.choice(_CHAT), Expected(turn="", operation="none"), None))
+            lines.insert(place, (dice.choice(chat), Expected(turn="", operation="none"), None))
         turns: list[Turn] = []
         for text, wanted, told in lines:
+            text = text[:1].upper() + text[1:]  # a value may stand first
             turn = Turn(
                 id=f"s{number}t{len(turns)}",
                 role="user",
@@ -293,11 +368,12 @@ def make_dialogue(
         speaker=speaker,
         sessions=tuple(made),
         expected=tuple(expected),
-        questions=tuple(_questions(dice, speaker, held, past)),
+        questions=tuple(_questions(topics, dice, speaker, held, past)),
     )
 
 
 def _tell(
+    topics: Sequence[_Topic],
     dice: random.Random,
     held: dict[int, list[tuple[str, str]]],
     past: dict[int, list[tuple[str, str]]],
@@ -311,22 +387,22 @@ def _tell(
         topic = dice.choice(live)
         value = dice.choice(held[topic])[0]
         held[topic] = held.pop(topic)
-        text = dice.choice(_TOPICS[topic].again).format(v=value)
+        text = dice.choice(topics[topic].again).format(v=value)
         return text, Expected(turn="", operation="noop", value=value), (topic, "=" + value)
-    ending = [k for k in live if _TOPICS[k].end]
+    ending = [k for k in live if topics[k].end]
     if ending and dice.random() < chance_of_end:
         topic = dice.choice(ending)
         value = dice.choice(held[topic])[0]
-        text = dice.choice(_TOPICS[topic].end).format(v=value)
+        text = dice.choice(topics[topic].end).format(v=value)
         _close(held, past, topic, value)
         return text, Expected(turn="", operation="retire", value=value), (topic, "-" + value)
-    fresh = [k for k in range(len(_TOPICS)) if k not in held and k not in past]
-    known = [k for k in live if _unused(k, held, past)]
+    fresh = [k for k in range(len(topics)) if k not in held and k not in past]
+    known = [k for k in live if _unused(topics, k, held, past)]
     if known and (not fresh or dice.random() < chance_of_change):
         topic = dice.choice(known)
-        value = dice.choice(_unused(topic, held, past))
-        text = dice.choice(_TOPICS[topic].change).format(v=value)
-        if _TOPICS[topic].many:
+        value = dice.choice(_unused(topics, topic, held, past))
+        text = dice.choice(topics[topic].change).format(v=value)
+        if topics[topic].many:
             held[topic].append((value, ""))
             return text, Expected(turn="", operation="add", value=value), (topic, "+" + value)
         old = held[topic][-1][0]
@@ -337,10 +413,10 @@ def _tell(
             Expected(turn="", operation="supersede", value=value, old=old),
             (topic, "+" + value),
         )
-    topic = dice.choice(fresh or [k for k in range(len(_TOPICS)) if _unused(k, held, past)])
-    value = dice.choice(_unused(topic, held, past))
-    text = dice.choice(_TOPICS[topic].first).format(v=value)
-    many_or_empty = _TOPICS[topic].many or not held.get(topic)
+    topic = dice.choice(fresh or [k for k in range(len(topics)) if _unused(topics, k, held, past)])
+    value = dice.choice(_unused(topics, topic, held, past))
+    text = dice.choice(topics[topic].first).format(v=value)
+    many_or_empty = topics[topic].many or not held.get(topic)
     operation = "add" if many_or_empty else "supersede"
     if not many_or_empty:
         _close(held, past, topic, held[topic][-1][0])
@@ -349,10 +425,13 @@ def _tell(
 
 
 def _unused(
-    topic: int, held: dict[int, list[tuple[str, str]]], past: dict[int, list[tuple[str, str]]]
+    topics: Sequence[_Topic],
+    topic: int,
+    held: dict[int, list[tuple[str, str]]],
+    past: dict[int, list[tuple[str, str]]],
 ) -> list[str]:
     used = {v for v, _ in (*held.get(topic, ()), *past.get(topic, ()))}
-    return [value for value in _TOPICS[topic].values if value not in used]
+    return [value for value in topics[topic].values if value not in used]
 
 
 def _close(
@@ -382,6 +461,7 @@ def _note(
 
 
 def _questions(
+    topics: Sequence[_Topic],
     dice: random.Random,
     speaker: str,
     held: dict[int, list[tuple[str, str]]],
@@ -389,7 +469,7 @@ def _questions(
 ) -> list[Asked]:
     asked = []
     for topic in sorted({*held, *past}):
-        shape, now, old = _TOPICS[topic], held.get(topic, []), past.get(topic, [])
+        shape, now, old = topics[topic], held.get(topic, []), past.get(topic, [])
         if now:
             asked.append(
                 Asked(
