@@ -95,9 +95,12 @@ class Encode(KVMethod):
 
     Attributes:
         granularity: the finest eviction of tokens the codes tolerate below themselves.
+        keeps_groups: tokens that were encoded together can only be decoded together, so nothing
+            may select among them.
     """
 
     granularity: ClassVar[Granularity] = Granularity.HEAD
+    keeps_groups: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -179,6 +182,11 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encode | None]:
             encode = method
         else:
             raise _illegal(chain, f"{method.about.name} is no method for a KV cache")
+    if select and encode and encode.keeps_groups:
+        raise _illegal(
+            chain,
+            f"{select.about.name} drops single tokens, {encode.about.name} decodes whole groups",
+        )
     if select and encode and select.granularity.fineness > encode.granularity.fineness:
         raise _illegal(
             chain,
