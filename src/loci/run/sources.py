@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from loci.plan.solve import Plan
 
 
+RESIZED = "the size of the weights was changed while the session ran"
+
+
 class Sources:
     """Opens the weights of one session and lets them change their size.
 
@@ -196,5 +199,5 @@ class Sources:
             parts=parts,
             predicted={t: sum(n for _, tier, _, n in parts if tier == t) for t in tiers},
             loss=loss,
-            notes=(*plan.notes, "the size of the weights was changed while the session ran"),
+            notes=tuple(dict.fromkeys((*plan.notes, RESIZED))),
         )
