@@ -182,6 +182,7 @@ class Source:
     role: str = "user"
     session: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    position: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

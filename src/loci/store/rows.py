@@ -175,6 +175,7 @@ def source_of(turn: Turn) -> Source:
         role=turn.role,
         session=turn.session,
         metadata=turn.metadata,
+        position=turn.position,
     )
 
 

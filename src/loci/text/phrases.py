@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 
-def _table(text: str) -> dict[str, str]:
+def table(text: str) -> dict[str, str]:
     """Return {form: base} from lines "base: form form"."""
     found = {}
     for line in text.strip().splitlines():
@@ -14,7 +14,8 @@ def _table(text: str) -> dict[str, str]:
     return found
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text as a set."""
     return frozenset(text.split())
 
 
@@ -55,7 +56,7 @@ CONTRACTIONS = {
 CONTRACTED = re.compile(r"\b(?:" + "|".join(map(re.escape, CONTRACTIONS)) + r")\b", re.IGNORECASE)
 
 # Third person to base form, where a rule looks at the verb.
-BASE = _table(
+BASE = table(
     """
     am: is are
     have: has
@@ -92,7 +93,7 @@ BASE = _table(
     """
 )
 # Past forms that mean the present fact when "have ... since" or "used to" stands before them.
-PARTICIPLE = _table(
+PARTICIPLE = table(
     """
     live: lived living
     work: worked working
@@ -112,42 +113,60 @@ PARTICIPLE = _table(
     have: had
     """
 )
-ADVERBS = _words(
-    "just recently actually really currently still also finally now always absolutely totally only "
-    "honestly already literally basically kinda sorta definitely simply truly completely probably "
-    "officially even especially mostly mainly usually generally particularly ever super very "
+ADVERBS = words(
+    "just recently actually really currently still also finally now always"
+    " absolutely totally only "
+    "honestly already literally basically kinda sorta definitely simply truly"
+    " completely probably "
+    "officially even especially mostly mainly usually generally particularly ever"
+    " super very "
     "quite pretty fully entirely strictly badly severely deathly obviously "
     "apparently sadly luckily fortunately unfortunately"
 )
 FILLERS = re.compile(
-    r"^(?:(?:well|so|oh|ah|hey|hi|hello|yeah|yes|yep|yup|no|nope|nah|btw|anyway|anyways|also|and"
-    r"|but|ok|okay|actually|honestly|by the way|fun fact|guess what|you know|to be honest|tbh"
-    r"|speaking of which|big news|good news|great news|bad news|sad news|news|update"
-    r"|quick update|small update|haha|lol|wow|thanks|thank you|sure|right|oh no|oh yeah|plus|then"
-    r"|unfortunately|luckily|fortunately|sadly|these days|nowadays|lately|recently|currently"
-    r"|at the moment|right now|as of today|sorry|correction|wait|hmm|um|uh|as you know|remember"
-    r"|i think i mentioned that|did i mention that|did i tell you that|i forgot to say|because"
-    r"|since|although|turns out|it turns out|the thing is|just so you know|for the record|fyi"
-    r"|please note|note that|since then|after that|in the end|in fact|i should mention"
-    r"|i should say|i have to say|i must say|to be clear|remember that|i told you"
-    r"|not sure i mentioned|one more thing)\b[\s,:;.!\-–—]*)+",
+    (
+        r"^(?:(?:well|so|oh|ah|hey|hi|hello|yeah|yes|yep|yup|no|nope|nah|btw|anyway"
+        r"|anyways|also|and"
+        r"|but|ok|okay|actually|honestly|by the way|fun fact|guess what|you know"
+        r"|to be honest|tbh"
+        r"|speaking of which|big news|good news|great news|bad news|sad news|news"
+        r"|update"
+        r"|quick update|small update|haha|lol|wow|thanks|thank you|sure|right|oh no"
+        r"|oh yeah|plus|then"
+        r"|unfortunately|luckily|fortunately|sadly|these days|nowadays|lately|recently"
+        r"|currently"
+        r"|at the moment|right now|as of today|sorry|correction|wait|hmm|um|uh"
+        r"|as you know|remember"
+        r"|i think i mentioned that|did i mention that|did i tell you that"
+        r"|i forgot to say|because"
+        r"|since|although|turns out|it turns out|the thing is|just so you know"
+        r"|for the record|fyi"
+        r"|please note|note that|since then|after that|in the end|in fact"
+        r"|i should mention"
+        r"|i should say|i have to say|i must say|to be clear|remember that|i told you"
+        r"|not sure i mentioned|one more thing)\b[\s,:;.!\-–—]*)+"
+    ),
     re.IGNORECASE,
 )
 
-PARTNERS = _words("partner wife husband girlfriend boyfriend fiance fiancee fiancé fiancée spouse")
-CHILDREN = _words("son daughter child kid baby toddler stepson stepdaughter")
-SIBLINGS = _words("sister brother sibling twin stepsister stepbrother")
-RELATIVES = _words(
-    "mother mom mum mama father dad papa parent aunt uncle cousin grandmother grandfather grandma "
+PARTNERS = words("partner wife husband girlfriend boyfriend fiance fiancee fiancé fiancée spouse")
+CHILDREN = words("son daughter child kid baby toddler stepson stepdaughter")
+SIBLINGS = words("sister brother sibling twin stepsister stepbrother")
+RELATIVES = words(
+    "mother mom mum mama father dad papa parent aunt uncle cousin grandmother"
+    " grandfather grandma "
     "grandpa granny niece nephew mother-in-law father-in-law"
 )
-FRIENDS = _words(
-    "friend boss manager colleague coworker roommate flatmate housemate neighbour neighbor coach "
+FRIENDS = words(
+    "friend boss manager colleague coworker roommate flatmate housemate neighbour"
+    " neighbor coach "
     "mentor therapist landlord"
 )
-PETS = _words(
-    "dog cat puppy kitten rabbit bunny hamster parrot budgie canary goldfish turtle tortoise "
-    "horse pony snake lizard gecko ferret pet bird corgi labrador lab poodle beagle retriever "
+PETS = words(
+    "dog cat puppy kitten rabbit bunny hamster parrot budgie canary goldfish"
+    " turtle tortoise "
+    "horse pony snake lizard gecko ferret pet bird corgi labrador lab poodle"
+    " beagle retriever "
     "terrier tabby chinchilla hedgehog"
 )
 KIN: dict[str, str] = {
@@ -157,6 +176,7 @@ KIN: dict[str, str] = {
     **dict.fromkeys(RELATIVES, "relative"),
     **dict.fromkeys(FRIENDS, "friend"),
     **dict.fromkeys(PETS, "pet"),
+    **dict.fromkeys(("boss", "manager"), "boss"),
 }
 _PLURALS = {"children": "child", "puppies": "puppy", "babies": "baby", "bunnies": "bunny"}
 
@@ -170,60 +190,102 @@ def kin_of(noun: str) -> str | None:
     return KIN.get(single)
 
 
-JOBS = _words(
-    "nurse chef cook pilot artist architect accountant lawyer doctor surgeon vet dentist judge "
-    "journalist scientist librarian therapist electrician mechanic pharmacist physiotherapist "
-    "paramedic barista receptionist consultant analyst assistant student freelancer freelance "
-    "carpenter plumber tailor actor actress waiter waitress clerk intern apprentice author poet "
-    "musician guitarist pianist veterinarian technician secretary coach tutor lecturer guide "
-    "translator interpreter photographer designer developer engineer teacher professor writer "
-    "editor driver farmer baker butcher builder painter cleaner manager director founder owner "
-    "researcher programmer salesperson salesman cashier soldier officer firefighter policeman "
-    "detective entrepreneur psychologist biologist chemist physicist economist historian florist "
-    "dj dancer singer banker broker gardener carer hairdresser instructor trainer producer "
-    "contractor supervisor lead head specialist coordinator administrator nanny model"
+JOBS = words(
+    "nurse chef cook pilot artist architect accountant lawyer doctor surgeon vet"
+    " dentist judge "
+    "journalist scientist librarian therapist electrician mechanic pharmacist"
+    " physiotherapist "
+    "paramedic barista receptionist consultant analyst assistant student"
+    " freelancer freelance "
+    "carpenter plumber tailor actor actress waiter waitress clerk intern"
+    " apprentice author poet "
+    "musician guitarist pianist veterinarian technician secretary coach tutor"
+    " lecturer guide "
+    "translator interpreter photographer designer developer engineer teacher"
+    " professor writer "
+    "editor driver farmer baker butcher builder painter cleaner manager director"
+    " founder owner "
+    "researcher programmer salesperson salesman cashier soldier officer"
+    " firefighter policeman "
+    "detective entrepreneur psychologist biologist chemist physicist economist"
+    " historian florist "
+    "dj dancer singer banker broker gardener carer hairdresser instructor trainer"
+    " producer "
+    "contractor supervisor lead head specialist coordinator administrator nanny"
+    " model physio gp "
+    "midwife radiographer optician paralegal solicitor plasterer roofer welder"
+    " bricklayer tiler "
+    "priest vicar nun monk imam rabbi mayor minister sailor fisherman miller"
+    " grocer publican "
+    "boatbuilder beekeeper pathologist cardiologist surveyor"
 )
 HEALTH = re.compile(
-    r"\b(?:diabetes|asthma|migraines?|arthritis|cold|flu|fever|covid|eczema|anxiety|depression"
-    r"|insomnia|adhd|cancer|epilepsy|hypertension|(?:high|low) blood pressure|celiac disease"
-    r"|back pain|headaches?|a bad (?:back|knee)|tendonitis|anaemia|anemia|dyslexia|tinnitus"
-    r"|broken \w+|sprained \w+|torn \w+|twisted \w+|injur\w+|infection|surgery on .+|condition)\b",
+    (
+        r"\b(?:diabetes|asthma|migraines?|arthritis|cold|flu|fever|covid|eczema"
+        r"|anxiety|depression"
+        r"|insomnia|adhd|cancer|epilepsy|hypertension|(?:high|low) blood pressure"
+        r"|celiac disease"
+        r"|back pain|headaches?|a bad (?:back|knee)|tendonitis|anaemia|anemia|dyslexia"
+        r"|tinnitus"
+        r"|broken \w+|sprained \w+|torn \w+|twisted \w+|injur\w+|infection"
+        r"|surgery on .+|condition)\b"
+    ),
     re.IGNORECASE,
 )
 DIETS = re.compile(
-    r"^(?:a |an |on a |strictly )*(?P<diet>vegan|vegetarian|pescatarian|flexitarian"
-    r"|lactose[- ]intolerant|gluten[- ]free|gluten[- ]intolerant|coeliac|celiac|keto|halal|kosher"
-    r"|dairy[- ]free|teetotal)\b",
+    (
+        r"^(?:a |an |on a |strictly )*(?P<diet>vegan|vegetarian|pescatarian"
+        r"|flexitarian"
+        r"|lactose[- ]intolerant|gluten[- ]free|gluten[- ]intolerant|coeliac|celiac"
+        r"|keto|halal|kosher"
+        r"|dairy[- ]free|teetotal)\b"
+    ),
     re.IGNORECASE,
 )
 APPOINTMENTS = (
-    r"(?:[\w'’-]+ ){0,3}?(?:appointment|meeting|interview|exam|test|flight|check-?up|surgery"
-    r"|operation|deadline|reservation|booking|presentation|concert|class|lesson|wedding|call"
+    r"(?:[\w'’-]+ ){0,3}?(?:appointment|meeting|interview|exam|test|flight"
+    r"|check-?up|surgery"
+    r"|operation|deadline|reservation|booking|presentation|concert|class|lesson"
+    r"|wedding|call"
     r"|review|party|ceremony|recital|race|marathon|match|game)"
 )
 # Irregular pasts that tell of an event; regular ones end in -ed.
-PAST = _words(
-    "went saw met got bought sold found lost won took made gave came ran wrote read swam flew "
-    "drove built began started finished left broke caught taught learned learnt heard held kept "
-    "spent had ate drank slept rode sang sent told said spoke stood understood wore bit chose did "
-    "drew fell felt forgot grew hit hurt knew led let paid put quit set shot shut stuck threw "
+PAST = words(
+    "went saw met got bought sold found lost won took made gave came ran wrote"
+    " read swam flew "
+    "drove built began started finished left broke caught taught learned learnt"
+    " heard held kept "
+    "spent had ate drank slept rode sang sent told said spoke stood understood"
+    " wore bit chose did "
+    "drew fell felt forgot grew hit hurt knew led let paid put quit set shot shut"
+    " stuck threw "
     "woke joined hosted attended"
 )
-DULL = _words(
-    "felt thought knew wanted needed liked loved hoped wished guessed meant said told heard saw "
-    "noticed realized realised figured seemed looked had did got was agreed believed enjoyed "
+DULL = words(
+    "felt thought knew wanted needed liked loved hoped wished guessed meant said"
+    " told heard saw "
+    "noticed realized realised figured seemed looked had did got was agreed"
+    " believed enjoyed "
     "laughed smiled appreciated understood kept let"
 )
 HYPOTHETICAL = re.compile(
-    r"\b(?:if|wish|imagine|suppose|supposing|pretend|hypothetically|as though|wonder|unless|were to"
-    r"|in case|dreamed|dreamt)\b|^(?:\S+\s+){0,3}(?:would|could|might|should|maybe|perhaps)\b",
+    (
+        r"\b(?:if|wish|imagine|suppose|supposing|pretend|hypothetically|as though"
+        r"|wonder|unless|were to"
+        r"|in case|dreamed|dreamt)\b|^(?:\S+\s+){0,3}(?:would|could|might|should|maybe"
+        r"|perhaps)\b"
+    ),
     re.IGNORECASE,
 )
 # Heads of "a ..." that name nothing one owns.
-VAGUE = _words(
-    "offer time day week weekend year fun chance idea question problem thing feeling moment look "
-    "try blast trip experience conversation chat talk point sense lot bit plan dream goal "
-    "choice way reason news surprise break rest life heart mind place view story night "
-    "morning evening afternoon dinner lunch breakfast meal vacation holiday journey impact "
+VAGUE = words(
+    "offer time day week weekend year fun chance idea question problem thing"
+    " feeling moment look "
+    "try blast trip experience conversation chat talk point sense lot bit plan"
+    " dream goal "
+    "choice way reason news surprise break rest life heart mind place view story"
+    " night "
+    "morning evening afternoon dinner lunch breakfast meal vacation holiday"
+    " journey impact "
     "effect "
 )

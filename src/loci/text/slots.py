@@ -86,8 +86,11 @@ SLOTS: dict[str, Slot] = {
         "{S}'s {P} is {O}",
         "{S}'s {P} was {O}",
         False,
-        "partner husband wife boyfriend girlfriend spouse married dating fiance fiancee "
-        "relationship seeing together couple break broke split",
+        (
+            "partner husband wife boyfriend girlfriend spouse married dating fiance"
+            " fiancee "
+            "relationship seeing together couple break broke split"
+        ),
         "who",
     ),
     "child": _slot(
@@ -100,15 +103,19 @@ SLOTS: dict[str, Slot] = {
         "{S} has {O}",
         "{S} had {O}",
         True,
-        "mother mom mum father dad parent parents aunt uncle cousin grandmother grandfather "
-        "grandma grandpa niece nephew family",
+        (
+            "mother mom mum father dad parent parents aunt uncle cousin grandmother"
+            " grandfather "
+            "grandma grandpa niece nephew family"
+        ),
         "who",
     ),
+    "boss": _slot("{S} has {O}", "{S} had {O}", False, "boss manager", "who"),
     "friend": _slot(
         "{S} has {O}",
         "{S} had {O}",
         True,
-        "friend friends boss colleague roommate neighbour neighbor flatmate coach teacher",
+        "friend friends colleague roommate neighbour neighbor flatmate coach teacher",
         "who",
     ),
     "pet": _slot(

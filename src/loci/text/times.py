@@ -69,33 +69,91 @@ _NUMBERS = {
     "thirty": 30,
 }
 _MONTH = (
-    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?"
+    r"|aug(?:ust)?"
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b\.?"
 )
+_ORDINALS = {
+    word: number
+    for number, word in enumerate(
+        [
+            "first",
+            "second",
+            "third",
+            "fourth",
+            "fifth",
+            "sixth",
+            "seventh",
+            "eighth",
+            "ninth",
+            "tenth",
+            "eleventh",
+            "twelfth",
+            "thirteenth",
+            "fourteenth",
+            "fifteenth",
+            "sixteenth",
+            "seventeenth",
+            "eighteenth",
+            "nineteenth",
+            "twentieth",
+            "twenty-first",
+            "twenty-second",
+            "twenty-third",
+            "twenty-fourth",
+            "twenty-fifth",
+            "twenty-sixth",
+            "twenty-seventh",
+            "twenty-eighth",
+            "twenty-ninth",
+            "thirtieth",
+            "thirty-first",
+        ],
+        1,
+    )
+}
+_ORDINAL = "(?:" + "|".join(sorted(_ORDINALS, key=len, reverse=True)) + ")"
+_LATE_ORDINAL = "(?:" + "|".join(sorted(list(_ORDINALS)[3:], key=len, reverse=True)) + ")"
 _DAY = r"(?:mon|tues?|wed(?:nes)?|thurs?|fri|sat(?:ur)?|sun)(?:day)?s?\b"
 _FULL_DAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)day\b"
 _NTH = r"(?:[12]?\d|3[01])(?:st|nd|rd|th)?"
 _YEAR = r"(?:19|20)\d\d"
 _COUNT = (
-    r"(?:\d+|a couple of|a couple|couple of|a few|several|an?|one|two|three|four|five|six|seven"
+    r"(?:\d+|a couple of|a couple|couple of|a few|several|an?|one|two|three|four"
+    r"|five|six|seven"
     r"|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty)"
 )
 _UNIT = r"(?:minute|hour|day|night|week|weekend|fortnight|month|year|decade)s?"
 _HINT = re.compile(
-    rf"\b(?:today|tonight|tomorrow|yesterday|now|ago|last|next|this|past|coming|previous|since"
-    rf"|before|after|until|till|eve|christmas|xmas|halloween|valentine's|boxing|from now|later"
-    rf"|for (?:the )?(?:past |last )?{_COUNT}|in {_COUNT} {_UNIT}|within|the {_NTH}"
-    rf"|{_MONTH}|{_FULL_DAY}|{_YEAR}|summer|winter|spring|autumn|fall|the other day|recently"
-    rf"|\d+[/-]\d+)",
+    (
+        r"\b(?:today|tonight|tomorrow|yesterday|now|ago|last|next|this|past|coming"
+        r"|previous|since"
+        r"|before|after|until|till|eve|christmas|xmas|halloween|valentine's|boxing"
+        r"|from now|later"
+        rf"|for (?:the )?(?:past |last )?{_COUNT}|in {_COUNT} {_UNIT}|within|the {_NTH}"
+        rf"|(?:the |on ){_ORDINAL}|{_ORDINAL} of"
+        rf"|{_MONTH}|{_FULL_DAY}|{_YEAR}|summer|winter|spring|autumn|fall|the other day"
+        r"|recently"
+        r"|\d+[/-]\d+)"
+    ),
     re.IGNORECASE,
 )
 _FUTURE = re.compile(
-    r"\b(?:will|'ll|won't|going to|gonna|plan(?:s|ning)?|planned|booked|reserved|decided to"
-    r"|registered|signed up|upcoming|appointment|deadline|due"
-    r"|i'm (?:meeting|seeing|flying|leaving|starting|moving|visiting|taking|having|going)"
-    r"|we're (?:meeting|flying|leaving|moving|visiting|having|going)|can't wait"
-    r"|(?:^|\b(?:i|we) )(?:start|leave|fly|begin)\b|looking forward|excited for|hope to"
-    r"|hoping to|want to|remind|by)\b|’ll\b",
+    (
+        r"\b(?:will|'ll|won't|going to|gonna|plan(?:s|ning)?|planned|booked|reserved"
+        r"|decided to"
+        r"|registered|signed up|upcoming|appointment|deadline|due"
+        r"|i'm (?:meeting|seeing|flying|leaving|starting|moving|visiting|taking|having"
+        r"|going)"
+        r"|we're (?:meeting|flying|leaving|moving|visiting|having|going)|can(?:'t"
+        r"|not)?\b|shall|let's"
+        r"|(?:^|\b(?:i|we|they) )(?:start|leave|fly|begin|launch|open|move|turn|retire"
+        r"|arrive|return)\b"
+        r"|\b(?:he|she|it) (?:starts|leaves|flies|begins|launches|opens|moves|turns"
+        r"|retires|arrives"
+        r"|returns)\b|looking forward|excited for|hope to"
+        r"|hoping to|wants? to|remind|by)\b|’ll\b"
+    ),
     re.IGNORECASE,
 )
 _FUTURE_SHORT = re.compile(r"(?:^|\s)(?:i|we|he|she|they|it)['’]ll\b", re.IGNORECASE)
@@ -179,8 +237,19 @@ def shift_months(time: datetime, months: int) -> datetime:
     return first.replace(day=min(time.day, length))
 
 
-def resolve(text: str, now: datetime) -> list[Span]:
+_FROM = re.compile(r"\b(?:from|starting|as of)\s+(?:the\s+)?$")
+_WAS = re.compile(r"\b(?:did|was|were|had|took|went)\b[^,.;!?]*$")
+_IS_ON = re.compile(
+    r"(?:\b(?:is|are|be)|['’](?:s|re|ll be))(?: (?:now|still|actually|currently"
+    r"|only|due|booked|set"
+    r"|planned|scheduled|moved))*(?: (?:on|in|at|from|until|to|for))*(?: the)?\s*$"
+)
+
+
+def resolve(text: str, now: datetime, anchor: datetime | None = None) -> list[Span]:
     """Return the times a text names, in order, none inside another.
+
+    `anchor` is a date just spoken of: "the sixteenth" is then that of its month.
 
     >>> now = datetime(2023, 5, 8, 13, 0)
     >>> [str(span) for span in resolve("I ran last Tuesday and again two days ago", now)]
@@ -197,8 +266,18 @@ def resolve(text: str, now: datetime) -> list[Span]:
         for match in pattern.finditer(low):
             if any(a < match.end() and match.start() < b for a, b, _ in found):
                 continue
+            span: Span | None
             try:
-                span = rule(match, now, ahead)
+                if rule is _nth and anchor is not None:
+                    span = _nth(match, day_of(anchor).replace(day=1), True)
+                else:
+                    gone = _WAS.search(low, max(0, match.start() - 40), match.start()) is not None
+                    is_on = _IS_ON.search(low, max(0, match.start() - 40), match.start())
+                    begins = match.group().startswith("from ") or (
+                        _FROM.search(low, max(0, match.start() - 16), match.start()) is not None
+                    )
+                    coming = (ahead and not gone) or is_on is not None or begins
+                    span = rule(match, now, coming)
             except (ValueError, OverflowError):  # no such date: 31 February, the year 12000
                 continue
             if span is not None:
@@ -289,7 +368,7 @@ def _day_number(name: str) -> int:
 
 
 def _digits(text: str) -> int:
-    return int(re.sub(r"\D", "", text))
+    return _ORDINALS.get(text) or int(re.sub(r"\D", "", text))
 
 
 def _count(text: str) -> int:
@@ -316,7 +395,7 @@ def _slashed(match: re.Match[str], now: datetime, ahead: bool) -> Span:
 
 
 def _month_day(match: re.Match[str], now: datetime, ahead: bool) -> Span:
-    month, day = month_number(match["month"]), _digits(match["day"])
+    month, day = month_number(match["month"]), _digits(match["day"] or match["word"])
     if match["year"]:
         return _date(now, int(match["year"]), month, day)
     best = [
@@ -324,14 +403,24 @@ def _month_day(match: re.Match[str], now: datetime, ahead: bool) -> Span:
         for year in (now.year - 1, now.year, now.year + 1)
         if not (month == 2 and day == 29 and year % 4)
     ]
-    return _nearest(best, now, ahead)
+    open_ = _PAST_TENSE.search(match.string) is None
+    return _nearest(best, now, ahead, open_)
 
 
-def _nearest(options: list[Span], now: datetime, ahead: bool) -> Span:
+_PAST_TENSE = re.compile(
+    r"\b(?:was|were|had|did|went|got|came|left|took|made|met|saw|said|told|began"
+    r"|bought|sold|ran|won"
+    r"|gave|flew|drove|[a-z]{2,}ed)\b"
+)
+
+
+def _nearest(options: list[Span], now: datetime, ahead: bool, open_: bool = False) -> Span:
     today = day_of(now)
-    if ahead:
-        return next((span for span in options if span.end > today), options[-1])
-    return next((span for span in reversed(options) if span.start <= now), options[0])
+    after = next((span for span in options if span.end > today), options[-1])
+    before = next((span for span in reversed(options) if span.start <= now), options[0])
+    if ahead or (open_ and (now - before.start) * 0.6 > (after.start - now) > timedelta(0)):
+        return after  # in no tense, a day two weeks ahead is meant, not one a year ago
+    return before
 
 
 def _month_year(match: re.Match[str], now: datetime, ahead: bool) -> Span:
@@ -444,6 +533,38 @@ def _weekday(match: re.Match[str], now: datetime, ahead: bool) -> Span | None:
     return _day(now - timedelta(days=back))
 
 
+def _weeks_before(match: re.Match[str], now: datetime, ahead: bool) -> Span:
+    """Take "a week ago last Wednesday" as the Wednesday before the last one."""
+    back = (now.weekday() - _day_number(match["day"])) % 7 or 7
+    return _day(now - timedelta(days=back, weeks=_count(match["n"])))
+
+
+def _weeks_after(match: re.Match[str], now: datetime, ahead: bool) -> Span:
+    """Take "a week from tomorrow" or "two weeks from Friday" as that day and the weeks after it."""
+    rest = match["rest"]
+    if rest in ("today", "now", "tomorrow"):
+        first = now + timedelta(days=rest == "tomorrow")
+    else:
+        first = now + timedelta(days=(_day_number(rest) - now.weekday()) % 7)
+    days = 7 if match["unit"].startswith("week") else 1
+    return _day(first + timedelta(days=days * _count(match["n"])))
+
+
+def _before_last(match: re.Match[str], now: datetime, ahead: bool) -> Span:
+    """Take "Tuesday before last" as the Tuesday a week before the last one."""
+    unit = match["unit"]
+    if unit == "week":
+        return _week(now - timedelta(weeks=2))
+    if unit == "weekend":
+        return _weekend(now - timedelta(weeks=2))
+    if unit == "month":
+        return _month(shift_months(now, -2))
+    if unit == "year":
+        return _year(now.year - 2, now)
+    back = (now.weekday() - _day_number(unit)) % 7 or 7
+    return _day(now - timedelta(days=back + 7))
+
+
 def _nth(match: re.Match[str], now: datetime, ahead: bool) -> Span:
     day = _digits(match["day"])
     options = []
@@ -507,7 +628,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 _WHICH = r"(?:(?P<which>last|next|this past|this coming|this|past|coming|previous)\s+)"
 _ABSOLUTE = (
-    rf"(?:{_NTH}\s+(?:of\s+)?{_MONTH}(?:,?\s+{_YEAR})?|{_MONTH}\s+{_NTH}(?:,?\s+{_YEAR})?"
+    rf"(?:{_NTH}\s+(?:of\s+)?{_MONTH}(?:,?\s+{_YEAR})?"
+    rf"|{_MONTH}\s+{_NTH}(?:,?\s+{_YEAR})?"
     rf"|\d{{4}}-\d\d-\d\d)"
 )
 _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
@@ -515,7 +637,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
     for pattern, rule in (
         (
             (
-                rf"\bthe (?P<unit>week|weekend|day|month|year|{_FULL_DAY}) (?P<side>before|after) "
+                rf"\bthe (?P<unit>week|weekend|day|month|year|{_FULL_DAY}) (?P<side>before"
+                r"|after) "
                 rf"(?P<rest>{_ABSOLUTE})"
             ),
             _before_date,
@@ -524,32 +647,46 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (r"\b(?P<a>\d{1,2})/(?P<b>\d{1,2})/(?P<y>\d{4}|\d\d)\b", _slashed),
         (
             (
-                rf"\b(?:(?:{_DAY}),?\s+)?(?:the\s+)?(?P<day>{_NTH})\s+(?:of\s+)?(?P<month>{_MONTH})"
-                rf"(?:,?\s+(?P<year>{_YEAR}))?\b"
+                rf"\b(?:(?:{_DAY}),?\s+)?(?:the\s+)?(?:(?P<day>{_NTH})\s+(?:of\s+)?"
+                rf"|(?P<word>{_ORDINAL})\s+of\s+)(?P<month>{_MONTH})(?:,?\s+(?P<year>{_YEAR}))?\b"
             ),
             _month_day,
         ),
         (
             (
-                rf"\b(?:(?:{_DAY}),?\s+)?(?P<month>{_MONTH})\s+(?:the\s+)?(?P<day>{_NTH})\b(?!\s*%)"
+                rf"\b(?:(?:{_DAY}),?\s+)?(?P<month>{_MONTH})\s+"
+                rf"(?:(?:the\s+)?(?P<day>{_NTH})|the\s+(?P<word>{_ORDINAL}))\b(?!\s*%)"
                 rf"(?:,?\s+(?P<year>{_YEAR})\b)?"
             ),
             _month_day,
         ),
         (
             (
-                rf"\b(?P<part>early|late|mid-?|the (?:beginning|start|middle|end) of)[\s-]*"
-                rf"(?P<rest>(?:(?:last|next|this)\s+)?(?:{_MONTH}|month|year|summer|winter|spring"
+                r"\b(?P<part>early|late|mid-?|the (?:beginning|start|middle|end) of)[\s-]*"
+                rf"(?P<rest>(?:(?:last|next|this)\s+)?(?:{_MONTH}|month|year|summer|winter"
+                r"|spring"
                 rf"|autumn)(?:\s+{_YEAR})?)"
             ),
             _part,
         ),
         (rf"\b(?P<m>{_MONTH}),?\s+(?:of\s+)?(?P<year>{_YEAR})\b", _month_year),
         (
+            rf"\b(?P<n>{_COUNT}) weeks? ago,? (?:last |on |this past )?(?P<day>{_FULL_DAY})",
+            _weeks_before,
+        ),
+        (
+            (
+                rf"\b(?P<n>{_COUNT}) (?P<unit>weeks?|days?) (?:from|after) "
+                rf"(?P<rest>tomorrow|today|now|{_FULL_DAY})"
+            ),
+            _weeks_after,
+        ),
+        (
             (
                 r"\b(?:the day before yesterday|the day after tomorrow|yesterday(?: morning|"
                 r" afternoon"
-                r"| evening| night)?|last night|today|tonight|this (?:morning|afternoon|evening)"
+                r"| evening| night)?|last night|today|tonight|this (?:morning|afternoon"
+                r"|evening)"
                 r"|tomorrow(?: morning| afternoon| evening| night)?|the other day|recently)\b"
             ),
             _fixed,
@@ -564,7 +701,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (
             (
                 rf"\b(?:in|within)(?: about| around)? (?P<n>{_COUNT}) (?P<unit>{_UNIT})(?:'s?"
-                rf" time)?\b"
+                r" time)?\b"
                 r"(?! (?:of|since))"
             ),
             _within,
@@ -572,8 +709,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (rf"\b(?P<n>{_COUNT}) (?P<unit>{_UNIT}) (?:from now|later)\b", _within),
         (
             (
-                rf"\bfor (?:about |around |over |almost |nearly |at least )?(?:the )?(?:past "
-                rf"|last )?"
+                r"\bfor (?:about |around |over |almost |nearly |at least )?(?:the )?(?:past "
+                r"|last )?"
                 rf"(?P<n>{_COUNT}) (?P<unit>{_UNIT})\b(?: now)?"
             ),
             _for,
@@ -589,7 +726,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         ),
         (
             (
-                r"\b(?:in |during |over |since )?(?:the )?(?P<which>last|next|this past|this)\s+"
+                r"\b(?:in |during |over |since )?(?:the )?(?P<which>last|next|this past"
+                r"|this)\s+"
                 r"(?P<season>spring|summer|autumn|fall|winter)\b(?P<year>$^)?"
             ),
             _season_named,
@@ -605,25 +743,32 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (
             (
                 rf"\b{_WHICH}?(?P<feast>new year's (?:day|eve)|valentine's day|halloween"
-                rf"|christmas eve"
+                r"|christmas eve"
                 rf"|christmas|xmas|boxing day)(?:,? (?P<year>{_YEAR}))?\b"
             ),
             _feast,
         ),
+        (rf"\b(?:the )?(?P<unit>{_FULL_DAY}|week|weekend|month|year) before last\b", _before_last),
         (rf"\b{_WHICH}?(?P<day>{_FULL_DAY})(?:s\b)?", _weekday),
         (
             (
-                r"\b(?:(?:in|since|by|until|till|of|before|after|from|during|every|around|for|to)\s+)?"
+                r"\b(?:(?:in|since|by|until|till|of|before|after|from|during|every|around|for"
+                r"|to)\s+)?"
                 r"(?P<which>last|next|this past|this)?\s*\b"
-                r"(?P<m>january|february|april|june|july|august|september|october|november|december"
-                r"|(?:(?<=in )|(?<=since )|(?<=by )|(?<=last )|(?<=next )|(?<=this )|(?<=until )"
+                r"(?P<m>january|february|april|june|july|august|september|october|november"
+                r"|december"
+                r"|(?:(?<=in )|(?<=since )|(?<=by )|(?<=last )|(?<=next )|(?<=this )"
+                r"|(?<=until )"
                 r"|(?<=before )|(?<=after )|(?<=during )|(?<=around )|(?<=of )|(?<=from ))"
                 r"(?:march|may))\b"
             ),
             _month_alone,
         ),
         (
-            rf"\b(?:in|since|by|until|till|before|after|during|from|around|of|year)\s+(?P<year>{_YEAR})\b",
+            (
+                r"\b(?:in|since|by|until|till|before|after|during|from|around|of"
+                rf"|year)\s+(?P<year>{_YEAR})\b"
+            ),
             _year_alone,
         ),
         (
@@ -633,7 +778,15 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (
             (
                 r"\b(?:on )?the (?P<day>(?:[12]?\d|3[01])(?:st|nd|rd|th))\b"
-                r"(?! (?:time|grade|floor|place|one|birthday|anniversary|century|street|avenue))"
+                r"(?! (?:time|grade|floor|place|one|birthday|anniversary|century|street"
+                r"|avenue))"
+            ),
+            _nth,
+        ),
+        (
+            (
+                rf"\b(?:on )?the (?P<day>{_LATE_ORDINAL})\b(?=\s*(?:[,.;:!?)]|$|(?:at|and|now"
+                r"|instead|with|for|when|because|so|though|but)\b))"
             ),
             _nth,
         ),
@@ -643,6 +796,7 @@ _LEAD = re.compile(
     r"(?P<lead>since|before|prior to|until|till|after|from)\s+(?:about\s+|around\s+)?(?:the\s+)?$"
 )
 _INSIDE = re.compile(r"^(?P<lead>since|before|until|till|after|from)\s+")
+_TO = re.compile(r"\s+(?:to|till|until|through)\b|\s*[-–]\s*\d")
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9998, 1, 1, tzinfo=UTC)
 
@@ -656,6 +810,10 @@ def _related(low: str, text: str, start: int, end: int, span: Span, now: datetim
         return placed
     word = lead["lead"]
     zone = now.tzinfo
+    if word == "from" and _TO.match(low, end):
+        return placed  # from one day to another: a stretch that begins on this day
+    if word == "from" and span.start > now:
+        return placed
     if word in ("since", "from"):
         past = span.start <= now
         return replace(placed, end=max(now, span.end) if past else span.end, relation="since")
