@@ -16,6 +16,7 @@ import numpy as np
 from loci.errors import ParameterError
 
 DRAWS = 2000  # bootstrap samples
+NESTED_DRAWS = 10_000  # of groups, then of their items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,35 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
     if len(ours) != len(theirs):
         raise ParameterError("paired values need the same items", value=(len(ours), len(theirs)))
     return mean([a - b for a, b in zip(ours, theirs, strict=True)], seed)
+
+
+def nested_difference(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], seed: int = 0
+) -> Estimate:
+    """Return the mean of ours minus theirs over grouped items, with its bootstrap interval.
+
+    Groups are resampled first (conversations), then the items of each (questions): items of one
+    group resemble each other, and resampling items alone would be too sure.
+
+    Raises:
+        ParameterError: if the two were not measured on the same items.
+    """
+    sizes = [len(part) for part in ours]
+    if sizes != [len(part) for part in theirs]:
+        raise ParameterError("paired values need the same items", value=sizes)
+    groups = [
+        _checked([a - b for a, b in zip(mine, other, strict=True)])
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    if not groups:
+        raise ParameterError("there is nothing to compare", value=0)
+    dice = np.random.default_rng(seed)
+    draws = np.empty(NESTED_DRAWS)
+    for at in range(NESTED_DRAWS):
+        chosen = dice.integers(0, len(groups), len(groups))
+        picked = [groups[g][dice.integers(0, groups[g].size, groups[g].size)] for g in chosen]
+        draws[at] = np.concatenate(picked).mean()
+    return Estimate(value=float(np.concatenate(groups).mean()), low=_low(draws), high=_high(draws))
 
 
 def ratio(over: Sequence[float], under: Sequence[float], seed: int = 0) -> Estimate:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any  # the shipped files are JSON
 
 import click
 
-from loci import api
+from loci import api, config
 from loci.cli.output import as_json_option, emit, note, progress, say
 from loci.errors import FormatError, LociError
 from loci.units import format_bytes, format_seconds
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from loci.core.item import Hit
     from loci.plan.solve import Plan
     from loci.run.engine import Session
-    from loci.run.memory import Memory
 
 DRAM, CONTEXT, NEW_TOKENS = "160MiB", 2048, 40
+READ = 20  # memories that the reader looks at
 SHOWN = 3  # memories printed per question
 GIVEN = 6  # memories the model is given per question
 
@@ -121,16 +121,23 @@ def _second_process(path: Path, dram: str, no_model: bool) -> dict[str, Any]:
 
 
 def _answer_all(file: Path, dram: str, no_model: bool) -> dict[str, Any]:
+    from loci.models.late import default_embedder
     from loci.run.memory import Memory
 
     asked = _shipped("demo_questions.json", "loci-questions")
-    with Memory(file) as memory, progress() as report:
+    embedder = default_embedder(config.load().models_dir)
+    with Memory(file, embedder=embedder) as memory, progress() as report:
+        # All of them first: what the embedder takes is then no part of the model's account.
+        found = [
+            memory.search(question["question"], user=asked["user"], limit=READ)
+            for question in asked["questions"]
+        ]
         if no_model:
-            rows = _ask(asked, memory, None, report)
+            rows = _ask(asked, found, None, report)
             return {"questions": rows, "right": _count(rows)}
         plan = api.plan("smollm2", dram=dram, context=CONTEXT, new_tokens=NEW_TOKENS)
         with api.open(plan) as session:
-            rows = _ask(asked, memory, session, report)
+            rows = _ask(asked, found, session, report)
             accounts = session.report()
         accounts.pop("plan")
         beside = _unbudgeted(plan, asked["questions"][0]["question"], report)
@@ -143,14 +150,16 @@ def _answer_all(file: Path, dram: str, no_model: bool) -> dict[str, Any]:
 
 
 def _ask(
-    asked: Mapping[str, Any], memory: Memory, session: Session | None, report: Any
+    asked: Mapping[str, Any],
+    found: Sequence[Sequence[Hit]],
+    session: Session | None,
+    report: Any,
 ) -> list[dict[str, Any]]:
     from loci.text.answer import answer
 
     now = datetime.fromisoformat(asked["time"])
     rows = []
-    for index, question in enumerate(asked["questions"], 1):
-        hits = memory.search(question["question"], user=asked["user"], limit=10)
+    for index, (question, hits) in enumerate(zip(asked["questions"], found, strict=True), 1):
         said = answer(question["question"], hits, now)
         row: dict[str, Any] = {
             "question": question["question"],
@@ -203,7 +212,6 @@ def _model_answer(session: Session, question: str, hits: Sequence[Hit]) -> str:
 
 def _unbudgeted(plan: Plan, question: str, report: Any) -> dict[str, Any]:
     """Run the same model with nothing spared, for speed and for the loss of the budget."""
-    from loci import config
     from loci.bench import texts
     from loci.bench.suites import reference
     from loci.models.load import resolve

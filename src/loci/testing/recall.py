@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,50 +19,48 @@ import numpy as np
 from loci.core.item import Add, Candidate, Edit, Item, Link, Retire, Revise, Turn
 from loci.core.ports import Array, Embedder
 from loci.methods.recall.base import Layer, Query, Recall, RecallPorts
-from loci.text.entities import entities
+from loci.store.rows import item_words
 from loci.text.ladder import Ladder
 from loci.text.stem import stems
 
 _K1, _B = 1.2, 0.75  # BM25 as SQLite's FTS5 computes it
+_KEY = 2  # words of a row that say whose it is and of which session; they count as length
+_PART = re.compile(r"[^\W_]+")  # "don't" is two words to full text
 
 
 class _Words:
-    """An inverted index of one layer: two columns, the text itself and what stood before it."""
+    """An inverted index of one layer, scored as the stores score it."""
 
     def __init__(self) -> None:
-        self.postings: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        self.postings: dict[str, dict[str, int]] = defaultdict(dict)
         self.lengths: dict[str, int] = {}
-        self.words: dict[str, set[str]] = {}
+        self.words: dict[str, Counter[str]] = {}
 
-    def add(self, id: str, own: Sequence[str], before: Sequence[str]) -> None:
-        counts, others = Counter(own), Counter(before)
-        self.words[id] = {*counts, *others}
-        for word in self.words[id]:
-            self.postings[word][id] = (counts[word], others[word])
-        self.lengths[id] = len(own) + len(before)
+    def add(self, id: str, words: Sequence[str]) -> None:
+        self.words[id] = Counter(words)
+        for word, count in self.words[id].items():
+            self.postings[word][id] = count
+        self.lengths[id] = _KEY + sum(len(_PART.findall(word)) for word in words)
 
     def remove(self, id: str) -> None:
         del self.lengths[id]
         for word in self.words.pop(id):
             del self.postings[word][id]
 
-    def search(
-        self, words: Sequence[str], context: float, allowed: Callable[[str], bool]
-    ) -> list[tuple[str, float]]:
+    def search(self, words: Sequence[str], allowed: Callable[[str], bool]) -> dict[str, float]:
         if not self.lengths:
-            return []
+            return {}
         mean = sum(self.lengths.values()) / len(self.lengths) or 1.0
         scores: dict[str, float] = defaultdict(float)
         for word in dict.fromkeys(words):
             docs = self.postings.get(word, {})
             idf = math.log((len(self.lengths) - len(docs) + 0.5) / (len(docs) + 0.5))
             idf = max(idf, 1e-6)
-            for id, (own, before) in docs.items():
-                tf = own + context * before
-                if tf > 0 and allowed(id):
+            for id, count in docs.items():
+                if allowed(id):
                     norm = _K1 * (1 - _B + _B * self.lengths[id] / mean)
-                    scores[id] += idf * tf * (_K1 + 1) / (tf + norm)
-        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+                    scores[id] += idf * count * (_K1 + 1) / (count + norm)
+        return scores
 
 
 class DictView:
@@ -80,7 +79,9 @@ class DictView:
         self._order: dict[str, list[str]] = defaultdict(list)
         self._where: dict[str, tuple[str, int]] = {}
         self._words: dict[str, _Words] = {"turn": _Words(), "item": _Words()}
-        self._names: dict[str, dict[str, frozenset[str]]] = {"turn": {}, "item": {}}
+        self._names: dict[str, frozenset[str]] = {}
+        self._came: dict[str, int] = {}  # in which order ids were stored
+        self._text: dict[str, str] = {}  # of turns, as stems with a space on either side
         self._vectors: dict[str, tuple[list[str], list[Array]]] = {
             "turn": ([], []),
             "item": ([], []),
@@ -98,12 +99,12 @@ class DictView:
         """Store turns as they were said."""
         for turn in turns:
             session = self._order[turn.session or ""]
-            before = self._turns[session[-1]].content if session else ""
             self._turns[turn.id] = turn
+            self._came.setdefault(turn.id, len(self._came))
             self._where[turn.id] = (turn.session or "", len(session))
             session.append(turn.id)
-            self._words["turn"].add(turn.id, stems(turn.content), stems(before))
-            self._names["turn"][turn.id] = frozenset(entities(turn.content))
+            self._words["turn"].add(turn.id, stems(turn.content))
+            self._text[turn.id] = f" {' '.join(stems(turn.content))} "
             self._waiting["turn"].append((turn.id, turn.content))
 
     def remember(
@@ -178,8 +179,9 @@ class DictView:
         if item.id in self._items:
             self._words["item"].remove(item.id)
         self._items[item.id] = item
-        self._words["item"].add(item.id, stems(item.indexed), ())
-        self._names["item"][item.id] = frozenset(item.entities)
+        self._came.setdefault(item.id, len(self._came))
+        self._words["item"].add(item.id, item_words(item).split())
+        self._names[item.id] = frozenset(item.entities)
         self._waiting["item"].append((item.id, item.indexed))
 
     # -- reading -------------------------------------------------------------------------------
@@ -195,6 +197,11 @@ class DictView:
             return self._now
         return max((t.time for t in self._turns.values()), default=datetime(2026, 1, 1, tzinfo=UTC))
 
+    def _best(self, scores: Mapping[str, float], limit: int) -> list[tuple[str, float]]:
+        """Return the highest, the earlier stored first where two are equal."""
+        found = sorted(scores.items(), key=lambda pair: (-pair[1], self._came[pair[0]]))
+        return found[:limit]
+
     def _allowed(self, id: str) -> bool:
         return id in self._turns or self._items[id].is_live
 
@@ -202,7 +209,15 @@ class DictView:
         self, stems: Sequence[str], limit: int, kind: Layer, *, context: float = 0.0
     ) -> list[tuple[str, float]]:
         """Return (id, BM25), best first."""
-        return self._words[kind].search(stems, context, self._allowed)[:limit]
+        found = self._words[kind].search(stems, self._allowed)
+        if kind == "turn" and context > 0:
+            own = dict(self._best(found, 2 * limit))
+            found = dict(own)
+            for id, score in own.items():
+                session, place = self._where[id]
+                for after in self._order[session][place + 1 : place + 2]:
+                    found[after] = found.get(after, 0.0) + context * score
+        return self._best(found, limit)
 
     def search_dense(self, text: str, limit: int, kind: Layer) -> list[tuple[str, float]]:
         """Return (id, cosine), best first."""
@@ -229,14 +244,15 @@ class DictView:
     def search_entities(
         self, names: Sequence[str], limit: int, kind: Layer
     ) -> list[tuple[str, float]]:
-        """Return (id, number of shared names), best first."""
-        wanted = set(names)
-        found = [
-            (id, float(len(wanted & held)))
-            for id, held in self._names[kind].items()
-            if wanted & held and self._allowed(id)
-        ]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+        """Return (id, number of shared names), best first; a turn is read for each as a phrase."""
+        wanted = dict.fromkeys(names)
+        if kind == "turn":
+            phrases = [f" {' '.join(words)} " for words in map(stems, wanted) if words]
+            shared = {id: sum(p in text for p in phrases) for id, text in self._text.items()}
+        else:
+            shared = {id: len(wanted.keys() & held) for id, held in self._names.items()}
+        found = {id: float(n) for id, n in shared.items() if n and self._allowed(id)}
+        return self._best(found, limit)
 
     def search_time(self, start: datetime, end: datetime, limit: int, kind: Layer) -> list[str]:
         """Return ids of what was said or held in the span."""

@@ -4,8 +4,13 @@ A. Maharana et al., "Evaluating Very Long-Term Conversational Memory of LLM Agen
 arXiv:2402.17753. The data is for non-commercial use and is not shipped: give a path to the file.
 
 What is counted needs no judge: whether the cited turns stand behind the first hits. A hit may rest
-on several turns, so the number of distinct turns shown is reported beside every recall, and a hit
-counts at most `per_hit` of its sources.
+on several turns, and counts for the first of them alone. Every method remembers each conversation
+in a memory file of its own, as a person's would, and is asked when the conversation ends; plain
+rivals (`bench.rivals`) rank the same turns in the same run.
+
+Nothing that ships is fitted on this data. `--option fit=1` fits a method's weights on all
+conversations but one and scores that one, which tells what other weights could reach; it takes
+minutes. `--option rivals=0` leaves the rivals out.
 """
 
 from __future__ import annotations
@@ -13,7 +18,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,19 +26,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast  # the file is JSON
 
+from loci.bench import embedding, evidence, rivals
 from loci.bench.cards import Row
-from loci.bench.metrics import all_at, any_at, mean_of, percentile, recall_at, wilson
+from loci.bench.evidence import Found
+from loci.bench.fit import Case, Fitter, weights_of
 from loci.bench.suite import Context
-from loci.core.item import Hit, Turn
+from loci.core.item import Turn
 from loci.core.ports import Embedder
 from loci.errors import FormatError, ParameterError
 from loci.methods import catalogue
-from loci.methods.recall.base import Query, Recall
-from loci.testing.recall import DictView
+from loci.methods.recall.base import Recall
 
 ABOUT = "evidence found again in long conversations; give LoCoMo with --data"
 DEFAULT = ("mem0",)
 KINDS = ("recall",)
+OPTIONS = ("limit", "rivals", "fit", "answers", "context", "questions")
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 _DIA = re.compile(r"D:?(\d+):0*(\d+)")
 _DATE = "%I:%M %p on %d %B, %Y"
@@ -48,6 +54,11 @@ class Question:
     answer: str
     category: int
     evidence: frozenset[str]
+
+    @property
+    def kind(self) -> str:
+        """The name of the category."""
+        return CATEGORIES.get(self.category, "adversarial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +145,6 @@ def _conversation(sample: dict[str, Any]) -> Conversation:
     )
 
 
-def refs_of(hits: Sequence[Hit], per_hit: int) -> list[str]:
-    """Return the references behind hits in order, at most `per_hit` each, none twice."""
-    shown: dict[str, None] = {}
-    for hit in hits:
-        for source in hit.sources[:per_hit]:
-            shown[str(source.metadata.get("ref", source.id))] = None
-    return list(shown)
-
-
 def asked(conversation: Conversation) -> Iterator[Question]:
     """Yield the questions of categories 1 to 4 that have usable evidence."""
     for question in conversation.questions:
@@ -160,97 +162,151 @@ def measure(
     conversations: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return recall of evidence by category, latency, and how much was shown.
+    """Return recall of evidence by category, latency, and how much was shown, of a method alone.
 
     Args:
         limit: hits asked for; recall counts the turns behind them.
         per_hit: most source turns that count of one hit.
         conversations: only the first so many.
     """
-    rows: dict[str, list[dict[str, float]]] = defaultdict(list)
-    seconds: list[float] = []
-    turn_count = remember_s = 0.0
+    rows: list[Found] = []
     chosen = load(data)[:conversations]
     for done, conversation in enumerate(chosen, 1):
-        view = DictView(embedder=embedder)
-        began = time.perf_counter()
-        for session in conversation.sessions:
-            view.remember(session, method)
-            turn_count += len(session)
-        remember_s += time.perf_counter() - began
-        if embedder is not None:  # embed what waits before the clock starts
-            view.search_dense("", 1, "turn")
-            view.search_dense("", 1, "item")
-        for question in asked(conversation):
-            began = time.perf_counter()
-            hits = method.find(Query(text=question.text, limit=limit), view)
-            seconds.append(time.perf_counter() - began)
-            shown = refs_of(hits, per_hit)
-            row = {
-                "any": any_at(shown, question.evidence, len(shown)),
-                "all": all_at(shown, question.evidence, len(shown)),
-                "recall": recall_at(shown, question.evidence, len(shown)),
-                "turns_shown": float(len(shown)),
-                "words_shown": float(sum(len(hit.text.split()) for hit in hits)),
-            }
-            rows["all"].append(row)
-            rows[CATEGORIES[question.category]].append(row)
+        with evidence.in_view(conversation, method, embedder) as find:
+            rows += evidence.search(conversation, asked(conversation), find, limit, per_hit)
         if progress is not None:
             progress(f"{method}: {conversation.id}", done, len(chosen))
-    figures: dict[str, Any] = {
+    return {
         "method": str(method),
         "limit": limit,
         "per_hit": per_hit,
         "dense": embedder is not None,
-        "find_p50_s": percentile(seconds, 0.5),
-        "find_p95_s": percentile(seconds, 0.95),
-        "remember_s_per_turn": remember_s / max(turn_count, 1),
+        **evidence.figures(rows, (limit * per_hit,)),
     }
-    for name, entries in rows.items():
-        mean = mean_of(entries)
-        figures[name] = {
-            "questions": len(entries),
-            f"any@{limit}": mean.pop("any"),
-            f"all@{limit}": mean.pop("all"),
-            f"recall@{limit}": mean.pop("recall"),
-            **mean,
-        }
-        low, high = wilson(sum(row["any"] for row in entries), len(entries))
-        figures[name]["interval"] = [low, high]
-    return figures
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Return recall of evidence of every method, by words alone and, where it is, with MiniLM."""
+    """Return recall of evidence of every method and rival, by words and, where it is, MiniLM."""
     if context.data is None:
         raise ParameterError(
             "LoCoMo is not shipped: its licence is non-commercial",
             value="no --data",
             way_out="loci bench run locomo --data PATH/TO/locomo10.json",
         )
+    for name in context.options:
+        if name not in OPTIONS:
+            raise ParameterError("no such option", value=name, allowed=", ".join(OPTIONS))
     limit = int(context.options.get("limit", 10))
-    embedder = _embedder(context.folder)
+    given = embedding.embedder(context.folder)
+    chosen = load(context.data)[: 1 if context.quick else None]
     methods = {}
     for text in context.methods or DEFAULT:
         (method,) = catalogue.parse_chain(text, "recall")
-        methods[text] = measure(
-            context.data,
-            cast(Recall, method),
-            embedder,
-            limit=limit,
-            conversations=1 if context.quick else None,
-            progress=context.progress,
-        )
-    absent = {} if embedder is not None else {"minilm": "loci pull minilm"}
-    result = {"limit": limit, "methods": methods, "absent": absent}
+        methods[text] = cast(Recall, method)
+    result: dict[str, Any] = {
+        "limit": limit,
+        "conversations": len(chosen),
+        "dense": given is not None,
+        **_evidence(context, chosen, methods, given, limit),
+        "absent": dict(rivals.absent(given)),
+    }
     if "answers" in context.options:
-        result["answers"] = _answers(context, embedder, limit)
+        result["answers"] = _answers(context, given, limit)
     return result
 
 
+def _evidence(
+    context: Context,
+    chosen: Sequence[Conversation],
+    methods: Mapping[str, Recall],
+    given: Embedder | None,
+    limit: int,
+) -> dict[str, Any]:
+    """Return the figures of methods in a memory file, of plain rivals, and what lies between."""
+    deepest = max(limit, *evidence.DEPTHS)
+    depths = tuple(sorted({limit, *evidence.DEPTHS}))
+    done, total = 0, len(chosen) * (len(methods) + 1)
+
+    def went(what: str) -> None:
+        nonlocal done
+        done += 1
+        context.progress(what, done, total)
+
+    plain: dict[str, list[Found]] = defaultdict(list)
+    if context.options.get("rivals", "1") != "0":
+        for conversation in chosen:
+            questions = list(asked(conversation))
+            for name, rows in evidence.ranked(conversation, questions, given, deepest).items():
+                plain[name] += rows
+            went(f"rivals: {conversation.id}")
+    found: dict[str, Any] = {}
+    for text, method in methods.items():
+        rows = []
+        for conversation in chosen:
+            with evidence.in_memory(conversation, method, given) as find:
+                rows += evidence.search(conversation, asked(conversation), find, deepest)
+            went(f"{text}: {conversation.id}")
+        found[text] = {"method": str(method), "limit": limit, "per_hit": 1}
+        found[text] |= evidence.figures(rows, depths)
+        found[text]["over"] = {
+            name: evidence.compared(rows, theirs, context.seed, depths)
+            for name, theirs in plain.items()
+        }
+        if "fit" in context.options:
+            found[text]["left_out"] = _left_out(context, chosen, method, given, rows, plain, depths)
+    return {
+        "methods": found,
+        "rivals": {name: evidence.figures(rows, depths) for name, rows in plain.items()},
+    }
+
+
+def _left_out(
+    context: Context,
+    chosen: Sequence[Conversation],
+    method: Recall,
+    given: Embedder | None,
+    shipped: Sequence[Found],
+    plain: Mapping[str, Sequence[Found]],
+    depths: Sequence[int],
+) -> dict[str, Any]:
+    """Return the figures of weights fitted on all other conversations, each scored without itself.
+
+    Nothing fitted here is shipped: this tells what the method could reach.
+    """
+    if len(chosen) < 2:
+        raise ParameterError("leaving one out takes two conversations", value=len(chosen))
+    views = {c.id: evidence.view_of(c, method, given) for c in chosen}
+    cases = []
+    for conversation in chosen:
+        ids = {str(turn.metadata["ref"]): turn.id for s in conversation.sessions for turn in s}
+        questions = tuple(
+            (q.text, frozenset(ids[ref] for ref in q.evidence)) for q in asked(conversation)
+        )
+        cases.append(Case(id=conversation.id, view=views[conversation.id], asked=questions))
+    fitter = Fitter(method, cases, progress=context.progress)
+    rows: list[Found] = []
+    same: list[Found] = []
+    weights = {}
+    for conversation in chosen:
+        fitted = fitter.fit(without=conversation.id)
+        weights[conversation.id] = {name: getattr(fitted, name) for name in weights_of(fitted)}
+        view = views[conversation.id]
+        for tried, into in ((fitted, rows), (method, same)):
+            find = evidence.finder(tried, view)
+            into += evidence.search(conversation, asked(conversation), find, max(depths))
+    return {
+        **evidence.figures(rows, depths),
+        "weights": weights,
+        "tried": fitter.tried,
+        "over": {n: evidence.compared(rows, r, context.seed, depths) for n, r in plain.items()},
+        "view_as_memory": evidence.alike(same, shipped),
+    }
+
+
 def card_rows(result: Mapping[str, Any]) -> list[Row]:
-    """Return evidence found by every method, beside the others of the same run."""
+    """Return evidence found by every method, beside the others and the rivals of the same run."""
     methods, limit = result["methods"], result["limit"]
+    others = {**result["rivals"], **methods}
     whats = (f"any@{limit}", f"all@{limit}")
     return [
         Row(
@@ -259,11 +315,11 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
             metrics={
                 what: {
                     "this": found["all"][what],
-                    "rivals": {n: f["all"][what] for n, f in methods.items() if n != name},
+                    "rivals": {n: f["all"][what] for n, f in others.items() if n != name},
                 }
                 for what in whats
             },
-            interval={whats[0]: tuple(found["all"]["interval"])},
+            interval={whats[0]: tuple(found["all"]["intervals"][whats[0]])},
         )
         for name, found in methods.items()
     ]
@@ -300,11 +356,3 @@ def _answers(context: Context, embedder: Embedder | None, limit: int) -> dict[st
                 progress=context.progress,
             )
     return found
-
-
-def _embedder(folder: Path) -> Embedder | None:
-    if not (folder / "minilm" / "model.safetensors").is_file():
-        return None
-    from loci.models.embed import MiniLM
-
-    return MiniLM(folder / "minilm")

@@ -20,23 +20,18 @@ Not for: agents' tool traces, or languages other than English.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
 from typing import Annotated
 
 from loci.core.item import Candidate, Edit, Hit, Item, Source, Turn
 from loci.core.method import About, Frees, Kind, Need, Param
+from loci.methods.recall import _signals
 from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
 from loci.text.consolidate import related
-from loci.text.entities import entities
-from loci.text.slots import asked_for
-from loci.text.stem import fold, stems, tokens
+from loci.text.question import Question, names_time, scaled, take_apart
+from loci.text.stem import stems
 from loci.text.tasks import BEFORE, SHOWN, draw, made_by, settle
-from loci.text.times import resolve
-
-_FAVOURITE = re.compile(r"favou?rite (\w+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +57,8 @@ class Mem0(Recall):
     entities: Annotated[float, Param(help="added for each name shared", ge=0.0)] = 0.5
     slot: Annotated[float, Param(help="added to facts of the slot asked for", ge=0.0)] = 2.0
     context: Annotated[float, Param(help="weight of the turn before", ge=0.0, le=1.0)] = 0.5
+    around: Annotated[float, Param(help="weight of words of turns around it", ge=0.0)] = 0.5
+    tells: Annotated[float, Param(help="added to turns that tell more than they ask", ge=0.0)] = 4.0
     pool: Annotated[int, Param(help="candidates of each signal", ge=1)] = 200
 
     def revise(self, turns: Sequence[Turn], view: StoreView, ports: RecallPorts) -> list[Edit]:
@@ -92,19 +89,21 @@ class Mem0(Recall):
 
     def find(self, query: Query, view: StoreView) -> list[Hit]:
         """Return facts and turns that fit the query, best first, no turn twice."""
-        asked = _Asked(query.text, view)
+        asked = take_apart(query.text, view.speakers(), view.now())
         dense = view.has_dense and not query.lexical and self.meaning > 0
-        turns, signals = self._turns(asked, view, dense)
-        items, item_signals = self._items(asked, view, dense, query)
+        items, item_signals, fitting = self._items(asked, view, dense, query)
+        behind = [source for item in items.values() for source in item.sources]
+        turns, signals = self._turns(asked, view, dense, behind)
         linked: dict[str, float] = {}
         for id, item in items.items():
             fit = sum(s.get(id, 0.0) for s in item_signals.values())
             for source in item.sources:
                 linked[source] = max(linked.get(source, 0.0), fit)
-        signals["facts"] = _scaled(linked, turns, self.facts, floor=0.0)
+        signals["facts"] = scaled(linked, list(turns), self.facts, floor=0.0)
         scores = {id: sum(s.get(id, 0.0) for s in signals.values()) for id in turns}
-        of_turn: dict[str, list[str]] = {}
-        entries: list[tuple[float, str, str]] = [(scores[id], "turn", id) for id in turns]
+        # Equal scores: what was said last comes first, whatever ids look like.
+        said = {id: (turn.time.timestamp(), turn.position) for id, turn in turns.items()}
+        entries = [(scores[id], said[id], "turn", id) for id in turns]
         parts: dict[str, dict[str, float]] = {}  # of the scores of items
         for id, item in items.items():
             best = max((s for s in item.sources if s in scores), key=scores.__getitem__, default="")
@@ -114,12 +113,14 @@ class Mem0(Recall):
             if told >= own:
                 parts[id] = {name: s[best] for name, s in signals.items() if s.get(best)}
                 parts[id] |= {"fact": self.facts * own} if own > 0 else {}
-            entries.append((max(told, own), "item", id))
-            for source in item.sources:
-                of_turn.setdefault(source, []).append(id)
+            asked_for = self.slot if id in fitting else 0.0
+            parts[id] |= {"slot": asked_for} if asked_for else {}
+            entries.append((max(told, own) + asked_for, said.get(best, (0.0, 0)), "item", id))
         hits: list[Hit] = []
         shown: set[str] = set()
-        for score, layer, id in sorted(entries, key=lambda e: (-e[0], e[1], e[2])):
+        entries.sort(key=lambda e: (e[2], e[3]))
+        entries.sort(key=lambda e: (round(e[0], 9), e[1]), reverse=True)
+        for score, _, layer, id in entries:
             if len(hits) == query.limit:
                 break
             if layer == "turn":
@@ -138,98 +139,48 @@ class Mem0(Recall):
         return hits
 
     def _turns(
-        self, asked: _Asked, view: StoreView, dense: bool
+        self, asked: Question, view: StoreView, dense: bool, behind: Sequence[str]
     ) -> tuple[Mapping[str, Turn], dict[str, dict[str, float]]]:
-        """Return candidate turns and {signal: {turn: weighted part of the score}}."""
+        """Return candidate turns and {signal: {turn: weighted part of the score}}.
+
+        Turns behind candidate facts are candidates too, so that every fact is ranked with its turn.
+        """
         word_hits = dict(view.search_words(asked.stems, self.pool, "turn", context=self.context))
         mean_hits = dict(view.search_dense(asked.text, self.pool, "turn")) if dense else {}
         name_hits = dict(view.search_entities(asked.names, self.pool, "turn"))
         time_hits = {id for a, b in asked.spans for id in view.search_time(a, b, self.pool, "turn")}
-        turns = view.turns(list({**word_hits, **mean_hits, **name_hits}))
+        turns = view.turns(list(dict.fromkeys((*word_hits, *mean_hits, *name_hits, *behind))))
+        ids = list(turns)
+        if asked.when:
+            time_hits |= {id for id, turn in turns.items() if names_time(turn.content)}
         signals = {
-            "words": _scaled(word_hits, turns, self.words),
-            "meaning": _scaled(self._around(mean_hits, turns), turns, self.meaning),
-            "speaker": {i: self.speaker for i, t in turns.items() if t.name in asked.speakers},
+            "words": scaled(word_hits, ids, self.words),
+            "meaning": scaled(_signals.with_neighbours(mean_hits, turns), ids, self.meaning),
+            "around": scaled(_signals.around(word_hits, turns), ids, self.around),
+            "speaker": {i: self.speaker for i, t in turns.items() if _signals.is_by(t, asked)},
             "entities": {i: self.entities * min(n, 2.0) for i, n in name_hits.items()},
-            "time": {i: self.time for i in turns if i in time_hits},
+            "time": {i: self.time for i in ids if i in time_hits},
+            "tells": {i: self.tells * _signals.tells(t.content) for i, t in turns.items()},
         }
         return turns, signals
 
     def _items(
-        self, asked: _Asked, view: StoreView, dense: bool, query: Query
-    ) -> tuple[Mapping[str, Item], dict[str, dict[str, float]]]:
-        """Return candidate facts and the parts of their own score."""
+        self, asked: Question, view: StoreView, dense: bool, query: Query
+    ) -> tuple[Mapping[str, Item], dict[str, dict[str, float]], set[str]]:
+        """Return candidate facts, parts of their own score, and which fit the slot asked for."""
         if query.kinds == ("turn",):
-            return {}, {}
+            return {}, {}, set()
         word_hits = dict(view.search_words(asked.stems, self.pool, "item"))
         mean_hits = dict(view.search_dense(asked.text, self.pool, "item")) if dense else {}
-        slots = asked.slots(view)
+        slots = _signals.of_slot(asked, view)
         found = {**view.items(list({**word_hits, **mean_hits})), **{i.id: i for i in slots}}
         items = {id: item for id, item in found.items() if item.kind in ("fact", "note")}
-        return items, {
-            "slot": {item.id: self.slot for item in slots if item.id in items},
-            "words": _scaled(word_hits, items, self.words),
-            "meaning": _scaled(mean_hits, items, self.meaning),
-            "speaker": {i: self.speaker for i, m in items.items() if asked.is_about(m)},
+        signals = {
+            "words": scaled(word_hits, list(items), self.words),
+            "meaning": scaled(mean_hits, list(items), self.meaning),
+            "speaker": {i: self.speaker for i, m in items.items() if _signals.is_about(m, asked)},
         }
-
-    def _around(self, cosines: Mapping[str, float], turns: Mapping[str, Turn]) -> dict[str, float]:
-        """Return cosines with part of those of the turn before and, less, after."""
-        at = {(t.session, t.position): cosines[i] for i, t in turns.items() if i in cosines}
-        floor = min(cosines.values(), default=0.0)
-        share = 0.6 * self.context
-        return {
-            id: cosine
-            + share * at.get((turns[id].session, turns[id].position - 1), floor)
-            + share / 2 * at.get((turns[id].session, turns[id].position + 1), floor)
-            for id, cosine in cosines.items()
-        }
-
-
-class _Asked:
-    """A question taken apart: stems and text without the speakers' names, names, times."""
-
-    def __init__(self, text: str, view: StoreView) -> None:
-        words = set(tokens(text))
-        first = {name: tokens(name)[0] for name in view.speakers() if tokens(name)}
-        self.speakers = [name for name, word in first.items() if word in words]
-        drop = {word for name in self.speakers for word in tokens(name)}
-        self.text = text
-        for name in self.speakers:
-            self.text = re.sub(rf"\b{re.escape(name)}(?:['’]s)?\b", "", self.text, flags=re.I)
-        self.text = " ".join(self.text.split())
-        self.stems = stems(" ".join(w for w in tokens(text) if w not in drop)) or stems(text)
-        self.names = [n for n in entities(text) if not set(n.split()) & drop]
-        if len(self.speakers) != 1:
-            self.speakers = []
-        self.about = [fold(name) for name in self.speakers]
-        self.spans = [(s.start, s.end) for s in resolve(text, view.now()) if s.relation != "for"]
-
-    def slots(self, view: StoreView) -> list[Item]:
-        """Return facts of the slots whose cue words the question has."""
-        who = self.about or [fold(name) for name in view.speakers()[:2]]
-        names = [name for name, _ in asked_for(self.stems)]
-        names += [f"favourite:{m[1].lower()}" for m in _FAVOURITE.finditer(self.text)]
-        return [item for name in who for slot in names for item in view.by_slot(name, slot)]
-
-    def is_about(self, item: Item) -> bool:
-        """Whether the fact is about the one speaker asked about."""
-        return item.subject is not None and item.subject.partition("'s ")[0] in self.about
-
-
-def _scaled(
-    values: Mapping[str, float],
-    ids: Mapping[str, object],
-    weight: float,
-    floor: float | None = None,
-) -> dict[str, float]:
-    """Return weight * z-score over all candidates; who lacks the signal gets its least value."""
-    if not values or not ids:
-        return {}
-    least = min(values.values()) if floor is None else floor
-    full = [values.get(id, least) for id in ids]
-    middle, spread = fmean(full), pstdev(full) or 1.0
-    return {id: weight * (v - middle) / spread for id, v in zip(ids, full, strict=True)}
+        return items, signals, {item.id for item in slots if item.id in items}
 
 
 def _source(turn: Turn) -> Source:
@@ -241,6 +192,7 @@ def _source(turn: Turn) -> Source:
         role=turn.role,
         session=turn.session,
         metadata=turn.metadata,
+        position=turn.position,
     )
 
 
