@@ -16,7 +16,6 @@
 #pragma GCC target("avx2,fma,f16c,bmi2")
 #endif
 
-#define LOCI_STRIPS 4
 #define LOCI_VBMI 0
 #define LOCI_PDEP 1
 

@@ -16,7 +16,6 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #endif
 
-#define LOCI_STRIPS 8
 #define LOCI_VBMI 1
 #define LOCI_PDEP 1
 

@@ -10,6 +10,10 @@
 #define UNROLL _Pragma("unroll")
 #endif
 
+// Sums live in registers only where the function that makes them holds them.
+#define INLINE inline __attribute__((always_inline))
+
+constexpr int kStrip = 4;          // rows of x that share one decoding of a weight
 constexpr int kHeads = 4;          // query heads that read a key together
 constexpr int kBlock = 8 * W;      // 4-bit codes in a vector of words
 constexpr int kTileColumns = kTileVectors * W;
@@ -150,6 +154,11 @@ void sum_groups(const float* x, int64_t inner, int64_t group, float* to) {
   }
 }
 
+// What takes codes out of words: code j of a lane stays where it stands.
+struct Masks {
+  I at[7];
+};
+
 // -- products ---------------------------------------------------------------------------------
 
 // Consecutive rows of a weight, given by the first of them.
@@ -167,17 +176,49 @@ struct Results {
   bool add;
 };
 
+// Sums across vectors are put off until there are as many as a vector has lanes: one tree of
+// additions then serves them all, and no row waits for the end of the one before.
 template <int R>
-inline void put(const V* total, int64_t n, const Results& to) {
-  UNROLL for (int m = 0; m < R; ++m) {
-    float* y = to.y + m * to.stride + n;
-    *y = to.add ? *y + sum(total[m]) : sum(total[m]);
+class Pending {
+ public:
+  explicit Pending(const Results& to) : to_(to) {
+    for (int i = 0; i < W; ++i) held_[i] = zero();
   }
-}
+
+  // Takes the sums of the next row of the weight.
+  INLINE void take(const V* total) {
+    UNROLL for (int m = 0; m < R; ++m) held_[rows_ * R + m] = total[m];
+    if (++rows_ == W / R) flush();
+  }
+
+  void flush() {
+    alignas(64) float found[W];
+    const V all_sums = sums(held_);
+    float* y = to_.y + done_;
+    if (R == 1 && rows_ == W) {
+      store(y, to_.add ? add(load(y), all_sums) : all_sums);
+    } else {
+      store(found, all_sums);
+      for (int m = 0; m < R; ++m)
+        for (int i = 0; i < rows_; ++i) {
+          float* at = y + m * to_.stride + i;
+          *at = to_.add ? *at + found[i * R + m] : found[i * R + m];
+        }
+    }
+    done_ += rows_;
+    rows_ = 0;
+  }
+
+ private:
+  const Results& to_;
+  V held_[W];
+  int rows_ = 0;
+  int64_t done_ = 0;
+};
 
 // What minima or zero points add: m * sum(x) over all groups.
 template <int R, bool H>
-inline void shift(const Packed& w, const void* shifts, int64_t at, const float* sums_of,
+INLINE void shift(const Packed& w, const void* shifts, int64_t at, const float* sums_of,
                   int64_t sums_stride, V* total) {
   UNROLL for (int m = 0; m < R; ++m) total[m] = zero();
   int64_t g = 0;
@@ -191,14 +232,11 @@ inline void shift(const Packed& w, const void* shifts, int64_t at, const float* 
   UNROLL for (int m = 0; m < R; ++m) total[m] = mul(total[m], zero_point);
 }
 
-struct Masks {
-  I at[7];
-};
 
-// N rows of the weight with R rows of x: `total` += their products.
+// N rows of the weight with R rows of x. The codes of a group are added up before they are scaled.
 template <int N, int R, bool H>
-inline void nibble_block(const Packed& w, const uint8_t* row, const void* scales, int64_t at,
-                         const float* x, const Masks& masks, V (*total)[R]) {
+INLINE void nibble_products(const Packed& w, const uint8_t* row, const void* scales, int64_t at,
+                            const float* x, const Masks& masks, V (*total)[R]) {
   const LaneGroups& lanes = w.nibbles[kLevel];
   const int64_t blocks = w.inner / kBlock;
   for (int64_t b = 0; b < blocks; ++b, x += kBlock * R) {
@@ -208,13 +246,13 @@ inline void nibble_block(const Packed& w, const uint8_t* row, const void* scales
       c[i] = words(row + i * w.row_bytes + 4 * W * b);
       prefetch(row + i * w.row_bytes + 4 * W * b + kAhead);
     }
-#define STEP(j, codes)                                                           \
-  UNROLL for (int i = 0; i < N; ++i) {                                           \
-    const V q = codes;                                                           \
-    UNROLL for (int m = 0; m < R; ++m) {                                         \
-      const V xv = load(x + (j * R + m) * W);                                    \
-      part[i][m] = j == 0 ? mul(q, xv) : fma(q, xv, part[i][m]);                 \
-    }                                                                            \
+#define STEP(j, code)                                                                  \
+  UNROLL for (int i = 0; i < N; ++i) {                                                 \
+    const V q = code;                                                                  \
+    UNROLL for (int m = 0; m < R; ++m) {                                               \
+      const V xv = load(x + (j * R + m) * W);                                          \
+      part[i][m] = j == 0 ? mul(q, xv) : fma(q, xv, part[i][m]);                       \
+    }                                                                                  \
   }
     STEP(0, masked(c[i], masks.at[0]))
     STEP(1, masked(c[i], masks.at[1]))
@@ -223,7 +261,7 @@ inline void nibble_block(const Packed& w, const uint8_t* row, const void* scales
     STEP(4, masked(c[i], masks.at[4]))
     STEP(5, masked(c[i], masks.at[5]))
     STEP(6, masked(c[i], masks.at[6]))
-    STEP(7, topmost(c[i]))
+    STEP(7, topmost<4>(c[i]))
     UNROLL for (int i = 0; i < N; ++i) {
       const V s = pick(numbers<H>(scales, at + i * w.groups + lanes.base[b]), lanes.index + W * b);
       UNROLL for (int m = 0; m < R; ++m) total[i][m] = fma(s, part[i][m], total[i][m]);
@@ -247,30 +285,33 @@ inline void nibble_block(const Packed& w, const uint8_t* row, const void* scales
 template <int R, bool H>
 void nibble_rows(const Packed& w, const Piece& piece, const float* x, const float* sums_of,
                  int64_t sums_stride, const Results& to, uint8_t*) {
-  constexpr int N = R <= kPaired ? 2 : 1;  // two rows at once hide what one of few sums waits for
   Masks masks;
   UNROLL for (int j = 0; j < 7; ++j) masks.at[j] = all(0xF << (4 * j));
   const uint8_t* row = piece.codes;
+  Pending<R> results(to);
   int64_t n = 0;
-  for (; n + N <= piece.count; n += N, row += N * w.row_bytes) {
-    V total[N][R];
-    UNROLL for (int i = 0; i < N; ++i)
-      shift<R, H>(w, piece.shifts, (n + i) * w.groups, sums_of, sums_stride, total[i]);
-    nibble_block<N, R, H>(w, row, piece.scales, n * w.groups, x, masks, total);
-    UNROLL for (int i = 0; i < N; ++i) put<R>(total[i], n + i, to);
+  for (; n + 2 <= piece.count; n += 2, row += 2 * w.row_bytes) {  // so that no sum waits for itself
+    V total[2][R];
+    shift<R, H>(w, piece.shifts, n * w.groups, sums_of, sums_stride, total[0]);
+    shift<R, H>(w, piece.shifts, (n + 1) * w.groups, sums_of, sums_stride, total[1]);
+    nibble_products<2, R, H>(w, row, piece.scales, n * w.groups, x, masks, total);
+    results.take(total[0]);
+    results.take(total[1]);
   }
-  for (; n < piece.count; ++n, row += w.row_bytes) {
+  if (n < piece.count) {
     V total[1][R];
     shift<R, H>(w, piece.shifts, n * w.groups, sums_of, sums_stride, total[0]);
-    nibble_block<1, R, H>(w, row, piece.scales, n * w.groups, x, masks, total);
-    put<R>(total[0], n, to);
+    nibble_products<1, R, H>(w, row, piece.scales, n * w.groups, x, masks, total);
+    results.take(total[0]);
   }
+  results.flush();
 }
 
 // Codes of 8 bits, or unpacked to them; groups of whole vectors.
 template <int R, bool H>
 void grouped_rows(const Packed& w, const Piece& piece, const float* x, const float* sums_of,
                   int64_t sums_stride, const Results& to, uint8_t* scratch) {
+  Pending<R> results(to);
   const uint8_t* row = piece.codes;
   const int64_t vectors = w.group / W;
   for (int64_t n = 0; n < piece.count; ++n, row += w.row_bytes) {
@@ -288,19 +329,20 @@ void grouped_rows(const Packed& w, const Piece& piece, const float* x, const flo
       store(scales, numbers<H>(piece.scales, at + first));
       const int64_t many = smaller(W, w.groups - first);
       for (int64_t g = 0; g < many; ++g) {
+        const V s = set(scales[g]);
+        prefetch(q + kAhead);
         V part[R];
         UNROLL for (int m = 0; m < R; ++m) part[m] = zero();
         for (int64_t k = 0; k < vectors; ++k, q += W, xv += R * W) {
           const V v = bytes(q);
           UNROLL for (int m = 0; m < R; ++m) part[m] = fma(v, load(xv + m * W), part[m]);
         }
-        prefetch(q + kAhead);
-        const V s = set(scales[g]);
         UNROLL for (int m = 0; m < R; ++m) total[m] = fma(s, part[m], total[m]);
       }
     }
-    put<R>(total, n, to);
+    results.take(total);
   }
+  results.flush();
 }
 
 // The same for groups of any size: every lane looks up its own scale.
@@ -308,6 +350,7 @@ template <int R, bool H>
 void ragged_rows(const Packed& w, const Piece& piece, const float* x, const float* sums_of,
                  int64_t sums_stride, const Results& to, uint8_t* scratch) {
   const LaneGroups& lanes = w.bytes[kLevel];
+  Pending<R> results(to);
   const uint8_t* row = piece.codes;
   for (int64_t n = 0; n < piece.count; ++n, row += w.row_bytes) {
     unpack(row, w.row_bytes, w.bits, w.inner, scratch);
@@ -319,12 +362,13 @@ void ragged_rows(const Packed& w, const Piece& piece, const float* x, const floa
       const V v = mul(bytes(scratch + W * b), s);
       UNROLL for (int m = 0; m < R; ++m) total[m] = fma(v, load(x + (b * R + m) * W), total[m]);
     }
-    put<R>(total, n, to);
+    results.take(total);
   }
+  results.flush();
 }
 
 template <Kind K>
-inline V plain_numbers(const uint8_t* row, int64_t k) {
+INLINE V plain_numbers(const uint8_t* row, int64_t k) {
   if (K == Kind::kFloat32) return load(reinterpret_cast<const float*>(row) + k);
   const uint16_t* short_row = reinterpret_cast<const uint16_t*>(row) + k;
   return K == Kind::kFloat16 ? halves(short_row) : brains(short_row);
@@ -333,6 +377,7 @@ inline V plain_numbers(const uint8_t* row, int64_t k) {
 template <int R, Kind K>
 void plain_rows(const Packed& w, const Piece& piece, const float* x, const float*, int64_t,
                 const Results& to, uint8_t*) {
+  Pending<R> results(to);
   const uint8_t* row = piece.codes;
   for (int64_t n = 0; n < piece.count; ++n, row += w.row_bytes) {
     V total[R];
@@ -342,8 +387,9 @@ void plain_rows(const Packed& w, const Piece& piece, const float* x, const float
       if (k + W > w.inner) v = keep(v, w.inner - k);
       UNROLL for (int m = 0; m < R; ++m) total[m] = fma(v, load(x + k * R + m * W), total[m]);
     }
-    put<R>(total, n, to);
+    results.take(total);
   }
+  results.flush();
 }
 
 using Strip = void (*)(const Packed&, const Piece&, const float*, const float*, int64_t,
@@ -360,11 +406,7 @@ Strip strip_of(const Packed& w, bool nibbles) {
 }
 
 constexpr Strip (*kStrips[])(const Packed&, bool) = {
-    strip_of<1>, strip_of<2>, strip_of<3>, strip_of<4>,
-#if LOCI_STRIPS == 8
-    strip_of<5>, strip_of<6>, strip_of<7>, strip_of<8>,
-#endif
-};
+    strip_of<1>, strip_of<2>, strip_of<3>, strip_of<4>};
 
 // The last row of a weight, copied to where reading on does no harm.
 inline Piece last_piece(const Packed& w, uint8_t*& free) {
@@ -499,16 +541,106 @@ int64_t gemm_floats(int64_t inner) {
   return kTileRows * kTileColumns + gemm_depth_floats(smaller(whole(inner, 16), 512));
 }
 
-// Weight rows first..first+count, inputs from..to, as columns of panels: [panel][input][column].
+// Scales or minima of W rows as columns: [group][row]. Rows beyond the last are the last again.
+template <bool H>
+void scale_columns(const Packed& w, const void* from, int64_t row, int64_t g0, int64_t g1, float* to) {
+  for (int64_t g = g0; g < g1; g += W) {
+    const int64_t many = smaller(W, g1 - g);
+    V block[W];
+    for (int64_t i = 0; i < W; ++i) {
+      const int64_t at = smaller(row + i, w.out - 1) * w.groups + g;
+      if (at + W <= w.out * w.groups) {
+        block[i] = numbers<H>(from, at);
+      } else {  // nothing behind the last one may be read
+        float lanes[W] = {};
+        for (int64_t j = 0; j < many; ++j) lanes[j] = number(from, H, at + j);
+        block[i] = load(lanes);
+      }
+    }
+    transpose(block);
+    for (int64_t i = 0; i < many; ++i) store(to + (g - g0 + i) * W, block[i]);
+  }
+}
+
+// Codes of `Bits` bits, `Codes` to a word, of W rows: inputs from..to as columns of a panel.
+template <int Bits>
+void code_columns(const Packed& w, const uint8_t* const* rows, int64_t row_bytes, int64_t from,
+                  int64_t to, const float* scales, const float* mins, const Masks& masks, float* column) {
+  constexpr int kCodes = 32 / Bits;
+  const int64_t g0 = from / w.group, depth = to - from;
+  for (int64_t k = 0; k < depth; k += kCodes * W) {
+    V block[W];
+    const int64_t at = k * Bits / 8, left = row_bytes - at;
+    for (int i = 0; i < W; ++i) {
+      if (left >= 4 * W) {
+        block[i] = as_numbers(words(rows[i] + at));
+      } else {
+        uint8_t rest[4 * W] = {};
+        std::memcpy(rest, rows[i] + at, left);
+        block[i] = as_numbers(words(rest));
+      }
+    }
+    transpose(block);
+    for (int64_t d = 0; d < W && k + d * kCodes < depth; ++d) {
+      const int64_t input = k + d * kCodes, g = (from + input) / w.group - g0;
+      const V s = load(scales + g * W), m = load(mins + g * W);
+      const I c = as_words(block[d]);
+      float* place = column + input * kTileColumns;
+      float power = 1.0f;
+      UNROLL for (int j = 0; j < kCodes; ++j) {
+        const bool is_top = j + 1 == kCodes;
+        const V q = is_top ? topmost<Bits>(c) : masked(c, masks.at[j]);
+        store(place + j * kTileColumns, fma(q, mul(s, set(is_top ? 1.0f : power)), m));
+        power /= float(1 << Bits);
+      }
+    }
+  }
+}
+
+// W rows of a weight as columns, by transposed codes; `room` holds whole(depth, 16) * W floats.
+// False where groups are so small that a word of codes has two.
+bool packed_columns(const Packed& w, int64_t row, int64_t from, int64_t to, float* room, float* column) {
+  const bool nibbles = w.bits == 4;
+  if (w.kind != Kind::kCodes || w.group % (nibbles ? 8 : 16) != 0) return false;
+  const int64_t g0 = from / w.group, g1 = (to - 1) / w.group + 1, depth = to - from;
+  float *scales = room, *mins = scales + (g1 - g0) * W;
+  uint8_t* bytes_of = reinterpret_cast<uint8_t*>(mins + (g1 - g0) * W);
+  (w.half ? scale_columns<true> : scale_columns<false>)(w, w.scales, row, g0, g1, scales);
+  if (w.mins != nullptr) {
+    (w.half ? scale_columns<true> : scale_columns<false>)(w, w.mins, row, g0, g1, mins);
+  } else {
+    const V zero_point = set(-float(1 << (w.bits - 1)));
+    for (int64_t i = 0; i < (g1 - g0) * W; i += W) store(mins + i, mul(load(scales + i), zero_point));
+  }
+  const uint8_t* rows[W];
+  const int64_t skipped = from / 8 * w.bits, wide = whole(depth, 64);
+  for (int64_t i = 0; i < W; ++i) {
+    rows[i] = w.codes + smaller(row + i, w.out - 1) * w.row_bytes + skipped;
+    if (nibbles || w.bits == 8) continue;
+    unpack(rows[i], w.row_bytes - skipped, w.bits, depth, bytes_of + i * wide);
+    rows[i] = bytes_of + i * wide;
+  }
+  Masks masks;
+  if (nibbles) {
+    UNROLL for (int j = 0; j < 7; ++j) masks.at[j] = all(0xF << (4 * j));
+    code_columns<4>(w, rows, w.row_bytes - skipped, from, to, scales, mins, masks, column);
+  } else {
+    UNROLL for (int j = 0; j < 3; ++j) masks.at[j] = all(0xFF << (8 * j));
+    const int64_t held = w.bits == 8 ? w.row_bytes - skipped : wide;
+    code_columns<8>(w, rows, held, from, to, scales, mins, masks, column);
+  }
+  return true;
+}
+
+// Weight rows at..at+count, inputs from..to, as columns of panels: [panel][input][column].
 void panels(const Packed& w, int64_t at, int64_t count, int64_t from, int64_t to, float* rows,
             float* panel, uint8_t* scratch) {
   const int64_t depth = to - from, padded = whole(depth, W);
-  for (int64_t c = 0; c < whole(count, kTileColumns); c += W) {
+  for (int64_t c = 0; c < whole(count, W); c += W) {
     float* column = panel + c / kTileColumns * kTileColumns * depth + c % kTileColumns;
-    for (int64_t i = 0; i < W; ++i) {
-      if (c + i < count) decode(w, at + c + i, from, to, rows + i * padded, scratch);
-      else std::memset(rows + i * padded, 0, depth * 4);
-    }
+    if (packed_columns(w, at + c, from, to, rows, column)) continue;
+    for (int64_t i = 0; i < W; ++i)
+      decode(w, smaller(at + c + i, w.out - 1), from, to, rows + i * padded, scratch);
     for (int64_t k = 0; k < depth; k += W) {
       V block[W];
       for (int i = 0; i < W; ++i) block[i] = load(rows + i * padded + k);
@@ -647,14 +779,14 @@ int64_t argmax(const float* x, int64_t count) {
 // Asks for a row of keys or values before it is needed: pages are small, and what the machine
 // fetches by itself ends with each.
 template <bool H>
-inline void fetch(const void* from, int64_t at, int64_t size) {
+INLINE void fetch(const void* from, int64_t at, int64_t size) {
   const char* p = static_cast<const char*>(from) + at * (H ? 2 : 4);
   for (int64_t b = 0; b < size * (H ? 2 : 4); b += 64) prefetch(p + b);
 }
 
 // Scores of G queries against `count` keys, at most kChunkTokens; a row of scores a query.
 template <int G, bool H>
-inline void score(const float* q, int64_t q_head, const void* keys, int64_t at, int64_t stride,
+INLINE void score(const float* q, int64_t q_head, const void* keys, int64_t at, int64_t stride,
                   int64_t count, int64_t size, float scale, float (*scores)[kChunkTokens]) {
   const int64_t even = size / W * W;
   for (int64_t s = 0; s < count; s += W) {
@@ -696,7 +828,7 @@ inline void score(const float* q, int64_t q_head, const void* keys, int64_t at, 
 
 // outs[g] = outs[g] * factors[g] + the weights of `count` tokens times their values.
 template <int G, bool H>
-inline void weigh(const float (*weights)[kChunkTokens], const void* values, int64_t at,
+INLINE void weigh(const float (*weights)[kChunkTokens], const void* values, int64_t at,
                   int64_t stride, int64_t count, int64_t size, const float* factors, float* outs,
                   int64_t out_head) {
   int64_t d = 0;

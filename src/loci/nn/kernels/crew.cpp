@@ -84,15 +84,15 @@ class Crew {
     step = std::max(step, (items + kMostPieces - 1) / kMostPieces);
     const int64_t pieces = (items + step - 1) / step;
     if (size_ == 1 || pieces == 1) return body(data, 0, items, 0);
-    const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
-    items_ = items;
-    step_ = step;
-    body_ = body;
-    data_ = data;
+    const uint32_t job = now_.job.load(std::memory_order_relaxed) + 1;
+    now_.items = items;
+    now_.step = step;
+    now_.body = body;
+    now_.data = data;
     done_.store(0, std::memory_order_relaxed);
     for (int i = 0; i < size_; ++i)
       shares_[i].set(job, uint32_t(pieces * i / size_), uint32_t(pieces * (i + 1) / size_));
-    job_.store(job, std::memory_order_seq_cst);
+    now_.job.store(job, std::memory_order_seq_cst);
     if (asleep_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
@@ -109,8 +109,8 @@ class Crew {
       Share& share = shares_[(worker + other) % size_];
       int64_t finished = 0;
       for (int piece = share.take(job, other == 0); piece >= 0; piece = share.take(job, other == 0)) {
-        const int64_t from = piece * step_;
-        body_(data_, from, std::min(from + step_, items_), worker);
+        const int64_t from = piece * now_.step;
+        now_.body(now_.data, from, std::min(from + now_.step, now_.items), worker);
         ++finished;
       }
       if (finished > 0) done_.fetch_add(finished, std::memory_order_acq_rel);
@@ -122,17 +122,17 @@ class Crew {
     for (;;) {
       Patience patience;
       const auto began = std::chrono::steady_clock::now();
-      for (int turn = 0; job_.load(std::memory_order_acquire) == seen; ++turn) {
+      for (int turn = 0; now_.job.load(std::memory_order_acquire) == seen; ++turn) {
         patience.wait();
         if (turn % 64 != 63 || std::chrono::steady_clock::now() - began < kAwake) continue;
         std::unique_lock<std::mutex> lock(mutex_);
         asleep_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [&] { return stop_.load() || job_.load(std::memory_order_seq_cst) != seen; });
+        wake_.wait(lock, [&] { return stop_.load() || now_.job.load(std::memory_order_seq_cst) != seen; });
         asleep_.fetch_sub(1, std::memory_order_relaxed);
         if (stop_.load()) return;
       }
       if (stop_.load(std::memory_order_relaxed)) return;
-      seen = job_.load(std::memory_order_acquire);
+      seen = now_.job.load(std::memory_order_acquire);
       work(seen, worker);
     }
   }
@@ -143,11 +143,13 @@ class Crew {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<bool> stop_{false};
-  alignas(64) std::atomic<uint32_t> job_{0};
-  std::atomic<int> asleep_{0};
-  int64_t items_ = 0, step_ = 1;
-  Piecework body_ = nullptr;
-  void* data_ = nullptr;
+  alignas(64) std::atomic<int> asleep_{0};
+  alignas(64) struct {  // one cache line, which is what a worker waits for
+    std::atomic<uint32_t> job{0};
+    Piecework body = nullptr;
+    void* data = nullptr;
+    int64_t items = 0, step = 1;
+  } now_;
   alignas(64) std::atomic<int64_t> done_{0};
 };
 

@@ -9,7 +9,6 @@
 
 #include "kernels.hpp"
 
-#define LOCI_STRIPS 4
 #define LOCI_VBMI 0
 #define LOCI_PDEP 0
 

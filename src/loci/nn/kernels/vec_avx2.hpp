@@ -5,8 +5,10 @@
 using V = __m256;
 using I = __m256i;
 constexpr int W = 8;
-constexpr int kStrip = 4, kTileRows = 6, kPaired = 1, kTileVectors = 2;
+constexpr int kTileRows = 6, kTileVectors = 2;
 
+inline V as_numbers(I v) { return _mm256_castsi256_ps(v); }
+inline I as_words(V v) { return _mm256_castps_si256(v); }
 inline V zero() { return _mm256_setzero_ps(); }
 inline V set(float x) { return _mm256_set1_ps(x); }
 inline V load(const float* p) { return _mm256_loadu_ps(p); }
@@ -47,11 +49,13 @@ inline I shorts(const uint8_t* p) {
 }
 inline I all(int32_t x) { return _mm256_set1_epi32(x); }
 inline V masked(I c, I mask) { return _mm256_cvtepi32_ps(_mm256_and_si256(c, mask)); }
-inline V topmost(I c) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(c, 28)); }
+template <int Bits>
+inline V topmost(I c) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(c, 32 - Bits)); }
 inline V pick(V table, const int32_t* index) {
   return _mm256_permutevar8x32_ps(table, _mm256_loadu_si256((const __m256i*)index));
 }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// In assembly, because a function that only prefetches has no effect that the compiler must keep.
+inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
 
 inline float sum(V v) {
   __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -5,8 +5,10 @@
 using V = __m512;
 using I = __m512i;
 constexpr int W = 16;
-constexpr int kStrip = 8, kTileRows = 6, kPaired = 4, kTileVectors = 4;
+constexpr int kTileRows = 6, kTileVectors = 4;
 
+inline V as_numbers(I v) { return _mm512_castsi512_ps(v); }
+inline I as_words(V v) { return _mm512_castps_si512(v); }
 inline V zero() { return _mm512_setzero_ps(); }
 inline V set(float x) { return _mm512_set1_ps(x); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }
@@ -39,21 +41,25 @@ inline V bytes(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
 
-inline I words(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline I shorts(const uint8_t* p) {
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-}
-inline I all(int32_t x) {
-  I v = _mm512_set1_epi32(x);
-  asm("" : "+v"(v));  // kept in a register, not made anew for every row
+// A value that stays in its register: otherwise it may be put on the stack and read from there,
+// which costs more than it saves.
+inline I kept(I v) {
+  asm("" : "+v"(v));
   return v;
 }
+inline I words(const uint8_t* p) { return kept(_mm512_loadu_si512(p)); }
+inline I shorts(const uint8_t* p) {
+  return kept(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)));
+}
+inline I all(int32_t x) { return kept(_mm512_set1_epi32(x)); }
 inline V masked(I c, I mask) { return _mm512_cvtepi32_ps(_mm512_and_si512(c, mask)); }
-inline V topmost(I c) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(c, 28)); }
+template <int Bits>
+inline V topmost(I c) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(c, 32 - Bits)); }
 inline V pick(V table, const int32_t* index) {
   return _mm512_permutexvar_ps(_mm512_loadu_si512(index), table);
 }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// In assembly, because a function that only prefetches has no effect that the compiler must keep.
+inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
 
 inline float sum(V v) { return _mm512_reduce_add_ps(v); }
 inline float top(V v) { return _mm512_reduce_max_ps(v); }

@@ -5,8 +5,10 @@
 using V = float32x4_t;
 using I = uint32x4_t;
 constexpr int W = 4;
-constexpr int kStrip = 4, kTileRows = 6, kPaired = 2, kTileVectors = 4;
+constexpr int kTileRows = 6, kTileVectors = 4;
 
+inline V as_numbers(I v) { return vreinterpretq_f32_u32(v); }
+inline I as_words(V v) { return vreinterpretq_u32_f32(v); }
 inline V zero() { return vdupq_n_f32(0.0f); }
 inline V set(float x) { return vdupq_n_f32(x); }
 inline V load(const float* p) { return vld1q_f32(p); }
@@ -49,14 +51,16 @@ inline I words(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
 inline I shorts(const uint8_t* p) { return vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))); }
 inline I all(int32_t x) { return vdupq_n_u32(uint32_t(x)); }
 inline V masked(I c, I mask) { return vcvtq_f32_u32(vandq_u32(c, mask)); }
-inline V topmost(I c) { return vcvtq_f32_u32(vshrq_n_u32(c, 28)); }
+template <int Bits>
+inline V topmost(I c) { return vcvtq_f32_u32(vshrq_n_u32(c, 32 - Bits)); }
 inline V pick(V table, const int32_t* index) {
   float from[4], to[4];
   vst1q_f32(from, table);
   for (int i = 0; i < 4; ++i) to[i] = from[index[i]];
   return vld1q_f32(to);
 }
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// In assembly, because a function that only prefetches has no effect that the compiler must keep.
+inline void prefetch(const void* p) { asm volatile("prfm pldl1keep, [%0]" : : "r"(p)); }
 
 inline float sum(V v) { return vaddvq_f32(v); }
 inline float top(V v) { return vmaxvq_f32(v); }

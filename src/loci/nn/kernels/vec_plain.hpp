@@ -9,13 +9,23 @@ struct I {
   uint32_t at[4];
 };
 constexpr int W = 4;
-constexpr int kStrip = 4, kTileRows = 4, kPaired = 1, kTileVectors = 2;
+constexpr int kTileRows = 4, kTileVectors = 2;
 
 template <class F>
 inline V lanes(F f) {
   return {{f(0), f(1), f(2), f(3)}};
 }
 
+inline V as_numbers(I v) {
+  V to;
+  std::memcpy(&to, &v, 16);
+  return to;
+}
+inline I as_words(V v) {
+  I to;
+  std::memcpy(&to, &v, 16);
+  return to;
+}
 inline V zero() { return {{0, 0, 0, 0}}; }
 inline V set(float x) { return {{x, x, x, x}}; }
 inline V load(const float* p) {
@@ -63,7 +73,8 @@ inline I all(int32_t x) { return {{uint32_t(x), uint32_t(x), uint32_t(x), uint32
 inline V masked(I c, I mask) {
   return lanes([&](int i) { return float(int32_t(c.at[i] & mask.at[i])); });
 }
-inline V topmost(I c) { return lanes([&](int i) { return float(c.at[i] >> 28); }); }
+template <int Bits>
+inline V topmost(I c) { return lanes([&](int i) { return float(c.at[i] >> (32 - Bits)); }); }
 inline V pick(V table, const int32_t* index) { return lanes([&](int i) { return table.at[index[i]]; }); }
 inline void prefetch(const void*) {}
 
