@@ -152,6 +152,7 @@ class AsyncMemory(AsyncFace):
     add_many = in_thread(run_memory.Memory.add_many)
     note = in_thread(run_memory.Memory.note)
     search = in_thread(run_memory.Memory.search)
+    answer = in_thread(run_memory.Memory.answer)
     explain = in_thread(run_memory.Memory.explain)
     get = in_thread(run_memory.Memory.get)
     list = in_thread(run_memory.Memory.list)

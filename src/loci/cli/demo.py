@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # the shipped files are JSON
@@ -22,6 +21,7 @@ import click
 
 from loci import api, config
 from loci.cli.output import as_json_option, emit, note, progress, say
+from loci.core.item import Item
 from loci.errors import FormatError, LociError
 from loci.units import format_bytes, format_seconds
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from loci.core.item import Hit
     from loci.plan.solve import Plan
     from loci.run.engine import Session
+    from loci.text.answer import Answer
 
 DRAM, CONTEXT, NEW_TOKENS = "160MiB", 2048, 40
-READ = 20  # memories that the reader looks at
 SHOWN = 3  # memories printed per question
+SHOWN_FACTS = 8
+SIGNS = 3  # of why a memory was found, the strongest
+WIDTH = 92  # letters of a memory that are printed
 GIVEN = 6  # memories the model is given per question
 
 
@@ -67,10 +70,11 @@ def command(dram: str, no_model: bool, file: Path | None, as_json: bool) -> None
     with tempfile.TemporaryDirectory(prefix="loci-demo-") as folder:
         path = Path(folder) / "memory.db"
         _head(2, "A conversation, remembered", as_json)
-        remembered = _remember(dialogue, path)
-        _tell(_told(dialogue, remembered), as_json)
+        remembered, facts = _remember(dialogue, path)
+        _tell(_told(dialogue, remembered, facts[:SHOWN_FACTS]), as_json)
         _head(3, "Everything is closed; a new process is asked", as_json)
         answers = _second_process(path, dram, no_model)
+    _tell(_LEGEND, as_json)
     for index, row in enumerate(answers["questions"], 1):
         _tell(_question(index, row), as_json)
     _head(4, "The accounts", as_json)
@@ -88,7 +92,8 @@ def command(dram: str, no_model: bool, file: Path | None, as_json: bool) -> None
 # -- the first process ------------------------------------------------------------------------
 
 
-def _remember(dialogue: Mapping[str, Any], path: Path) -> dict[str, int]:
+def _remember(dialogue: Mapping[str, Any], path: Path) -> tuple[dict[str, int], list[str]]:
+    """Return how much was remembered, and the facts that were drawn, in order."""
     from loci.run.memory import Memory
 
     turns = 0
@@ -103,7 +108,9 @@ def _remember(dialogue: Mapping[str, Any], path: Path) -> dict[str, int]:
             turns += len(session["turns"])
             report("remembering", index, len(dialogue["sessions"]))
         counts = memory.counts(user=dialogue["user"])
-    return {"sessions": len(dialogue["sessions"]), "turns": turns, **counts}
+        items = memory.list(user=dialogue["user"], kinds="fact", limit=1000)
+    facts = [item.text for item in reversed(items) if isinstance(item, Item)]
+    return {"sessions": len(dialogue["sessions"]), "turns": turns, **counts}, facts
 
 
 def _second_process(path: Path, dram: str, no_model: bool) -> dict[str, Any]:
@@ -128,10 +135,12 @@ def _answer_all(file: Path, dram: str, no_model: bool) -> dict[str, Any]:
     embedder = default_embedder(config.load().models_dir)
     with Memory(file, embedder=embedder) as memory, progress() as report:
         # All of them first: what the embedder takes is then no part of the model's account.
-        found = [
-            memory.search(question["question"], user=asked["user"], limit=READ)
-            for question in asked["questions"]
-        ]
+        found = []
+        for index, question in enumerate(asked["questions"], 1):
+            text, user = question["question"], asked["user"]
+            said = memory.answer(text, user=user, now=asked["time"])
+            found.append((said, memory.search(text, user=user, limit=GIVEN)))
+            report("remembering what was said", index, len(asked["questions"]))
         if no_model:
             rows = _ask(asked, found, None, report)
             return {"questions": rows, "right": _count(rows)}
@@ -151,23 +160,22 @@ def _answer_all(file: Path, dram: str, no_model: bool) -> dict[str, Any]:
 
 def _ask(
     asked: Mapping[str, Any],
-    found: Sequence[Sequence[Hit]],
+    found: Sequence[tuple[Answer, Sequence[Hit]]],
     session: Session | None,
     report: Any,
 ) -> list[dict[str, Any]]:
-    from loci.text.answer import answer
-
-    now = datetime.fromisoformat(asked["time"])
     rows = []
-    for index, (question, hits) in enumerate(zip(asked["questions"], found, strict=True), 1):
-        said = answer(question["question"], hits, now)
+    for index, (question, (said, hits)) in enumerate(
+        zip(asked["questions"], found, strict=True), 1
+    ):
         row: dict[str, Any] = {
             "question": question["question"],
             "expected": question["answer"],
-            "memories": [_memory(hit, said.hits) for hit in _in_use(hits, said.hits)],
+            "memories": [_memory(hit, said) for hit in _in_use(hits, said)],
             "extractive": {
                 "answer": said.text,
                 "why": said.why,
+                "confidence": round(said.confidence, 2),
                 "right": _is_right(said.text, question),
             },
         }
@@ -181,15 +189,18 @@ def _ask(
     return rows
 
 
-def _in_use(hits: Sequence[Hit], used: Sequence[str]) -> list[Hit]:
-    first = [hit for hit in hits if hit.id in used]
-    return [*first, *(hit for hit in hits if hit.id not in used)][:SHOWN]
+def _in_use(hits: Sequence[Hit], said: Answer) -> list[Hit]:
+    """Return the memories the answer rests on, then the best of the others."""
+    return [*said.memories, *(hit for hit in hits if hit.id not in said.hits)][:SHOWN]
 
 
-def _memory(hit: Hit, used: Sequence[str]) -> dict[str, Any]:
+def _memory(hit: Hit, said: Answer) -> dict[str, Any]:
+    used = hit.id in said.hits
+    inside = any(said.told in source.content for source in hit.sources)
     return {
         "text": hit.text,
-        "used": hit.id in used,
+        "shown": said.told if used and inside else hit.text,
+        "used": used,
         "why": {name: round(part, 3) for name, part in hit.why.items()},
         "from": [source.metadata.get("ref", source.id) for source in hit.sources],
         "said": [source.time.date().isoformat() for source in hit.sources],
@@ -253,32 +264,40 @@ def _unbudgeted(plan: Plan, question: str, report: Any) -> dict[str, Any]:
 # -- what is printed --------------------------------------------------------------------------
 
 
-def _told(dialogue: Mapping[str, Any], remembered: Mapping[str, int]) -> str:
+def _told(dialogue: Mapping[str, Any], remembered: Mapping[str, int], facts: Sequence[str]) -> str:
     lines = []
     for session in dialogue["sessions"]:
         first = session["turns"][0]
-        text = first["content"] if len(first["content"]) < 88 else first["content"][:85] + "..."
-        lines.append(f"  {session['time'][:10]}  {first['name']}: {text}")
+        lines.append(f"  {session['time'][:10]}  {first['name']}: {_short(first['content'])}")
     counted = ", ".join(f"{count} {what}" for what, count in remembered.items())
-    return "\n".join([*lines, f"\nRemembered: {counted}."])
+    lines.append(f"\nRemembered: {counted}. Every turn is kept; facts are drawn beside them:")
+    lines += [f"  - {_short(fact)}" for fact in facts]
+    return "\n".join(lines)
 
 
 def _question(index: int, row: Mapping[str, Any]) -> str:
     lines = [f"\n{index}. {row['question']}"]
     for memory in row["memories"]:
-        why = ", ".join(f"{name} {part:g}" for name, part in memory["why"].items() if part)
-        mark = "*" if memory["used"] else " "
-        where = ", ".join(map(str, memory["from"]))
-        lines.append(f"   {mark} {memory['text']}  [{where}; {why}]")
-    lines.append(
-        f"   from memory: {row['extractive']['answer'] or '-'}  {_verdict(row, 'extractive')}"
-    )
+        signs = sorted(memory["why"].items(), key=lambda sign: -sign[1])[:SIGNS]
+        why = ", ".join(f"{name} {part:.1f}" for name, part in signs if part > 0)
+        mark = ">" if memory["used"] else " "
+        said = f"{memory['said'][0]}, turn {memory['from'][0]}; " if memory["said"] else ""
+        shown = _short(memory["shown"], 2 * WIDTH if memory["used"] else WIDTH)
+        lines.append(f"   {mark} {shown}\n       ({said}{why})")
+    read = row["extractive"]
+    lines.append(f"   read:       {read['answer'] or '-'}  {_verdict(row, 'extractive')}")
     if "model" in row:
         answer = " ".join(row["model"]["answer"].split())
-        lines.append(f"   the model:   {answer}  {_verdict(row, 'model')}")
+        lines.append(f"   the model:  {answer}  {_verdict(row, 'model')}")
     if not row["extractive"]["right"]:
-        lines.append(f"   expected:    {row['expected']}")
+        lines.append(f"   expected:   {row['expected']}")
     return "\n".join(lines)
+
+
+def _short(text: str, most: int = WIDTH) -> str:
+    """Return a text on one line, cut between two words where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0].rstrip(" ,.;:") + " ..."
 
 
 def _verdict(row: Mapping[str, Any], who: str) -> str:
@@ -287,7 +306,7 @@ def _verdict(row: Mapping[str, Any], who: str) -> str:
 
 def _accounts(answers: Mapping[str, Any], float32: int) -> str:
     right, count = answers["right"], len(answers["questions"])
-    lines = [f"Right from memory alone: {right['extractive']} of {count}."]
+    lines = [f"Right, read from the memories without a model: {right['extractive']} of {count}."]
     if "run" not in answers:
         return lines[0]
     run, full = answers["run"], answers["unbudgeted"]
@@ -324,6 +343,13 @@ def _next() -> str:
             "  loci methods",
         ]
     )
+
+
+_LEGEND = (
+    "Under each question stand the memories that were found: what was said, when, and which signs\n"
+    "of the search spoke for it. The answer rests on those marked with >. It is read from them by\n"
+    "rules; the small model is given the same memories."
+)
 
 
 def _head(number: int, title: str, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import metadata
 from typing import Any  # facts are whatever JSON can hold
 
 import click
@@ -54,6 +54,7 @@ def facts(
     measured = runtime(settings.cache_dir, probe(settings.cache_dir), progress=progress)
     problems = [] if _version("torch") else ["torch is missing: pip install torch"]
     supported = sys.platform == "linux"
+    kernels = _kernels()
     return {
         "loci": __version__,
         "python": platform.python_version(),
@@ -67,7 +68,8 @@ def facts(
         "dram": {"total": machine.dram_total, "free": machine.dram_free},
         "disk": {"free": machine.disk_free},
         "gpus": machine.gpus,
-        "native_kernels": util.find_spec("loci.nn._native") is not None,
+        "native_kernels": kernels is not None,
+        "kernels": kernels,
         "extras": {extra: _version(package) for package, extra in EXTRAS.items()},
         "models_dir": str(settings.models_dir),
         "memory_file": without_password(settings.memory_file),
@@ -84,7 +86,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{extra} {version}" if version else f"{extra} missing (pip install 'loci[{extra}]')"
         for extra, version in found["extras"].items()
     ]
-    native = "compiled" if found["native_kernels"] else "not compiled; torch does the work, slower"
+    native = "not compiled; torch does the work, slower. With c++ or g++, install Loci again"
+    if found["kernels"]:
+        native = "compiled; {simd}, {threads} threads".format(**found["kernels"])
     system = found["system"] if found["supported"] else f"{found['system']} (import-tested only)"
     simd = found["simd"][0] if found["simd"] else "no vector instructions known"
     gpus = ", ".join(f"{gpu.name}, {format_bytes(gpu.total)}" for gpu in found["gpus"]) or "none"
@@ -111,6 +115,15 @@ def lines(found: dict[str, Any]) -> list[str]:
     text = [f"{name:<9}{value}" for name, value in rows.items()]
     text += [f"limited  {limit}" for limit in found["limited"]]
     return text + [f"problem  {problem}" for problem in found["problems"]]
+
+
+def _kernels() -> dict[str, Any] | None:
+    """Return the instructions and threads the kernels use; torch is not loaded for that."""
+    try:
+        from loci.nn import _native  # type: ignore[attr-defined]  # built from nn/kernels
+    except ImportError:
+        return None
+    return {"simd": _native.level(), "threads": _native.threads()}
 
 
 def _version(package: str) -> str | None:

@@ -47,6 +47,7 @@ from loci.text.ladder import Ladder, Rung, Step
 
 if TYPE_CHECKING:
     from loci.store.vectors import Floats
+    from loci.text.answer import Answer, Reader
 
 EMBED_AT_SEARCH = 2000
 """How many waiting texts a search embeds first; the rest it ranks by words."""
@@ -177,6 +178,7 @@ class Memory:
             )
         self.backend, self.llm, self.fall_back = backend, llm, fall_back
         self.store = open_store(url, busy_s=busy_s)
+        self._reader: Reader | None = None  # keeps vectors of sentences between questions
         self._embedding = threading.Lock()
         self._beside: Beside | None = None
 
@@ -323,6 +325,44 @@ class Memory:
                 way_out=f"loci memory history {id} shows when it was",
             )
         return view.turn(id) if kind == "turn" else view.item(id)
+
+    def answer(
+        self,
+        question: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        now: datetime | str | None = None,
+    ) -> Answer:
+        """Return what the memory says to a question, in its own words; no language model is asked.
+
+        The turns that a search finds are read with those around them; a question about somebody's
+        sister is searched once more under her name. `memories` of the answer are the hits it rests
+        on; a confidence below 0.5 says that it may only be close.
+
+        Args:
+            now: when it is asked, for "last week" in the question; the present if not given.
+        """
+        from loci.text.answer import AROUND, READ, Reader
+
+        if self._reader is None:
+            self._reader = Reader(self.embedder)
+        scope = self._scope(user, agent, session)
+        view = self._view(scope, Asked())
+
+        def find(text: str) -> tuple[Sequence[Hit], Iterable[Turn]]:
+            hits = self.search(text, user=user, agent=agent, session=session, limit=READ)
+            around = {
+                turn.id: turn
+                for hit in hits
+                for source in hit.sources
+                for turn in view.neighbours_of_turn(source.id, *AROUND)
+            }
+            return hits, [*around.values()]
+
+        asked = self.clock.now() if now is None else read_time(now, self.zone, "now")[0]
+        return self._reader.ask(body_text(question, "the question"), find, asked)
 
     def explain(
         self,

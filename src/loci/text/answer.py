@@ -37,6 +37,10 @@ Find = Callable[[str], tuple[Sequence[Hit], Iterable[Turn]]]
 READ = 40
 """Hits a reader should be given; it shows only those its answer rests on."""
 
+AROUND = (2, 1)
+"""Turns before and after each hit that are read with it."""
+
+_KEPT = 20_000  # vectors of sentences that a reader keeps
 _SINGLE_KIN = words(
     "boss landlord landlady partner husband wife boyfriend girlfriend fiance spouse "
     "mother father roommate teacher coach"
@@ -50,14 +54,17 @@ class Answer:
     Attributes:
         text: the shortest answer; "" when the memories do not say.
         why: the sentence or fact it rests on, with who said it and when.
-        hits: ids of the hits it rests on.
+        hits: ids of the hits it rests on; `memories` are the hits themselves.
         confidence: 0 to 1; below 0.5 the answer may only be close.
+        told: the sentence or fact alone.
     """
 
     text: str
     why: str
     hits: tuple[str, ...]
     confidence: float
+    told: str = ""
+    memories: tuple[Hit, ...] = ()
 
 
 class Reader:
@@ -80,6 +87,8 @@ class Reader:
             return Answer(text="", why="no memory fits", hits=(), confidence=0.0)
         story = read(told)
         asked = ask(question, story.people, _speakers(told), now)
+        if len(self._vectors) > _KEPT:
+            self._vectors.clear()
         meanings = meanings_of(question, story, self.embedder, self._vectors)
         scale = Scale(asked, story, meanings)
         return _Answering(asked, story, scale, facts_of(told), of_hit).best()
@@ -115,7 +124,8 @@ class Reader:
                 for relation in story.people.named(person.owner, person.kin)[:2]:
                     if "'s " not in relation.name:
                         add(_with_name(question, person, relation.shown))
-        return self.answer(question, list(found.values()), now, beside.values())
+        said = self.answer(question, list(found.values()), now, beside.values())
+        return replace(said, memories=tuple(found[id] for id in said.hits if id in found))
 
 
 def _shown_names(asked: Question, story: Story) -> list[str]:
@@ -270,6 +280,7 @@ class _Answering:
             why=f"{why} ({who}, {said.source.time.day} {said.source.time:%B %Y})",
             hits=ids or self._nearest_hit(said),
             confidence=confidence,
+            told=why,
         )
 
     def _diet(self, chosen: Option) -> str:

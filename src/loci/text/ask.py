@@ -381,6 +381,9 @@ def ask(text: str, people: People, speakers: Sequence[str], now: datetime) -> Qu
     focus_match = _FOCUS.search(low)
     noun = focus_match["noun"] if focus_match else ""
     first = noun.split()[0] if noun else ""
+    liked = _FAVOURITE.search(low)
+    if kind == "what" and not first and liked is not None and has_kinds(liked["what"]):
+        first = liked["what"]
     if kind == "what" and has_kinds(first):
         kind = "kind"
     if kind == "what" and first in _FOCUS_KINDS:

@@ -62,6 +62,7 @@ _GOES_ON = re.compile(
     ),
     re.IGNORECASE,
 )
+_ONLY_THEN = re.compile(r"[\s,]*(?:when|if|until|before|after|while|as if|unless)\b", re.IGNORECASE)
 # Words that mean something said elsewhere: what holds them cannot stand alone as a fact.
 _LEANS = re.compile(
     (
@@ -144,7 +145,10 @@ class Clause:
 
     def told(self, words: str | None = None) -> str | None:
         """Return a sentence of what was done, dates made absolute; None where it leans."""
-        body = statement(self.rest if words is None else words)
+        whole = self.rest if words is None else words
+        body = statement(whole)
+        if _ONLY_THEN.match(whole[len(body) :]):
+            return None  # "when I was nineteen": without that it would be said of today
         if len(body.split()) < 2 or self.leans(body):
             return None
         return f"{self.subject} {dated(third_person(body), self)}"

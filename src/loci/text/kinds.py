@@ -79,7 +79,7 @@ _THINGS = {
     "tree": "oak ash pine beech walnut cherry maple birch spruce pear apple plum fig willow olive",
     "fish": "sardine sardines salmon trout tuna cod mackerel herring haddock mussels",
     "drink": "tea coffee rooibos water wine beer juice milk cocoa espresso whisky gin rum lemonade",
-    "tea": "rooibos chamomile darjeeling assam matcha mint sencha oolong grey",
+    "tea": "rooibos chamomile darjeeling assam matcha mint sencha oolong",
     "sport": (
         "tennis football soccer rugby cricket hockey golf swimming running climbing"
         " bouldering "
@@ -112,9 +112,8 @@ def kinds_in(noun: str, text: str) -> list[tuple[int, int]]:
 def _pattern(noun: str) -> re.Pattern[str]:
     words = (_THINGS.get(noun) or _KINDS.get(noun, "")).split()
     either = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-    return re.compile(
-        rf"(?:\b(?:[A-Z][a-z]+|border|golden|old|grey|red|black|white)\s)?\b(?:{either})\b", re.I
-    )
+    colour = "border|golden|old|new|grey|gray|red|black|white|blue|green|dark|light"
+    return re.compile(rf"(?:\b(?:{colour})\s)*\b(?:{either})\b(?:\s(?:{either})\b)*", re.I)
 
 
 def is_kind(noun: str) -> bool:

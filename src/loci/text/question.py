@@ -7,7 +7,7 @@ them; they mislead full text and embeddings alike, so they are taken out and kep
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -72,6 +72,7 @@ def take_apart(text: str, speakers: Sequence[str], now: datetime) -> Question:
     words = set(tokens(text))
     named = [name for name in speakers if _is_named(name, text, words)]
     drop = {word for name in named for word in tokens(name)}
+    drop |= set() if named else {"user"}  # whoever that is, it is no word of what was said
     bare = text
     for name in named:
         bare = re.sub(rf"\b{re.escape(name)}(?:['’]s)?\b", "", bare, flags=re.IGNORECASE)
@@ -114,15 +115,27 @@ def _is_named(name: str, text: str, words: Collection[str]) -> bool:
 
 
 def scaled(
-    values: dict[str, float], ids: Sequence[str], weight: float, floor: float | None = None
+    values: Mapping[str, float],
+    ids: Sequence[str],
+    weight: float,
+    floor: float | None = None,
+    among: int = 0,
 ) -> dict[str, float]:
-    """Return weight * z-score over all ids; who lacks the value gets the least, or `floor`."""
+    """Return weight * z-score over all ids; who lacks the value gets the least, or `floor`.
+
+    Args:
+        among: score as if there were at least so many, all further ones with the least: among few
+            candidates no z-score is high, whatever they say, and fixed bonuses would decide.
+    """
     if not values or not ids:
         return {}
     least = min(values.values()) if floor is None else floor
     full = [values.get(id, least) for id in ids]
-    middle = sum(full) / len(full)
-    spread = (sum((value - middle) ** 2 for value in full) / len(full)) ** 0.5
+    more = max(among - len(full), 0)
+    count = len(full) + more
+    middle = (sum(full) + more * least) / count
+    square = sum((value - middle) ** 2 for value in full) + more * (least - middle) ** 2
+    spread = (square / count) ** 0.5
     if spread <= _ROUNDING * max(
         map(abs, full)
     ):  # equal but for rounding: nothing tells them apart

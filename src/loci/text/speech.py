@@ -76,7 +76,7 @@ def spoken(subject: str, rest: str, turn: Turn, *, teller: str | None = None) ->
 def _event(clause: Clause, verb: str) -> list[Candidate]:
     """Keep what was done, in the third person and with its date."""
     words = statement(clause.rest)
-    text = clause.told(words)
+    text = clause.told()
     if verb in DULL or len(words.split()) < 3 or text is None:
         return []
     made = clause.fact("did", third_person(words), text=text, keep_time=True)

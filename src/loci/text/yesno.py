@@ -10,6 +10,7 @@ from loci.text.clause import ANY
 from loci.text.known import Fact
 from loci.text.lemmas import keys, lemma
 from loci.text.said import Said
+from loci.text.sentences import clauses
 from loci.text.slots import slot_of
 from loci.text.stem import stem, tokens
 
@@ -63,10 +64,12 @@ def verdict(asked: Question, facts: Sequence[Fact], said: Said) -> tuple[str, Fa
         if best_score >= 2.0 and not newest:
             return _by_fact(asked, best), best
     ends_asked = _ENDS.search(asked.low) is not None
-    ends_said = _ENDS.search(said.text) is not None
-    negative = _NOT.search(said.text) is not None
+    parts = [said.text[a:b] for a, b in clauses(said.text)]
+    clause = max(parts, key=lambda part: len(asked.words & set(keys(part))))
+    ends_said = _ENDS.search(clause) is not None
+    negative = _NOT.search(clause) is not None
     agrees = ends_said if ends_asked else not (negative or ends_said)
-    text = said.text.strip(" .!")
+    text = clause.strip(" .!,")
     if text[1:2].islower():
         text = text[:1].lower() + text[1:]
     return f"{'Yes' if agrees else 'No'}, {text}", None
