@@ -24,7 +24,7 @@ from loci import __version__
 from loci.hw.probe import Machine
 from loci.hw.profiles import Pace
 
-FORMAT, VERSION = "loci-runtime", 2
+FORMAT, VERSION = "loci-runtime", 3
 BUSY = 0.5  # processes that want a processor, per processor, before we begin
 MEASURING, EXPECTED_S, PATIENCE_S = "measuring this machine, once", 12.0, 180.0
 
