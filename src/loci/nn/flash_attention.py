@@ -157,7 +157,10 @@ def words_forward(
 
     Without a mask: 2 G T D + G T + ceil(T / r) 2 S D, with r queries in a tile.
     """
-    read = sum(2 * size * many for _, _, many in visited(mask, tiles, queries, keys))
+    if not mask.causal and mask.blocks is None:
+        read = -(-queries // tiles.queries) * 2 * keys * size
+    else:
+        read = sum(2 * size * many for _, _, many in visited(mask, tiles, queries, keys))
     return groups * queries * (2 * size + 1) + read
 
 
