@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from memories import Plain
 
@@ -56,6 +56,7 @@ STEP = st.tuples(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEP, max_size=14))
+@example([(step, 0) for step in ("note", "edit", "undo", "edit", "undo", "redo")])
 def test_undo_redo_and_the_past_follow_the_model(steps: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         memory, clock = opened(Path(folder))

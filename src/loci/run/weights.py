@@ -275,7 +275,13 @@ class StreamedWeights:
             self._give_back()
 
     def moved(self) -> dict[tuple[str, str], int]:
-        """Return the bytes read from disk so far, single embedding rows included."""
+        """Return the bytes read from disk so far, single embedding rows included.
+
+        Waits until the ring is full: at the same place of two passes it differs by one pass.
+        """
+        with self._changed:
+            while not self._stop and self._error is None and self._held() < len(self._ring):
+                self._changed.wait()
         return {("disk", "dram"): self._pack.store.bytes_read}
 
     def release(self) -> None:
@@ -324,6 +330,10 @@ class StreamedWeights:
         if waited > 0.001 and self._events is not None:
             self._events.emit(Event(name="weights.wait", data={"block": name, "s": waited}))
         return weights
+
+    def _held(self) -> int:
+        """Return how many buffers hold a block that was read."""
+        return len(self._ready) + (self._in_use is not None)
 
     def _give_back(self) -> None:
         if self._in_use is not None:

@@ -310,9 +310,9 @@ def redo(writer: Ledgered, id: str) -> list[Item]:
     else:
         item = int(writer.item(id).id[1:])
         first = writer.database.one(
-            f"SELECT min(seq) FROM changes WHERE item = ? AND undone_by IS NOT NULL AND {_STEPS} "
-            "AND seq > (SELECT coalesce(max(seq), 0) FROM changes WHERE item = ? "
-            f"AND undone_by IS NULL AND {_STEPS})",
+            # A step made after an undo closes the way back to what that undo took away.
+            f"SELECT min(seq) FROM changes WHERE item = ? AND {_STEPS} AND undone_by > "
+            f"(SELECT coalesce(max(seq), 0) FROM changes WHERE item = ? AND {_STEPS})",
             (item, item),
         )
         found = first is not None and first[0] is not None
