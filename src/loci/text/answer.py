@@ -238,15 +238,27 @@ class _Answering:
         options = self.found.all()
         if not options:
             return Answer(text="", why="no memory fits", hits=(), confidence=0.0)
-        chosen = Chooser(self.found, options).best()
-        return self._told(chosen, self._with_equals(chosen, options))
+        chooser = Chooser(self.found, options)
+        chosen = chooser.best()
+        group = self._with_equals(chosen, options)
+        if self.asked.several and len(group) == 1:
+            group = chooser.several(chosen)
+        return self._told(chosen, group)
 
     def _with_equals(self, chosen: Option, options: Sequence[Option]) -> list[Option]:
         """Return the facts that stand beside a chosen one in a slot of many values."""
         fact = chosen.fact
         if fact is None or not slot_of(fact.item.predicate or "").many or fact.head == "did":
             return [chosen]
-        if self.asked.kind not in ("what", "who", "count", "language", "instrument", "name"):
+        if self.asked.kind not in (
+            "what",
+            "kind",
+            "who",
+            "count",
+            "language",
+            "instrument",
+            "name",
+        ):
             return [chosen]
         beside = [
             o

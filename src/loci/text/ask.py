@@ -64,7 +64,9 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "duration",
             (
-                r"\bhow long\b|\bhow many (?:years|months|weeks|days|hours|minutes|nights)\b"
+                r"\bwhat (?:is|was) (?:his|her|my|their|the|[\w-]+'s) (?:\w+ )?time"
+                r" (?:in|at|for|on)\b"
+                r"|\bhow long\b|\bhow many (?:years|months|weeks|days|hours|minutes|nights)\b"
                 r"|\bwhat time (?:does|did|do|is|was|will)\b|\bhow fast\b"
             ),
         ),
@@ -108,6 +110,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
                 r"| professionally)"
                 r"*\W*$|\bwhat .*\b(?:job|profession|occupation|career|position|line of work"
                 r"|role|trade)\b"
+                r"|\bwhat did .+ do before\b"
                 r"|\bwhich (?:job|profession|position)\b|\bwhat (?:does|did) .+ work as\b"
             ),
         ),
@@ -178,6 +181,9 @@ _OF_TIME = re.compile(
 _SHIFTED = re.compile(r"\b(?:moved|changed|postponed|rescheduled|shifted|pushed|brought)\b")
 _DONE = re.compile(r"\b(?:did|was|were|had|has .+ (?:been|bought|made))\b")
 _AHEAD = re.compile(r"\b(?:will|going to|is .+ing|are .+ing|does|do|is|are|plan|due)\b")
+_NEGATED = re.compile(
+    r"\b(?:not|never|cannot|stop|stopped|quit|give up|given up|gave up|without)\b|n't\b"
+)
 _NEGATIVE = re.compile(
     r"\b(?:not|never|n't|cannot|avoid|avoids|allergic|intolerant|dislike|dislikes"
     r"|hate|hates|stop"
@@ -335,7 +341,8 @@ class Question:
         mode: "now", "past", "first", or "event" for what happened once.
         explicit: whether it says "now" or the like.
         slots: predicates of facts that would answer it.
-        negative: whether it asks for what is not done, liked or wanted.
+        negative: whether it asks for what is not done, liked or wanted; `negated` where it says
+            so by "not" and not by a word such as "allergic".
     """
 
     text: str
@@ -349,8 +356,16 @@ class Question:
     explicit: bool
     slots: tuple[str, ...]
     negative: bool
+    negated: bool
     ahead: bool
     spans: tuple[Span, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one answer is asked for: "What books has she read?"."""
+        plural = self.noun.endswith("s") and not self.noun.endswith(("ss", "us", "is"))
+        plural = plural or self.noun in ("children", "people", "kids")
+        return plural and self.kind not in ("count", "money", "age", "duration", "weekday")
 
     @property
     def main(self) -> frozenset[str]:
@@ -421,6 +436,7 @@ def ask(text: str, people: People, speakers: Sequence[str], now: datetime) -> Qu
         explicit=_NOW.search(low) is not None,
         slots=tuple(dict.fromkeys(slots)),
         negative=_NEGATIVE.search(low) is not None,
+        negated=_NEGATED.search(low) is not None,
         ahead=_AHEAD.search(low) is not None and not re.search(r"\b(?:did|was|were|had)\b", low),
         spans=tuple(s for s in resolve(text, now) if s.relation != "for"),
     )

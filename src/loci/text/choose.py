@@ -20,6 +20,7 @@ from loci.text.spans import Found
 from loci.text.stem import fold, tokens
 from loci.text.weigh import PAST_WORDS, weighed
 
+_MOST, _LIST_TYPED, _LIST = 4, 0.6, 0.35  # answers in a list, and how far below the best
 _HABITS = ("weekday", "clock", "age", "diet", "money", "colour")
 _VALUES = ("when", "weekday", "clock", "where", "money", "count")
 _SHIFTING = frozenset(
@@ -52,6 +53,21 @@ class Chooser:
         chosen = self.options[max(range(len(scores)), key=scores.__getitem__)]
         return self.after(chosen)
 
+    def several(self, chosen: Option) -> list[Option]:
+        """Return the answers that fit about as well as the chosen one, that one first."""
+        typed = "fit" in chosen.signs
+        scores = [weighed(signs) for signs in self.signs()]
+        least = max(scores) - (_LIST_TYPED if typed else _LIST)
+        kept = [chosen]
+        for score, option in sorted(
+            zip(scores, self.options, strict=True), key=lambda pair: -pair[0]
+        ):
+            if score < least or len(kept) == _MOST:
+                break
+            if ("fit" in option.signs) == typed and not any(_same(option, o) for o in kept):
+                kept.append(option)
+        return kept
+
     def after(self, chosen: Option) -> Option:
         """Return what stands now in the place of an option."""
         if self.asked.mode in ("past", "first"):
@@ -74,6 +90,14 @@ class Chooser:
             ]
         scores = [weighed(signs) for signs in present]
         current = self.options[max(range(len(scores)), key=scores.__getitem__)]
+        typed = "fit" in current.signs
+        others = any(
+            ("fit" in option.signs) == typed and option.score > current.score - 1.0
+            for option in self.options
+            if not _same(option, current)
+        )
+        if not others:  # nothing else is known: what was is what is told
+            return present
         return [option.signs | self._past(option, current) for option in self.options]
 
     # -- time ----------------------------------------------------------------------------------
@@ -200,6 +224,8 @@ class Chooser:
             at = later.text.find(option.text)
             if option.fact is not None or equal(option.key, best.key) or at < 0:
                 continue
+            if "fit" in chosen.signs and "fit" not in option.signs:
+                continue  # a clause is no newer day, place or job
             clause = next((c for c in clauses_of(later.text) if option.text in c), later.text)
             if not _NOW_VALUE.search(clause):
                 continue

@@ -84,7 +84,9 @@ _THINGS = {
         "tennis football soccer rugby cricket hockey golf swimming running climbing"
         " bouldering "
         "cycling rowing judo karate badminton basketball volleyball boxing skiing"
-        " yoga squash sailing"
+        " yoga squash sailing swim swims swam run runs climb climbs ski skis surf surfs surfing"
+        " jog jogging pilates gymnastics fencing archery hiking triathlon kayaking wrestling"
+        " snowboarding dancing ballet netball padel darts handball floorball"
     ),
     "vehicle": "car van lorry truck bus bike bicycle motorbike scooter tractor pickup campervan",
     "breed": _KINDS["dog"] + " " + _KINDS["cat"],

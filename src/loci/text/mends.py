@@ -60,6 +60,17 @@ _FROM_TO = re.compile(
     ),
     re.IGNORECASE,
 )
+_MEANT = re.compile(
+    (
+        r"\b(?:(?:was|were|['’]d been|had been) (?:\w+ly )?(?:meant|supposed|going|due|planned"
+        r"|planning|thinking|hoping|aiming|booked))"
+        r"\b(?: (?:to be|of|for|about|on|to have|to))*\s+(?P<old>[^,;.!?]+?)"
+        r"(?:\s*[,;–—]\s*(?:but|and)?|\s+but\b|[.!?]|$)\s*(?P<new>[^.!?]+)?"
+    ),
+    re.IGNORECASE,
+)
+_IS_NOT = re.compile(r"(?P<who>(?:it|he|she|that)['’]s) not (?:an? |the )?(?P<old>[A-Z]\w+)", re.I)
+_VALUE = re.compile(r"\d|\b(?:mon|tues|wednes|thurs|fri|satur|sun)day|\b[a-z]+(?:teen|ty)\b", re.I)
 _DENIES = re.compile(
     (
         r"\b(?:not|\w+n['’]t|no longer|never|cannot|no|without|any ?more)\b|\b(?:['’]s"
@@ -116,7 +127,9 @@ def mended(story: Story) -> None:
             new = rest[cut.end() :] if cut else ""
             if new.strip(" .!?") and _MENDS.search(rest[cut.start() :] if cut else ""):
                 mend(old, new, index, False)
-            elif after and (text.rstrip().endswith("?") or _FOLLOWS.match(after)):
+            elif after and (
+                text.rstrip().endswith("?") or _FOLLOWS.match(after) or _VALUE.search(old)
+            ):
                 mend(old, after, index + 1)
         if _SHIFTS.search(text):
             topic = f"{one.lead} {text}" if one.lead else text
@@ -131,8 +144,14 @@ def mended(story: Story) -> None:
                 mend(match["old"], match["new"], index, pattern is _NO)
         if after and re.match(r"(?:no, )?not\b", text, re.I):
             mend(text, after, index + 1)
-        if after and _DENIES.search(text) and _FOLLOWS.match(after):
+        if after and (_DENIES.search(text) or _MEANT.search(text)) and _FOLLOWS.match(after):
             mend(text, after, index + 1)
+        for match in _MEANT.finditer(text):
+            if match["new"]:
+                mend(match["old"], match["new"], index)
+        no = _IS_NOT.search(text)
+        if after and no is not None and after.lower().startswith(no["who"].lower()):
+            mend(no["old"], after, index + 1)
 
 
 def _dated(said: Sequence[Said], index: int) -> list[int]:

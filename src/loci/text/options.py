@@ -18,16 +18,18 @@ from loci.text.phrases import kin_of, words
 from loci.text.said import Said, Story
 from loci.text.sentences import clauses
 from loci.text.spans import Found
-from loci.text.stem import fold
+from loci.text.stem import fold, tokens
 from loci.text.times import Span, describe, resolve
 from loci.text.weigh import Scale, weighed
 
 TYPES = frozenset(("when", "count", "who", "name", "kind")) | spans.LISTED
 _SOFT = {"kind": 0.7, "job": 1.0, "diet": 0.7, "means": 1.0, "often": 0.5}
 _REASON = re.compile(
-    r"\b(?:because|since|so that|due to|thanks to|in order to|as (?=i |it |he |she |they ))\b.+",
+    r"\b(?:because|since (?=i\b|we |he\b|she\b|they\b|it\b|there\b|the \w+ (?:is|was|has)\b)"
+    r"|so that|due to|thanks to|in order to|as (?=i |it |he |she |they ))\b.+",
     re.I,
 )
+_WHY = re.compile(r"\b(?:why|how come|what happened|what's wrong)\b", re.IGNORECASE)
 # Who did one thing, told from the side of the other: (asked, told, what leads to the name).
 _SIDES = (
     (lemma("bought"), "sold|sell|selling", "to"),
@@ -36,6 +38,15 @@ _SIDES = (
     (lemma("borrowed"), "lent|lend", "to"),
     (lemma("taught"), "learned|learnt|learn|learning", "from|with|by"),
     (lemma("gave"), "got|received|from", "from|by"),
+)
+_SMALL_TALK = frozenset(
+    keys(
+        "thanks thank asking ask glad happy good great nice lovely awesome amazing cool fun "
+        "much lot bit thing things something anything everything really actually way sure yes "
+        "hey wow so well right back poor dear sadly going go do did make let know think guess "
+        "mean see say said tell told feel felt want like love hope try get got new now just "
+        "also too ever never always maybe time"
+    )
 )
 _TRADES = tuple(lemma(w) for w in ("bought", "sold", "cost", "paid"))
 _THE = re.compile(r"\b(?:the|an?|my|our|this|that|de|du|rue|via)\s+$", re.IGNORECASE)
@@ -75,9 +86,15 @@ _DENIAL = re.compile(
     ),
     re.IGNORECASE,
 )
+_TOPIC = re.compile(
+    r"\b(?P<topic>(?:the|your|my|his|her|their|our) [\w' -]+)"
+    r"|\b(?:like|likes|eat|eats|drink|drinks|want|wants|have|has|take|takes|mind|about|to|of|with"
+    r"|play|plays|speak|speaks|need|needs|try|tried) (?P<name>(?!an?\b|it\b)[\w'-]+)\?$",
+)
 _VERB_ASKED = re.compile(
-    r"\bwhat (?:does|do|did|has|have|is|was|will) .*?\b(\w+)(?: to| with| for| on"
-    r"| about| in| at)?"
+    r"\bwhat (?:(?:does|do|did|has|have|will|would) .*?\b(?P<verb>\w+)"
+    r"|(?:is|are|was|were) .*?\b(?P<doing>\w+ing))"
+    r"(?: to| with| for| on| about| in| at)?"
     r"(?: now| these days| at first| next| currently)*$"
 )
 
@@ -152,16 +169,19 @@ class Options:
         if asked.kind == "reason":
             reason = _REASON.search(said.text)
             text = trimmed(reason.group()) if reason else said.text
-            signs = base | {"reason": float(reason is not None)}
+            why = reason is not None or _WHY.search(said.lead) is not None
+            signs = base | {"reason": float(why)}
             return [Option(text, tuple(keys(text)), said, said.text, signs=signs)]
         for a, b in parts:
             clause = said.text[a:b]
             if not keys(clause):
                 continue
             signs = base | self._clause_signs(index, said, a, b) | self._untyped()
-            if not asked.negative and asked.mode == "now" and _DENIAL.search(clause):
+            if not asked.negated and asked.mode == "now" and _DENIAL.search(clause):
                 signs["denial"] = 1.0
-            text = self._object(clause, said)
+            text, is_object = self._object(clause, said)
+            signs["object"] = float(is_object)
+            signs["empty"] = float(not self._news(text))
             options.append(Option(text, tuple(sorted(keys(text))), said, clause, signs=signs))
         return options
 
@@ -182,7 +202,8 @@ class Options:
         if self.scale.cue_of is not None:
             signs["other_home"] = float(other == 1.0)
             signs["cue"], signs["cue_near"] = self.scale.cue(said, clause, index)
-        signs["unreal"] = float(self.scale.unreal(clause))
+        name = "unreal" if self.scale.cue_of is None else "unreal_home"
+        signs[name] = float(self.scale.unreal(clause))
         return signs
 
     def _said_on(self, index: int, said: Said) -> list[Option]:
@@ -199,19 +220,27 @@ class Options:
         key = ("date", said.source.time.date(), "day")
         return [Option(describe(day), key, said, said.text, signs=signs)]
 
-    def _object(self, clause: str, said: Said) -> str:
-        """Return what a clause says of the verb that was asked for: "What does she teach?"."""
+    def _news(self, text: str) -> bool:
+        """Whether words say anything beyond the question and the small change of talk."""
+        return bool(set(keys(text)) - self.asked.words - _SMALL_TALK)
+
+    def _object(self, clause: str, said: Said) -> tuple[str, bool]:
+        """Return what a clause says of the verb that was asked for, and whether it names it."""
         verb = _VERB_ASKED.search(self.asked.low)
-        wanted = lemma(verb[1]) if verb else ""
+        wanted = lemma(verb["verb"] or verb["doing"]) if verb else ""
         for match in re.finditer(r"[\w'’-]+", clause if verb else ""):
             if lemma(fold(match.group())) == wanted:
                 rest = clause[match.end() :].strip(" ,.;:!?")
-                if keys(rest):
-                    return trimmed(re.sub(r"^(?:to|with|for|on|about|at)\s+", "", rest))
-        if said.lead and not set(keys(clause)) - self.asked.words:
-            topic = re.search(r"\b(?:the|your|my|his|her|their|our) [\w' -]+", said.lead)
-            return topic.group().strip() if topic else trimmed(clause)
-        return trimmed(clause)
+                if self._news(rest):
+                    return trimmed(re.sub(r"^(?:to|with|for|on|about|at)\s+", "", rest)), True
+        if said.lead and not self._news(clause):
+            topic = _TOPIC.search(said.lead)
+            return (
+                ((topic["topic"] or topic["name"]).strip(), True)
+                if topic
+                else (trimmed(clause), False)
+            )
+        return trimmed(clause), False
 
     def _other_trade(self, said: Said) -> bool:
         """Whether a price of buying is asked for and one of selling told, or the reverse."""
@@ -283,7 +312,7 @@ class Options:
         if bare and not found:
             found = spans.named(text)
         known = {("name", n) for p in asked.people for n in p.names}
-        found = [f for f in found if f.key not in known]
+        found = [f for f in found if f.key not in known and not self._given(f.text)]
         found = [place for f in found if (place := self._as_place(text, f)) is not None]
         if not found and not re.search(r"\b(?:is|are|was|were|has|have|had|\w+ed)\b", text):
             alone = [f for f in spans.named(text) if name_of(f) in self.story.places]
@@ -295,6 +324,11 @@ class Options:
         if asked.noun not in ("city", "town", "country", "place", "state"):
             found += self._organisations(text, found)
         return found
+
+    def _given(self, text: str) -> bool:
+        """Whether the question itself says a name: "... before she moved to Delft"."""
+        told = set(tokens(text))
+        return bool(told) and told <= set(tokens(self.asked.low))
 
     def _as_place(self, text: str, found: Found) -> Found | None:
         """Return a place as it is; of a person only what is theirs, "Marek's yard", is one."""
@@ -451,12 +485,14 @@ class Options:
             predicate = fact.item.predicate or ""
             if fact.head not in asked.slots and predicate not in asked.slots:
                 continue
-            if asked.kind not in _ASKS.get(fact.head, ("what",)):
+            if asked.kind not in _ASKS.get(fact.head, ("what", "kind")):
                 continue
             subject = fact.item.subject or ""
             first = {name.split()[0] for name in asked.main}
             mine = subject in asked.main or ("'s " not in subject and subject.split()[0] in first)
             if (asked.people and not mine) or fact.item.object in (None, ANY):
+                continue
+            if asked.kind == "where" and self._given(fact.item.object or ""):
                 continue
             index = self._sentence_of(fact)
             if index is None:

@@ -46,7 +46,7 @@ _COSTS = re.compile(
         r"\b(?:took|charged|down to|up to|comes? to|came to|in total|altogether|cost"
         r"|price|pay|paid|worth|rent|fee|charge|quote|quoted|bought|sold|spent|owe"
         r"|owed"
-        r"|lent|lend|wants?|wanted|asking|budget|for|salary|earn)\b"
+        r"|lent|lend|wants?|wanted|asking|budget|for|salary|earn|accept(?:ed|s)?|agreed(?: on)?)\b"
     ),
     re.IGNORECASE,
 )

@@ -268,7 +268,10 @@ def resolve(text: str, now: datetime, anchor: datetime | None = None) -> list[Sp
                 continue
             span: Span | None
             try:
-                if rule is _nth and anchor is not None:
+                beside = _beside(match, found) if rule is _nth else None
+                if beside is not None:
+                    span = beside
+                elif rule is _nth and anchor is not None:
                     span = _nth(match, day_of(anchor).replace(day=1), True)
                 else:
                     gone = _WAS.search(low, max(0, match.start() - 40), match.start()) is not None
@@ -286,6 +289,22 @@ def resolve(text: str, now: datetime, anchor: datetime | None = None) -> list[Sp
     for start, end, span in sorted(found, key=lambda entry: entry[0]):
         spans.append(_related(low, text, start, end, span, now))
     return spans
+
+
+def _beside(match: re.Match[str], found: list[tuple[int, int, Span]]) -> Span | None:
+    """Return "the 22nd" in the month of a day that the same text names with its month."""
+    days = [entry for entry in found if entry[2].grain == "day" and entry[0] != match.start()]
+    days = [(a, b, s) for a, b, s in days if re.search(_MONTH, match.string[a:b])]
+    if not days:
+        return None
+    at, _, near = min(days, key=lambda entry: abs(entry[0] - match.start()))
+    first = near.start.replace(day=1)
+    number = _digits(match["day"])
+    after = at < match.start() and number < near.start.day and _BACK.search(match.string) is None
+    return _nth(match, shift_months(first, 1) if after else first, True)
+
+
+_BACK = re.compile(r"\b(?:earlier|forward|sooner|before)\b")
 
 
 def shift_of(count: int, unit: str, now: datetime, sign: int, vague: bool = False) -> Span:
@@ -398,6 +417,9 @@ def _month_day(match: re.Match[str], now: datetime, ahead: bool) -> Span:
     month, day = month_number(match["month"]), _digits(match["day"] or match["word"])
     if match["year"]:
         return _date(now, int(match["year"]), month, day)
+    if match["rel"]:
+        step = {"last": -1, "this": 0, "next": 1}[match["rel"]]
+        return _date(now, now.year + step, month, day)
     best = [
         _date(now, year, month, day)
         for year in (now.year - 1, now.year, now.year + 1)
@@ -648,7 +670,8 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (
             (
                 rf"\b(?:(?:{_DAY}),?\s+)?(?:the\s+)?(?:(?P<day>{_NTH})\s+(?:of\s+)?"
-                rf"|(?P<word>{_ORDINAL})\s+of\s+)(?P<month>{_MONTH})(?:,?\s+(?P<year>{_YEAR}))?\b"
+                rf"|(?P<word>{_ORDINAL})\s+of\s+)(?P<month>{_MONTH})"
+                rf"(?:,?\s+(?:(?P<year>{_YEAR})|(?P<rel>last|this|next) year))?\b"
             ),
             _month_day,
         ),
@@ -656,7 +679,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
             (
                 rf"\b(?:(?:{_DAY}),?\s+)?(?P<month>{_MONTH})\s+"
                 rf"(?:(?:the\s+)?(?P<day>{_NTH})|the\s+(?P<word>{_ORDINAL}))\b(?!\s*%)"
-                rf"(?:,?\s+(?P<year>{_YEAR})\b)?"
+                rf"(?:,?\s+(?:(?P<year>{_YEAR})|(?P<rel>last|this|next) year)\b)?"
             ),
             _month_day,
         ),

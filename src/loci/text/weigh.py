@@ -34,19 +34,22 @@ WEIGHTS: dict[str, float] = {
     "fit": 0.6,  # how surely it is of the kind asked for
     "thin": -0.35,  # of the kind, but with no word of the question near it
     "untyped": -1.2,  # a clause, where an amount or a day is asked for
-    "untyped_soft": -0.6,  # a clause, where a clause may do
+    "untyped_soft": -0.8,  # a clause, where a clause may do
     "untyped_who": -1.0,
     "clause": 0.25,  # words of the question in the same clause
     "other": -0.35,  # somebody else is the subject of the clause
     "other_home": -0.4,  # the same, where it is asked where one lives or works
     "unreal": -0.4,  # wished, planned, or only thought of
+    "unreal_home": -0.8,
     "cue": 0.35,  # how English says that one lives or works somewhere
     "cue_near": 0.18,
     "denied": -0.7,
     "denial": -0.4,
     "trade": -0.4,  # a price of selling where one of buying is asked for, or the reverse
     "reason": 0.4,
-    "undated": -0.1,  # only the day on which it was said
+    "object": 0.3,  # says what the verb that is asked for was done to
+    "empty": -0.5,  # has nothing that the question does not say itself
+    "undated": -0.25,  # only the day on which it was said
     "undated_beside": -0.6,  # and a date stands beside it
     "fact": 0.75,  # a fact of the slot that is asked for
     "slot": -0.15,  # for every slot that is asked for before it
@@ -56,8 +59,8 @@ WEIGHTS: dict[str, float] = {
     "later_home": 1.0,
     "later_ahead": 1.0,  # when something will be
     "later_habit": 0.7,  # days, hours, ages
-    "later_first": -1.0,
-    "later_past": 0.15,
+    "later_first": -1.5,
+    "later_past": 0.4,
     "changed": 0.2,  # "now", "instead"
     "changed_value": 0.32,  # the same, beside a day, a place, an amount
     "dead": -0.9,  # a fact that has ended
@@ -155,7 +158,9 @@ _WISHED = re.compile(
 )
 _QUOTES = frozenset(keys("quote want ask estimate offer"))
 _QUOTED = re.compile(
-    r"\b(?:says|said|quoted?|estimates?d?|reckons?|wants|wanted|would (?:cost|be)|asking)\b", re.I
+    r"\b(?:says|said|quoted?|estimates?d?|reckons?|wants|wanted|would (?:cost|be)|asking"
+    r"|probably not|too (?:much|dear|expensive))\b",
+    re.I,
 )
 _WISHES = frozenset(keys("want plan hope wish think consider apply"))
 
