@@ -1,8 +1,8 @@
 """Streaming weights from a slow disk, beside reading each block when it is needed.
 
 The disk is slowed down so that reading the streamed bytes takes as long as computing with them:
-there, working ahead can hide the most. A pass reads sixteen tokens, enough computing for that to be
-slower than real disks are. Every contender takes turns with the same tokens and the same blocks
+there, working ahead can hide the most. A pass reads 128 tokens, enough computing for that to be no
+faster than real disks are. Every contender takes turns with the same tokens and the same blocks
 pinned; logits must equal those of the model in memory. Predicted bytes and pace stand beside the
 measured ones.
 """
@@ -46,7 +46,7 @@ ABOUT = "weights streamed from a slow disk, beside reading each block when it is
 KINDS = ("offload",)
 DEFAULT = ("tpi_llm(window=2)", "tpi_llm(window=4)")
 SHARES = (0.0, 0.5)  # of the bytes between the least budget and the whole model
-PROMPT, TOKENS, PASSES, ROUNDS, QUICK_ROUNDS = 32, 16, 4, 5, 1  # a pass of TOKENS is timed
+TOKENS, QUICK_TOKENS, PASSES, ROUNDS, QUICK_ROUNDS = 128, 16, 4, 5, 1
 MEMORY, WHEN_NEEDED = "in memory", "when needed"
 
 
@@ -108,30 +108,32 @@ class WhenNeeded:
 class _Contender:
     """One way to have the weights, ready to read the same tokens again and again."""
 
-    def __init__(self, pack: Pack, weights: WeightSource, ids: Sequence[int]) -> None:
+    def __init__(self, pack: Pack, weights: WeightSource, parts: Sequence[Sequence[int]]) -> None:
         ledger = Ledger(NO_LIMIT)
-        self.weights, self._ids = weights, ids
-        self._store = KVStore(pack.spec, max_tokens=len(ids), chunk=PROMPT)
-        self._runner = Runner(pack.spec, weights, ledger, chunk=PROMPT)
-        self._runner.forward(torch.tensor([ids[:PROMPT]]), self._store)
+        first, *self._parts = (torch.tensor([ids]) for ids in parts)
+        self.weights = weights
+        self._store = KVStore(pack.spec, max_tokens=sum(map(len, parts)), chunk=len(parts[0]))
+        self._runner = Runner(pack.spec, weights, ledger, chunk=len(parts[0]))
+        self._runner.forward(first, self._store)
+        self._start = self._store.length
         self.logits = torch.empty(0)
         self.moved = 0
 
     def read(self) -> float:
         """Return the mean seconds of a pass, after one that is not counted."""
-        self._store.crop(PROMPT)
+        self._store.crop(self._start)
         began, before = 0.0, 0
         logits = self.logits
-        for index, start in enumerate(range(PROMPT, len(self._ids), TOKENS)):
-            part = torch.tensor([self._ids[start : start + TOKENS]])
+        for index, part in enumerate(self._parts):
             found = self._runner.forward(part, self._store)
             assert found is not None
             logits = found
             if index == 0:
                 began, before = time.perf_counter(), self._moved()
+        took = time.perf_counter() - began
         self.logits = logits.clone()
         self.moved = (self._moved() - before) // PASSES
-        return (time.perf_counter() - began) / PASSES
+        return took / PASSES
 
     def _moved(self) -> int:
         return sum(self.weights.moved().values())
@@ -152,8 +154,8 @@ def run(context: Context) -> dict[str, Any]:
         whole = resolve(context.model, context.folder)
         stack.callback(whole.close)
         spec = whole.spec
-        ids = _ids(whole, PROMPT + TOKENS * (PASSES + 1))
-        memory = _Contender(whole, ResidentWeights(whole, Ledger(NO_LIMIT)), ids)
+        parts = _parts(whole, QUICK_TOKENS if context.quick else TOKENS)
+        memory = _Contender(whole, ResidentWeights(whole, Ledger(NO_LIMIT)), parts)
         stack.callback(memory.close)
         memory.read()
         compute_s = min(memory.read() for _ in range(3))
@@ -167,7 +169,7 @@ def run(context: Context) -> dict[str, Any]:
                 budget = int(least + share * (total - least))
                 placed = method.place(sizes, uses, budget)
                 link_s = placed.moved_bytes / compute_s  # reading takes as long as computing
-                found = _one(context, method, placed, uses, ids, memory, link_s, rounds, compute_s)
+                found = _one(context, method, placed, uses, parts, memory, link_s, rounds, compute_s)
                 results.append({"method": name, "share": share, "budget_bytes": budget, **found})
     return {
         "model": context.model,
@@ -213,7 +215,7 @@ def _one(
     method: Offload,
     placed: Placement,
     uses: Sequence[str],
-    ids: Sequence[int],
+    parts: Sequence[Sequence[int]],
     memory: _Contender,
     bytes_per_s: float,
     rounds: int,
@@ -237,13 +239,13 @@ def _one(
                 window=placed.window_blocks,
                 link=Link(bytes_per_s=bytes_per_s),
             ),
-            ids,
+            parts,
         )
         stack.callback(ours.close)
         measured = ledger.used("dram")
         other = opened()
         link = Link(bytes_per_s=bytes_per_s)
-        when_needed = _Contender(other, WhenNeeded(other, placed.pinned, link), ids)
+        when_needed = _Contender(other, WhenNeeded(other, placed.pinned, link), parts)
         stack.callback(when_needed.close)
         turns: dict[str, Callable[[], float | None]] = {
             str(method): ours.read,
@@ -254,7 +256,8 @@ def _one(
         norm = pack.stored_bytes("norm")
         size = {name: pack.stored_bytes(name) for name in uses}
     mine = times[str(method)]
-    rows = {name: TOKENS if name.startswith("layer.") else 1 for name in uses}  # head: last token
+    tokens = len(parts[0])
+    rows = {name: tokens if name.startswith("layer.") else 1 for name in uses}  # head: last token
     work = sum(size[name] * rows[name] for name in uses)
     each_s = {name: compute_s * size[name] * rows[name] / work for name in uses}
     load_s = {name: size[name] / bytes_per_s for name in placed.streamed}
@@ -272,10 +275,12 @@ def _one(
     }
 
 
-def _ids(pack: Pack, count: int) -> list[int]:
+def _parts(pack: Pack, tokens: int) -> list[list[int]]:
+    """Return the tokens of a prompt and of every pass, as many in each."""
     from loci.models.tokenizer import Tokenizer
 
-    return Tokenizer(pack.folder).encode(texts.prose()[:4000])[:count]
+    ids = Tokenizer(pack.folder).encode(texts.prose()[:8000])
+    return [ids[start : start + tokens] for start in range(0, tokens * (PASSES + 2), tokens)]
 
 
 def _room(pack: Pack, name: str) -> Tensor:
