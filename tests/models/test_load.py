@@ -277,7 +277,7 @@ def test_packing_that_is_killed_leaves_the_old_pack_or_the_new_one(tmp_path: Pat
     context = multiprocessing.get_context("forkserver")  # torch is loaded once, by the server
     context.set_forkserver_preload(["loci.models.pack", "loci.models.gguf_tensors"])
     seen: set[int] = set()
-    for _ in range(12):
+    for _ in range(40):
         ours, theirs = context.Pipe(duplex=False)
         packing = context.Process(target=pack_forever, args=(away, folder, theirs), daemon=True)
         packing.start()
@@ -294,7 +294,7 @@ def test_packing_that_is_killed_leaves_the_old_pack_or_the_new_one(tmp_path: Pat
             seen.add(pack.header["source"]["mtime_ns"])
         left = {file.name for file in path.parent.iterdir()} - {path.name, "tokenizer.json"}
         assert len(left) <= 2, left  # the lock, and what the killed one was writing
-    assert len(seen) == 12  # each wrote at least once
+    assert len(seen) == 40  # each wrote at least once
     resolve(str(away), folder).close()
     assert {file.name for file in path.parent.iterdir()} == {path.name, "tokenizer.json", ".lock"}
 
