@@ -4,6 +4,7 @@
     +-- ParameterError       a value out of range, or a name nobody knows (also a ValueError)
     |   +-- ConfigError      an unknown key or a bad value in the configuration
     +-- BudgetError          it does not fit the budget (exit code 3)
+    |   +-- OverloadError    it does not fit now, and will later
     +-- ModelError           no such model, or one we cannot run
     |   +-- FormatError      a file is cut short, corrupt, or of another version
     |   +-- ContextError     more tokens than the context holds
@@ -21,6 +22,8 @@ A message has four parts: what, the value, what is allowed, and the way out.
 """
 
 from __future__ import annotations
+
+from typing import Any  # the parts of a message
 
 
 class LociError(Exception):
@@ -64,6 +67,18 @@ class ConfigError(ParameterError):
 
 class BudgetError(LociError):
     """Something does not fit the budget; the message states need, limit and gap."""
+
+
+class OverloadError(BudgetError):
+    """It does not fit now, and will later.
+
+    Args:
+        retry_after_s: when to ask again, by what is running now.
+    """
+
+    def __init__(self, what: str, *, retry_after_s: float = 1.0, **parts: Any) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(what, **parts)
 
 
 class ModelError(LociError):

@@ -17,17 +17,23 @@ LEAST_GROUP = 8  # inputs that share a scale, at least, in those products
 
 
 def decoder_work(
-    spec: ModelSpec, chunk: int, batch: int = 1, *, decoded_tokens: int = 0
+    spec: ModelSpec,
+    chunk: int,
+    batch: int = 1,
+    *,
+    decoded_tokens: int = 0,
+    rows: int | None = None,
 ) -> dict[str, tuple[tuple[int, ...], int]]:
     """Return {buffer: (shape, bytes per element)} of a forward over `chunk` tokens.
 
     Args:
         chunk: tokens a step appends at most.
         batch: rows at once.
+        rows: tokens of all rows together at most; None is a whole chunk of each row.
         decoded_tokens: stored tokens that attention decodes from codes at once (one layer);
             0 when the KV cache is kept as it is.
     """
-    rows = batch * chunk
+    rows = batch * chunk if rows is None else rows
     queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     linears = spec.layer_linears().values()
     largest = max(out * inner for out, inner in linears)
@@ -71,10 +77,18 @@ def _whole(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def work_bytes(spec: ModelSpec, chunk: int, batch: int = 1, *, decoded_tokens: int = 0) -> int:
+def work_bytes(
+    spec: ModelSpec,
+    chunk: int,
+    batch: int = 1,
+    *,
+    decoded_tokens: int = 0,
+    rows: int | None = None,
+) -> int:
     """Return the bytes of all work buffers of `decoder_work`."""
     total = 0
-    for shape, size in decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens).values():
+    table = decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens, rows=rows)
+    for shape, size in table.values():
         elements = 1
         for side in shape:
             elements *= side

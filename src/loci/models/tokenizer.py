@@ -146,6 +146,10 @@ class Tokenizer:
         """Return what each id adds to a text; nothing for control tokens."""
         return [self._bytes_of(id, special=False) for id in range(self.vocab)]
 
+    def bytes_of(self, id: int) -> bytes:
+        """Return what one id adds to a text; nothing for a control token."""
+        return self._bytes_of(id, special=False)
+
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Return the text of ids; control tokens are left out unless `special`."""
         stream = self.stream(special=special)

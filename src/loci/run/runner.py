@@ -11,7 +11,8 @@ store between the halves are Python's. What is left runs in plain torch, which i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,27 @@ if TYPE_CHECKING:
     from loci.run.weights import Weights, WeightSource
 
 # Shapes: B batch, T tokens of a chunk, N = B * T rows, d hidden, H query heads, K key/value heads,
-# D head size, V vocabulary.
+# D head size, V vocabulary, S stores.
+
+
+@dataclass(eq=False, kw_only=True)
+class Lot:
+    """Tokens that go through some layers in one pass: as many for each of some stores.
+
+    Attributes:
+        stores: of one row each, of any length.
+        ids_ST: their next tokens.
+        layers: from the first to before the second; what stops before the end goes on later.
+        hidden_Nd: memory of the caller, N = S * T, for the states between two layers; None for a
+            lot that goes through all layers natively in one call.
+        wants_logits: those after the last token of each store.
+    """
+
+    stores: Sequence[KVStore]
+    ids_ST: Tensor
+    layers: tuple[int, int]
+    hidden_Nd: Tensor | None = None
+    wants_logits: bool = True
 
 
 class Runner:
@@ -49,6 +70,7 @@ class Runner:
         ledger: pays for the work buffers.
         chunk: tokens one call may bring.
         batch: rows at most.
+        rows: tokens of all rows together at most; None is a whole chunk of each row.
         decoded_tokens: see `loci.core.work.decoder_work`.
         kernels: False leaves the native kernels alone.
     """
@@ -61,13 +83,17 @@ class Runner:
         *,
         chunk: int = 512,
         batch: int = 1,
+        rows: int | None = None,
         decoded_tokens: int = 0,
         tier: str = "dram",
         kernels: bool = True,
     ) -> None:
         self.spec, self.chunk, self.batch = spec, chunk, batch
+        self._rows = chunk * batch if rows is None else rows
         self._work = Buffers(
-            decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens), ledger, tier=tier
+            decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens, rows=rows),
+            ledger,
+            tier=tier,
         )
         self._rope = Rope(spec)
         self._scale = spec.head_dim**-0.5
@@ -109,9 +135,9 @@ class Runner:
             ContextError: if the store cannot hold the tokens.
         """
         rows, tokens = ids_BT.shape
-        if tokens > self.chunk or rows > self.batch:
+        if tokens > self.chunk or rows > self.batch or rows * tokens > self._rows:
             raise ParameterError(
-                f"a step takes at most {self.batch} x {self.chunk} tokens",
+                f"a step takes at most {self.batch} x {self.chunk} tokens, {self._rows} together",
                 value=(rows, tokens),
                 way_out="split the prompt into chunks",
             )
@@ -120,7 +146,8 @@ class Runner:
         if positions_BT is None and pad_B is None and self._decoder is not None:
             pasts = store.pasts()
             if pasts is not None and len(pasts) == rows:
-                return self._step(self._decoder, ids_BT, store, pasts, logits)
+                self._check_room(store, tokens)
+                return self._step(self._decoder, ids_BT, (store,), pasts, logits)
         if positions_BT is None:
             start = store.length
             self._check_room(store, tokens)
@@ -148,6 +175,23 @@ class Runner:
         with store.trial():
             yield from self._layers(self._embed(ids_BT), positions_BT, store)
         self.weights.end_pass()
+
+    def run(self, lots: Sequence[Lot], done: Callable[[Lot, Tensor], None]) -> None:
+        """Carry lots through their layers, in one pass over weights that are not all at hand.
+
+        Args:
+            done: called with each lot that reached the end and its logits [S, V], a view of a work
+                buffer that the next lot overwrites.
+
+        Raises:
+            ContextError: if a store cannot hold its tokens.
+        """
+        for lot in lots:
+            for store in lot.stores if lot.layers[0] == 0 else ():
+                self._check_room(store, lot.ids_ST.shape[1])
+        rest = [lot for lot in lots if not self._run_at_once(lot, done)]
+        if rest:
+            self._carry(rest, done)
 
     def nbytes(self) -> int:
         """Return the bytes of the work buffers."""
@@ -184,14 +228,17 @@ class Runner:
         self,
         decoder: native.Decoder,
         ids_BT: Tensor,
-        store: KVStore,
+        stores: Sequence[KVStore],
         pasts: list[native.Past],
         logits: str | None,
     ) -> Tensor | None:
-        """Do a forward natively, into a store whose slots the kernels fill themselves."""
+        """Do a forward natively, into stores whose slots the kernels fill themselves.
+
+        Several stores, of one row each, need kernels that have all weights.
+        """
         rows, tokens = ids_BT.shape
-        self._check_room(store, tokens)
         if not self.is_whole:
+            (store,) = stores
             hidden_Nd = self._embed(ids_BT)
             self._steps(decoder, hidden_Nd, store, pasts, tokens)
             store.took(tokens)
@@ -205,11 +252,13 @@ class Runner:
             out = torch.empty(rows, tokens, self.spec.vocab)
         which = {None: 0, "last": native.LAST, "all": native.ALL}[logits]
         ids_BT = ids_BT.contiguous()
-        status = decoder.step(ids_BT, pasts, which, out, store.largest)
+        largest = min(store.largest for store in stores)
+        status = decoder.step(ids_BT, pasts, which, out, largest)
         if status == native.BAD_ID:
             self._embed(ids_BT)  # says which
-        self._check_status(status, store)
-        store.took(tokens)
+        self._check_status(status, largest)
+        for store in stores:
+            store.took(tokens)
         return out
 
     def _steps(
@@ -226,19 +275,19 @@ class Runner:
             block = self.weights.layer(index)
             if decoder.set_layer(index, block, self._rows):
                 status = decoder.layer(index, tokens, pasts, store.largest)
-                self._check_status(status, store)
+                self._check_status(status, store.largest)
                 continue
             start = store.length
             positions_BT = torch.arange(start, start + tokens).expand(len(pasts), tokens)
             self._torch_layer(index, block, hidden_Nd, positions_BT, store)
             self._feed_forward(block, hidden_Nd)
 
-    def _check_status(self, status: int, store: KVStore) -> None:
+    def _check_status(self, status: int, largest: float) -> None:
         if status >= native.NOT_FINITE:
             raise ModelError(
                 f"keys or values of layer {status - native.NOT_FINITE} are not finite, or too "
                 "large for the cache's dtype",
-                allowed=f"-{store.largest:g} to {store.largest:g}",
+                allowed=f"-{largest:g} to {largest:g}",
                 way_out="check the model's weights; a float16 cache may need float32",
             )
 
@@ -263,11 +312,130 @@ class Runner:
         )
         return q_BHTD, o_BHTD
 
-    # -- private ------------------------------------------------------------------------------
+    # -- private: lots ------------------------------------------------------------------------
 
-    @property
-    def _rows(self) -> int:
-        return self.chunk * self.batch
+    def _run_at_once(self, lot: Lot, done: Callable[[Lot, Tensor], None]) -> bool:
+        """Run a lot in one native call where that can be; return whether it could."""
+        pasts = self._pasts(lot)
+        whole = lot.layers == (0, self.spec.layers) and lot.ids_ST.numel() <= self._rows
+        if self._decoder is None or not (self.is_whole and whole) or pasts is None:
+            return False
+        which = "last" if lot.wants_logits else None
+        out = self._step(self._decoder, lot.ids_ST, lot.stores, pasts, which)
+        if out is not None:
+            done(lot, out)
+        return True
+
+    def _pasts(self, lot: Lot) -> list[native.Past] | None:
+        """Return where the kernels may append the tokens of a lot; None where they may not."""
+        if self._decoder is None:
+            return None
+        found = []
+        for store in lot.stores:
+            pasts = store.pasts()
+            if pasts is None:
+                return None
+            found += pasts
+        return found
+
+    def _carry(self, lots: Sequence[Lot], done: Callable[[Lot, Tensor], None]) -> None:
+        pasts = [self._pasts(lot) for lot in lots]
+        for lot, places in zip(lots, pasts, strict=True):
+            if lot.layers[0] == 0:
+                self._embed_lot(lot)
+            if places is not None:
+                for store in lot.stores:
+                    store.begin(lot.ids_ST.shape[1])
+        for index in range(self.spec.layers):
+            here = [i for i, lot in enumerate(lots) if lot.layers[0] <= index < lot.layers[1]]
+            if not here and self.is_whole:
+                continue
+            block = self.weights.layer(index)
+            decoder = self._decoder
+            if decoder is not None and not self.is_whole:
+                decoder = decoder if decoder.set_layer(index, block, self._rows) else None
+            for i in here:
+                places = pasts[i]
+                if decoder is not None and places is not None:
+                    self._lot_layer(decoder, index, lots[i], places)
+                else:
+                    self._row_layers(decoder, index, block, lots[i])
+        ended = []
+        for lot, places in zip(lots, pasts, strict=True):
+            if lot.layers[1] < self.spec.layers:
+                continue
+            for store in lot.stores:
+                (store.advance if places is None else store.took)(lot.ids_ST.shape[1])
+            if lot.wants_logits:
+                ended.append(lot)
+        self._end_lots(ended, done)
+        self.weights.end_pass()
+
+    def _embed_lot(self, lot: Lot) -> None:
+        hidden_Nd = _states(lot)
+        ids_N = lot.ids_ST.reshape(-1)
+        for start in range(0, len(ids_N), self._rows):
+            part = ids_N[start : start + self._rows]
+            hidden_Nd[start : start + len(part)] = self._embed(part)
+
+    def _lot_layer(
+        self, decoder: native.Decoder, index: int, lot: Lot, pasts: list[native.Past]
+    ) -> None:
+        """Carry a lot through one layer natively; a long row in parts, one after the other."""
+        hidden_Nd, tokens = _states(lot), lot.ids_ST.shape[1]
+        step = self._rows if len(pasts) == 1 else tokens
+        largest = min(store.largest for store in lot.stores)
+        for start in range(0, tokens, step):
+            part_Nd = hidden_Nd[start : start + step] if len(pasts) == 1 else hidden_Nd
+            work_Nd = self._work.take("hidden", part_Nd.shape)
+            work_Nd.copy_(part_Nd)
+            moved = [
+                p._replace(stored=p.stored + start, position=p.position + start) for p in pasts
+            ]
+            status = decoder.layer(index, len(part_Nd) // len(pasts), moved, largest)
+            self._check_status(status, largest)
+            part_Nd.copy_(work_Nd)
+
+    def _row_layers(
+        self, decoder: native.Decoder | None, index: int, block: Weights, lot: Lot
+    ) -> None:
+        """Carry a lot through one layer row by row: its stores, or the weights, are not native."""
+        hidden_Nd, tokens = _states(lot), lot.ids_ST.shape[1]
+        for row, store in enumerate(lot.stores):
+            part_Td = hidden_Nd[row * tokens : (row + 1) * tokens]
+            work_Td = self._work.take("hidden", part_Td.shape)
+            work_Td.copy_(part_Td)
+            positions_1T = torch.arange(store.length, store.length + tokens)[None]
+            if decoder is not None:
+                q_BHTD, o_BHTD = self._half_layer(decoder, index, positions_1T, store)
+                seen = Seen(layer=index, queries=q_BHTD, positions=positions_1T)
+            else:
+                q_BHTD = self._torch_layer(
+                    index, block, work_Td, positions_1T, store, is_alone=False
+                )
+                seen = Seen(layer=index, queries=q_BHTD, positions=positions_1T)
+            if store.wants_queries:
+                store.observe(index, seen)
+            if decoder is not None:
+                decoder.after(index, o_BHTD.contiguous())
+            else:
+                self._feed_forward(block, work_Td)
+            part_Td.copy_(work_Td)
+
+    def _end_lots(self, lots: Sequence[Lot], done: Callable[[Lot, Tensor], None]) -> None:
+        """Compute the head once, for the last token of every row."""
+        if not lots:
+            return
+        ends = [_states(lot).view(len(lot.stores), -1, self.spec.hidden)[:, -1] for lot in lots]
+        out = self._work.take("logits", (sum(map(len, ends)), self.spec.vocab))
+        last_Sd = self._work.take("hidden", (len(out), self.spec.hidden))
+        self._head(torch.cat(ends, out=last_Sd), out)
+        first = 0
+        for lot, end in zip(lots, ends, strict=True):
+            done(lot, out[first : first + len(end)])
+            first += len(end)
+
+    # -- private ------------------------------------------------------------------------------
 
     def _check_room(self, store: KVStore, tokens: int) -> None:
         stop = store.length + tokens
@@ -304,12 +472,20 @@ class Runner:
             self._feed_forward(block, hidden_Nd)
 
     def _torch_layer(
-        self, index: int, block: Weights, hidden_Nd: Tensor, positions_BT: Tensor, store: KVStore
+        self,
+        index: int,
+        block: Weights,
+        hidden_Nd: Tensor,
+        positions_BT: Tensor,
+        store: KVStore,
+        *,
+        is_alone: bool = True,
     ) -> Tensor:
         """Do the first half of a layer, up to what attention adds; return the queries."""
         rope = self._work.take("rope", (2, *positions_BT.shape, self.spec.head_dim))
         cos_sin_BTD = rope[0], rope[1]
-        if index == 0 or self._decoder is not None:  # native layers leave their own angles there
+        # Native layers, and other rows of the same pass, leave their own angles there.
+        if index == 0 or self._decoder is not None or not is_alone:
             self._rope.table(positions_BT, out=cos_sin_BTD)
         return self._attention(index, block, hidden_Nd, cos_sin_BTD, positions_BT, store)
 
@@ -403,14 +579,16 @@ class Runner:
             return None
         spec = self.spec
         if logits == "last":
-            last_Bd = hidden_Nd.view(rows, tokens, -1)[:, -1]
-            normed = self._work.take("normed", (rows, spec.hidden))
-            self._rms(last_Bd, self.weights.norm(), normed)
             out = self._work.take("logits", (rows, spec.vocab))
-        else:
-            normed = self._work.take("normed", hidden_Nd.shape)
-            self._rms(hidden_Nd, self.weights.norm(), normed)
-            out = torch.empty(rows * tokens, spec.vocab)
+            self._head(hidden_Nd.view(rows, tokens, -1)[:, -1], out)
+            return out
+        out = torch.empty(rows * tokens, spec.vocab)
+        self._head(hidden_Nd, out)
+        return out.view(rows, tokens, spec.vocab)
+
+    def _head(self, hidden_Nd: Tensor, out: Tensor) -> None:
+        normed = self._work.take("normed", hidden_Nd.shape)
+        self._rms(hidden_Nd, self.weights.norm(), normed)
         tile = self._tile(normed.shape[0])
         for start, weight in self.weights.head():
             part = out[:, start : start + weight.shape[0]]
@@ -418,7 +596,6 @@ class Runner:
                 matmul(normed, weight, out=part, tile=tile, backend=self._backend)
             else:
                 part.copy_(matmul(normed, weight, tile=tile, backend=self._backend))
-        return out if logits == "last" else out.view(rows, tokens, spec.vocab)
 
     def _rms(self, x_Nd: Tensor, weight_d: Tensor, out_Nd: Tensor) -> None:
         offset, eps = self.spec.norm_offset, self.spec.norm_eps
@@ -433,8 +610,13 @@ class Runner:
         if rows == 1:
             return None
         spec = self.spec
-        elements = decoder_work(spec, self.chunk, self.batch)["tile"][0][0]
+        elements = decoder_work(spec, self.chunk, self.batch, rows=self._rows)["tile"][0][0]
         return self._work.take("tile", (elements,)) if elements else None
+
+
+def _states(lot: Lot) -> Tensor:
+    assert lot.hidden_Nd is not None, "a lot that does not run at once brings its own memory"
+    return lot.hidden_Nd
 
 
 def _vector(block: Weights, name: str) -> Tensor:

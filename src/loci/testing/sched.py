@@ -31,6 +31,7 @@ def simulate(
     budget_bytes: int,
     max_rows: int = 8,
     max_steps: int = 10_000,
+    layers: int = 6,
 ) -> Run:
     """Run requests that arrive before given steps until all are finished or refused.
 
@@ -43,6 +44,7 @@ def simulate(
     waiting = sorted(arrivals, key=lambda pair: pair[0])
     live: dict[str, Request] = {}
     resident: set[str] = set()  # ids whose KV is on the tier
+    through: dict[str, tuple[int, int]] = {}  # id -> (tokens, layers they went through)
     for step in range(max_steps):
         while waiting and waiting[0][0] <= step:
             request = waiting.pop(0)[1]
@@ -50,7 +52,10 @@ def simulate(
         if not live and not waiting:
             return run
         view = SchedView(
-            requests=tuple(live.values()), budget_bytes=budget_bytes, max_rows=max_rows
+            requests=tuple(live.values()),
+            budget_bytes=budget_bytes,
+            max_rows=max_rows,
+            layers=layers,
         )
         plan, after = method.choose(view, state)
         assert method.choose(view, state) == (plan, after), "the same view gave another plan"
@@ -65,9 +70,13 @@ def simulate(
         for id in plan.refuse:
             run.refused.append(id)
             del live[id]
-        if plan.prefill_layers is None:
-            for id, tokens in plan.prefill:
+        first, last = plan.prefill_layers or (0, layers)
+        for id, tokens in plan.prefill:
+            assert through.pop(id, (tokens, 0)) == (tokens, first), f"{id}: layers out of order"
+            if last == layers:
                 live[id] = replace(live[id], prefilled=live[id].prefilled + tokens)
+            else:
+                through[id] = tokens, last
         for id in plan.decode:
             live[id] = replace(live[id], generated=live[id].generated + 1)
             run.first_token.setdefault(id, step)
@@ -91,6 +100,8 @@ def check_plan(plan: StepPlan, view: SchedView, resident: set[str]) -> None:
         assert known[id].is_decoding, f"{id} decodes before its prompt is done"
     for id, tokens in plan.prefill:
         assert 0 < tokens <= known[id].prompt_tokens - known[id].prefilled, f"{id}: {tokens} tokens"
+    first, last = plan.prefill_layers or (0, view.layers)
+    assert 0 <= first < last <= view.layers, f"no such layers: {first} to {last}"
     for id in plan.refuse:
         assert known[id].kv_bytes > view.budget_bytes, f"{id} would fit alone"
     if any(request.kv_bytes <= view.budget_bytes for request in view.requests):

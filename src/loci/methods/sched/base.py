@@ -7,6 +7,7 @@ scheduler's memory is a state of its own that it gets and returns.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any  # a method's state is its own affair
 
@@ -56,11 +57,13 @@ class SchedView:
         requests: all unfinished requests, in the order they arrived.
         budget_bytes: bytes of KV that all admitted requests may hold together.
         max_rows: rows the engine can decode in one step.
+        layers: of the model, for methods that plan by layers.
     """
 
     requests: tuple[Request, ...]
     budget_bytes: int
     max_rows: int = 1
+    layers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,9 @@ class StepPlan:
     Attributes:
         decode: ids of the requests that each get one more token.
         prefill: (id, prompt tokens to process now), in order.
-        prefill_layers: the layers [first, end) that the prefill runs through; None is all.
+        prefill_layers: the layers [first, end) that the prefill runs through; None is all. The
+            tokens count as processed when the last layer was reached; until then each plan names
+            the same tokens, and the layers follow each other.
         swap_out: ids whose KV leaves the tier after the step; swap_in: ids whose KV comes back
             before it.
         refuse: ids that can never run within the budget.
@@ -104,3 +109,28 @@ class Sched(Method):
     @abstractmethod
     def choose(self, view: SchedView, state: Any) -> tuple[StepPlan, Any]:
         """Return the next step and the state after it; neither argument is changed."""
+
+
+def admit(view: SchedView, admitted: Sequence[str]) -> tuple[list[Request], tuple[str, ...]]:
+    """Return who runs, in order, and who never can: first come, first served, by bytes.
+
+    Admitted is the longest beginning of the arrivals whose complete KV fits the budget together,
+    and of no more than `max_rows`; so none must ever be put out again. Nobody is overtaken.
+
+    Args:
+        admitted: ids that run already, in the order they were admitted; those that ended are gone.
+    """
+    by_id = {request.id: request for request in view.requests}
+    running = [by_id[id] for id in admitted if id in by_id]
+    known, held, refuse = set(admitted), sum(r.kv_bytes for r in running), []
+    for request in view.requests:
+        if request.id in known:
+            continue
+        if request.kv_bytes > view.budget_bytes:
+            refuse.append(request.id)
+            continue
+        if held + request.kv_bytes > view.budget_bytes or len(running) >= view.max_rows:
+            break
+        running.append(request)
+        held += request.kv_bytes
+    return running, tuple(refuse)

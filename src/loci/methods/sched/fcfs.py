@@ -26,7 +26,7 @@ from typing import Annotated
 from loci.core.cost import Cost
 from loci.core.method import About, Frees, Kind, Param, Phase
 from loci.core.spec import ModelSpec, Workload
-from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
+from loci.methods.sched.base import Request, Sched, SchedView, StepPlan, admit
 
 Admitted = tuple[str, ...]  # the state: ids in the order they were admitted
 
@@ -55,24 +55,12 @@ class Fcfs(Sched):
         return ()
 
     def choose(self, view: SchedView, state: Admitted) -> tuple[StepPlan, Admitted]:
-        by_id = {request.id: request for request in view.requests}
-        admitted = [by_id[id] for id in state if id in by_id]  # those that ended are gone
-        refuse = []
-        for request in view.requests:
-            if request in admitted:
-                continue
-            if request.kv_bytes > view.budget_bytes:
-                refuse.append(request.id)
-                continue
-            held = sum(other.kv_bytes for other in admitted)
-            if held + request.kv_bytes > view.budget_bytes or len(admitted) >= view.max_rows:
-                break
-            admitted.append(request)
+        admitted, refuse = admit(view, state)
         decode = tuple(request.id for request in admitted if request.is_decoding)
         plan = StepPlan(
             decode=decode,
             prefill=self._prompts(admitted, len(decode)),
-            refuse=tuple(refuse),
+            refuse=refuse,
         )
         return plan, tuple(request.id for request in admitted)
 

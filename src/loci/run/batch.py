@@ -1,0 +1,860 @@
+"""Many requests on one model: they join and leave between steps, and share every step.
+
+G.-I. Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models", OSDI
+2022. A scheduler of `loci.methods.sched` says what each step does; this carries it out.
+
+One thread owns the model. Requests are submitted, cancelled and read from any other. A request is
+admitted when the keys and values of its longest possible end fit beside those of all others, so
+none runs out of memory later; until then it waits, and when too many wait it is refused and told
+when to come back. What a request leaves behind serves later ones that begin alike, until the room
+is needed or it is old.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar  # a scheduler's state is its own
+
+import torch
+from torch import Tensor
+
+from loci.core.event import Event, Events
+from loci.core.ledger import Lease, Ledger
+from loci.core.work import work_bytes
+from loci.errors import (
+    BudgetError,
+    ContextError,
+    FingerprintError,
+    LociError,
+    MethodError,
+    OverloadError,
+    ParameterError,
+)
+from loci.methods import catalogue
+from loci.methods.kv.base import decoded_tokens, predict_store
+from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
+from loci.models.tokenizer import Tokenizer
+from loci.nn import native
+from loci.run import prefixes
+from loci.run.engine import DTYPES
+from loci.run.grammars import Grammars
+from loci.run.kvstore import KVStore
+from loci.run.prefill import Prefiller
+from loci.run.prefixes import Chain, Kept
+from loci.run.requests import Ask, End, Odds, Piece, Reason, Ticket
+from loci.run.runner import Lot, Runner
+from loci.run.sampling import choose
+from loci.run.sources import Sources
+from loci.run.words import Words
+from loci.units import format_bytes
+
+if TYPE_CHECKING:
+    from loci.models.grammar import Guide
+    from loci.plan.solve import Plan
+
+ROWS = 16  # requests that decode together; more than the kernels' few rows cost a step of their own
+WAITING = 64  # requests that may wait
+KEEP_S = 300.0  # how long what a request left behind is kept
+SCHEDULER = "fcfs(chunk=128)"
+MAX_LOGPROBS = 20
+_FEW = 16  # rows of one native step; see `loci.nn.native.MAX_ROWS`
+_SMOOTH = 0.1  # weight of the newest step in the mean time of a step
+
+Result = TypeVar("Result")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(eq=False, kw_only=True)
+class _Live:
+    """One unfinished request, as the engine's thread sees it."""
+
+    ticket: Ticket
+    ids: list[int]  # the prompt, then what came
+    prompt: int
+    room: int  # new tokens at most
+    kv_bytes: int
+    chain: Chain
+    words: Words
+    generator: torch.Generator
+    guide: Guide | None = None
+    came_s: float = 0.0
+    began_s: float | None = None
+    first_s: float | None = None
+    store: KVStore | None = None
+    prefiller: Prefiller | None = None
+    prefilled: int = 0
+    reused: int = 0
+    generated: int = 0
+    pending: list[int] = field(default_factory=list)  # tokens the model has not seen
+    states: tuple[Lease, Tensor] | None = None  # between layers of a prompt
+    through: int = 0  # layers those states went through
+
+    @property
+    def ask(self) -> Ask:
+        return self.ticket.ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How much there is to do, and what was done since the start.
+
+    Attributes:
+        kv_bytes: of running requests; kept_bytes: of what others left behind; most_kv_bytes: what
+            both may take together now.
+        step_s: mean seconds of a step of late.
+        ended: {reason: requests}.
+    """
+
+    running: int
+    waiting: int
+    kv_bytes: int
+    kept_bytes: int
+    most_kv_bytes: int
+    step_s: float
+    steps: int
+    prompt_tokens: int
+    reused_tokens: int
+    new_tokens: int
+    refused: int
+    ended: dict[str, int]
+
+
+class Batch:
+    """One model inside one budget, for many. Use it in a `with` statement.
+
+    Args:
+        plan: what `loci.plan` returned; its context is the most one request may take. What the
+            plan leaves of the budget holds further requests.
+        folder: where models are kept.
+        scheduler: a method of `loci.methods.sched`, or its name.
+        rows: requests that decode together at most; fewer where the budget is small.
+        waiting: requests that may wait.
+        keep_s: how long keys and values of ended requests are kept for others that begin alike.
+        events: told of reservations, answers and refusals.
+
+    Raises:
+        BudgetError: if what is really there needs more than the plan's budget.
+        FingerprintError: if the model is not the one the plan was made for.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        folder: Path,
+        scheduler: Sched | str = SCHEDULER,
+        rows: int = ROWS,
+        waiting: int = WAITING,
+        keep_s: float = KEEP_S,
+        events: Events | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if rows < 1 or waiting < 0 or keep_s < 0:
+            raise ParameterError(
+                "rows must be >= 1, waiting and keep_s >= 0", value=(rows, waiting, keep_s)
+            )
+        self.plan, self.events = plan, events or Events()
+        self.ledger = Ledger(plan.budget.limits(), self.events)
+        self.scheduler = _scheduler(scheduler)
+        self.waiting, self.keep_s = waiting, keep_s
+        self._closers: list[Callable[[], None]] = []
+        self._state: Any = self.scheduler.start()
+        self._live: dict[str, _Live] = {}  # in the order they came
+        self._kept: list[Kept] = []  # used longest ago first
+        self._arrived: list[_Live] = []
+        self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._number = 0
+        self._step_s, self._steps, self._refused = 0.0, 0, 0
+        self._tokens: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        try:
+            self._open(plan, folder, rows, progress)
+        except BaseException:
+            self._give_back()
+            raise
+        self._thread = threading.Thread(target=self._serve, name="loci-engine", daemon=True)
+        self._thread.start()
+
+    # -- for everybody ------------------------------------------------------------------------
+
+    def submit(self, ask: Ask) -> Ticket:
+        """Take a request, and return the ticket on which its answer arrives.
+
+        Raises:
+            ParameterError: if the prompt is empty, or something in the request is not possible.
+            ContextError: if prompt and answer are longer than the plan's context.
+            BudgetError: if its keys and values would not fit even alone.
+            OverloadError: if too many wait already.
+        """
+        live = self._checked(ask)
+        with self._changed:
+            if self._closing:
+                raise OverloadError("this server is stopping", retry_after_s=10.0)
+            begun = sum(live.store is not None for live in self._live.values())
+            queue = len(self._live) + len(self._arrived) - begun
+            if begun + queue >= self.rows + self.waiting:
+                self._refused += 1
+                wait_s = self._wait_s()
+                self.events.emit(Event(name="run.refuse", data={"retry_after_s": wait_s}))
+                raise OverloadError(
+                    "too many requests wait already",
+                    value=queue,
+                    allowed=f"{self.waiting} that wait",
+                    way_out=f"ask again in {math.ceil(wait_s)} s",
+                    retry_after_s=wait_s,
+                )
+            self._arrived.append(live)
+            self._changed.notify_all()
+        return live.ticket
+
+    def reserve(self, owner: str, nbytes: int, kind: str = "index") -> Lease:
+        """Take memory of the budget for something beside the model; keeps are dropped for it.
+
+        Raises:
+            OverloadError: if running requests hold too much of it.
+            BudgetError: if it does not fit at all.
+        """
+
+        def take() -> Lease:
+            self._make_room(nbytes)
+            try:
+                return self.ledger.reserve(owner, "dram", nbytes, kind)
+            except BudgetError as error:
+                if nbytes > self._most():
+                    raise
+                raise OverloadError(
+                    f"{owner} needs {format_bytes(nbytes)}, which running requests hold",
+                    way_out=f"ask again in {math.ceil(self._wait_s())} s",
+                    retry_after_s=self._wait_s(),
+                ) from error
+
+        return self.between_steps(take)
+
+    def between_steps(self, job: Callable[[], Result]) -> Result:
+        """Have the engine's thread do something between two steps, and return what it returned."""
+        if threading.current_thread() is self._thread:
+            return job()
+        done: Future[Result] = Future()
+        with self._changed:
+            if self._closing:
+                raise OverloadError("this server is stopping", retry_after_s=10.0)
+            self._jobs.append((job, done))
+            self._changed.notify_all()
+        return done.result()
+
+    def load(self) -> Load:
+        """Return how much there is to do now."""
+        with self._changed:
+            live = [*self._live.values()]
+            arrived = len(self._arrived)
+        running = [one for one in live if one.store is not None]
+        kept = list(self._kept)
+        return Load(
+            running=len(running),
+            waiting=len(live) - len(running) + arrived,
+            kv_bytes=sum(one.kv_bytes for one in running),
+            kept_bytes=sum(one.nbytes for one in kept),
+            most_kv_bytes=self._most(),
+            step_s=self._step_s,
+            steps=self._steps,
+            prompt_tokens=self._tokens["prompt"],
+            reused_tokens=self._tokens["reused"],
+            new_tokens=self._tokens["new"],
+            refused=self._refused,
+            ended=dict(self._ended),
+        )
+
+    def retry_after_s(self) -> float:
+        """Return in how many seconds, by what runs now, the next request will have ended."""
+        with self._changed:
+            return self._wait_s()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Take no more requests, let those that run end within `drain_s`, and give all back.
+
+        What is unfinished then is told that it was cancelled. Closing twice does nothing.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._live and not self._arrived, drain_s)
+            for live in (*self._live.values(), *self._arrived):
+                live.ticket.is_cancelled = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._give_back()
+        self.ledger.check_integrity()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- private: opening ---------------------------------------------------------------------
+
+    def _open(self, plan: Plan, folder: Path, rows: int, progress: Progress | None) -> None:
+        self._sources = Sources(plan, folder, self.ledger, events=self.events, progress=progress)
+        self._closers.append(self._sources.close)
+        spec = self.spec = self._sources.pack.spec
+        if spec.fingerprint != plan.spec.fingerprint:
+            raise FingerprintError(
+                f"the plan was made for another {plan.model}",
+                value=spec.fingerprint,
+                allowed=plan.spec.fingerprint,
+                way_out="plan again with loci plan",
+            )
+        lease = self.ledger.reserve("tokenizer", "dram", spec.tokenizer_bytes, "tokenizer")
+        self._closers.append(lease.release)
+        self.tokenizer = Tokenizer(self._sources.pack.folder)
+        weights = self._sources.open(plan)
+        self._chain = catalogue.parse_chain(plan.kv, "kv") if plan.kv else ()
+        decoded = decoded_tokens(self._chain, plan.workload.context)
+        self.rows = self._rows_that_fit(plan, rows, decoded)
+        most = max(plan.chunk, self.rows)
+        self.runner = Runner(
+            spec,
+            weights,
+            self.ledger,
+            chunk=plan.chunk,
+            batch=self.rows,
+            rows=most,
+            decoded_tokens=decoded,
+        )
+        self._closers.append(self.runner.release)
+        # Where a step is no single native call, states between layers need memory of their own.
+        self._at_once = self.runner.is_whole and not self._chain
+        self._states: Tensor | None = None
+        if not self._at_once:
+            count = plan.chunk + self.rows
+            held = self.ledger.reserve("states", "dram", 4 * count * spec.hidden, "work")
+            self._closers.append(held.release)
+            self._states = torch.empty(count, spec.hidden)
+        self.grammars = Grammars(self.tokenizer, self.reserve)
+        self._closers.append(self.grammars.close)
+
+    def _rows_that_fit(self, plan: Plan, rows: int, decoded: int) -> int:
+        """Return how many rows can be had beside the keys and values of one long request."""
+        room = self.ledger.free("dram") - plan.held("kv")
+        while rows > 1:
+            need = work_bytes(
+                self.spec,
+                plan.chunk,
+                rows,
+                decoded_tokens=decoded,
+                rows=max(plan.chunk, rows),
+            )
+            if need + 4 * (plan.chunk + rows) * self.spec.hidden <= room:
+                break
+            rows //= 2
+        return rows
+
+    def _checked(self, ask: Ask) -> _Live:
+        """Return a request that could run, or say why it never can."""
+        vocab, context = self.spec.vocab, self.plan.workload.context
+        if not ask.ids:
+            raise ParameterError("the prompt is empty", way_out="say something")
+        bad = next((i for i in ask.ids if not isinstance(i, int) or not 0 <= i < vocab), None)
+        if bad is not None:
+            raise ParameterError("this is no token id", value=bad, allowed=f"0 to {vocab - 1}")
+        if ask.max_tokens is not None and ask.max_tokens < 1:
+            raise ParameterError("max_tokens must be >= 1", value=ask.max_tokens)
+        if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
+            raise ParameterError(
+                "so many likely tokens are not told",
+                value=ask.logprobs,
+                allowed=f"0 to {MAX_LOGPROBS}",
+            )
+        need = len(ask.ids) + (ask.max_tokens or 1)
+        if need > context:
+            raise ContextError(
+                f"prompt and answer take {need:,} tokens; the context holds {context:,}",
+                allowed=f"at most {context - (ask.max_tokens or 1):,} prompt tokens",
+                way_out=f"shorten them, or serve with --context {need}",
+            )
+        room = ask.max_tokens or min(self.plan.workload.new_tokens, context - len(ask.ids))
+        kv_bytes = self._kv_bytes(len(ask.ids) + room)
+        most = self._most()
+        if kv_bytes > most:
+            raise BudgetError(
+                f"keys and values of {len(ask.ids) + room:,} tokens need {format_bytes(kv_bytes)}; "
+                f"the budget leaves {format_bytes(most)} ({format_bytes(kv_bytes - most)} short)",
+                way_out="ask for fewer max_tokens, or serve with a larger --dram",
+            )
+        guide = None if ask.schema is None else self.grammars.of(ask.schema).guide(room)
+        with self._changed:
+            self._number += 1
+            number = self._number
+        chain = Chain(ask.scope)
+        chain.extend(ask.ids)
+        return _Live(
+            ticket=Ticket(f"r{number}", ask, self._wake),
+            ids=list(ask.ids),
+            prompt=len(ask.ids),
+            room=room,
+            kv_bytes=kv_bytes,
+            chain=chain,
+            words=Words(self.tokenizer.stream(), ask.stop),
+            generator=ask.sampling.generator(),
+            guide=guide,
+            came_s=time.monotonic(),
+        )
+
+    def _kv_bytes(self, tokens: int) -> int:
+        return predict_store(
+            self.spec,
+            self._chain,
+            max_tokens=tokens,
+            dtype_bytes=DTYPES[self.plan.kv_dtype].itemsize,
+            budget_bytes=self.plan.kv_budget_bytes,
+            chunk=self.plan.chunk,
+        )
+
+    def _most(self) -> int:
+        """Return the bytes that all keys and values may take together now."""
+        held = self.ledger.by_kind("dram").get("kv", 0)
+        most = self.ledger.free("dram") + held
+        return most if self.plan.budget.kv is None else min(most, self.plan.budget.kv)
+
+    def _wait_s(self) -> float:
+        """Return when the next running request ends at the latest, by the steps of late."""
+        left = [live.room - live.generated for live in self._live.values() if live.store]
+        return max(1.0, min(left, default=1) * self._step_s)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- private: the engine's thread -----------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._arrived or self._live or self._jobs or self._closing):
+                    self._changed.wait(self._until_old())
+                    if self._until_old() == 0.0:
+                        break
+                for live in self._arrived:
+                    self._live[live.ticket.id] = live
+                self._arrived.clear()
+                jobs, self._jobs = self._jobs, []
+                if self._closing and not self._live and not jobs:
+                    return
+            for job, done in jobs:
+                try:
+                    done.set_result(job())
+                except BaseException as error:  # belongs to whoever asked for it
+                    done.set_exception(error)
+            self._drop_old()
+            for live in [one for one in self._live.values() if one.ticket.is_cancelled]:
+                self._finish(live, "cancelled")
+            if self._live:
+                self._step()
+            with self._changed:
+                self._changed.notify_all()  # whoever waits for the end of all
+
+    def _step(self) -> None:
+        """Ask the scheduler, and do what it says."""
+        began = time.perf_counter()
+        view = SchedView(
+            requests=tuple(_request(live) for live in self._live.values()),
+            budget_bytes=self._most(),
+            max_rows=self.rows,
+            layers=self.spec.layers,
+        )
+        plan, self._state = self.scheduler.choose(view, self._state)
+        for id in plan.refuse:
+            live = self._live[id]
+            error = OverloadError(
+                f"its keys and values need {format_bytes(live.kv_bytes)}; "
+                f"{format_bytes(self._most())} are left beside what else is in memory",
+                retry_after_s=self._wait_s(),
+            )
+            self._finish(live, "failed", error)
+        involved = [self._live[id] for id, _ in plan.prefill]
+        involved += [self._live[id] for id in plan.decode]
+        try:
+            self._carry_out(plan)
+        except LociError as error:
+            self._fail(involved, error)
+        except Exception as error:  # the thread outlives whatever a step meets; they are told
+            self._fail(involved, LociError(f"internal error: {type(error).__name__}: {error}"))
+        took = time.perf_counter() - began
+        self._steps += 1
+        self._step_s = took if self._steps == 1 else self._step_s + _SMOOTH * (took - self._step_s)
+
+    def _fail(self, involved: Sequence[_Live], error: LociError) -> None:
+        for live in involved:
+            if live.ticket.end is None:
+                self._finish(live, "failed", error)
+
+    def _carry_out(self, plan: StepPlan) -> None:
+        if plan.swap_in or plan.swap_out:
+            raise MethodError(f"{self.scheduler} swaps, which this engine does not do yet")
+        decode = [self._live[id] for id in plan.decode]
+        prompts = [(self._live[id], tokens) for id, tokens in plan.prefill]
+        begun = [(live, tokens) for live, tokens in prompts if self._begin(live)]
+        by_layers = plan.prefill_layers is not None and begun
+        if by_layers and (self._chain or not native.available()):
+            raise MethodError(
+                f"{self.scheduler} reads prompts by layers, which needs the native kernels and "
+                "a cache that keeps every token",
+                way_out='serve with --kv "", or with another scheduler',
+            )
+        if self._chain:
+            self._run(self._decode_lots(decode))
+            for live, tokens in begun:
+                self._read(live, min(tokens, live.prompt - live.prefilled))
+        elif by_layers and plan.prefill_layers != (0, self.spec.layers):
+            assert plan.prefill_layers is not None
+            lots = [self._layer_lot(live, tokens, plan.prefill_layers) for live, tokens in begun]
+            self._run([*self._decode_lots(decode), *filter(None, lots)])
+        else:
+            self._run_with_prompts(self._decode_lots(decode), begun)
+
+    # -- private: lots --------------------------------------------------------------------------
+
+    def _decode_lots(self, decode: Sequence[_Live]) -> list[tuple[Lot, list[_Live]]]:
+        """Return what decodes: those with one token together, others on their own."""
+        for live in decode:
+            while len(live.pending) > self.runner.chunk:  # a schema may force many at once
+                part, live.pending = (
+                    live.pending[: self.runner.chunk],
+                    live.pending[self.runner.chunk :],
+                )
+                self._run([(self._lot([live], [part], (0, self.spec.layers), end=False), [live])])
+        ones = [live for live in decode if len(live.pending) == 1]
+        groups = [ones[i : i + _FEW] for i in range(0, len(ones), _FEW)]
+        groups += [[live] for live in decode if len(live.pending) > 1]
+        return [
+            (self._lot(group, [live.pending for live in group], (0, self.spec.layers)), group)
+            for group in groups
+        ]
+
+    def _lot(
+        self,
+        lives: Sequence[_Live],
+        ids: list[list[int]],
+        layers: tuple[int, int],
+        *,
+        end: bool = True,
+    ) -> Lot:
+        stores = [live.store for live in lives if live.store is not None]
+        assert len(stores) == len(lives), "only begun requests run"
+        return Lot(stores=stores, ids_ST=torch.tensor(ids), layers=layers, wants_logits=end)
+
+    def _run_with_prompts(
+        self, lots: list[tuple[Lot, list[_Live]]], prompts: Sequence[tuple[_Live, int]]
+    ) -> None:
+        """Run what decodes together with the first part of the prompts, then the other parts."""
+        room = self.runner.chunk
+        for live, tokens in prompts:
+            stop = min(live.prefilled + tokens, live.prompt)
+            while live.prefilled < stop:
+                if room == 0 or (self._at_once and lots):
+                    self._run(lots)
+                    lots, room = [], self.runner.chunk
+                part = live.ids[live.prefilled : min(stop, live.prefilled + room)]
+                live.prefilled += len(part)
+                room -= len(part)
+                is_last = live.prefilled == live.prompt
+                lots.append((self._lot([live], [part], (0, self.spec.layers), end=is_last), [live]))
+        self._run(lots)
+
+    def _layer_lot(
+        self, live: _Live, tokens: int, layers: tuple[int, int]
+    ) -> tuple[Lot, list[_Live]] | None:
+        """Return a prompt's tokens on their way through some layers; None for none left."""
+        part = live.ids[live.prefilled : min(live.prompt, live.prefilled + tokens)]
+        if live.through != layers[0]:
+            raise MethodError(f"{self.scheduler} left layers out", value=layers)
+        if live.states is None:
+            nbytes = 4 * len(part) * self.spec.hidden
+            self._make_room(nbytes)
+            lease = self.ledger.reserve(f"states {live.ticket.id}", "dram", nbytes, "work")
+            live.states = lease, torch.empty(len(part), self.spec.hidden)
+        is_end = layers[1] == self.spec.layers
+        is_last = is_end and live.prefilled + len(part) == live.prompt
+        lot = self._lot([live], [part], layers, end=is_last)
+        lot.hidden_Nd = live.states[1]
+        live.through = 0 if is_end else layers[1]
+        if is_end:
+            live.prefilled += len(part)
+        return lot, [live]
+
+    def _run(self, lots: Sequence[tuple[Lot, list[_Live]]]) -> None:
+        """Run lots, and take the next token of each row that ended."""
+        if not lots:
+            return
+        first = 0
+        for at, (lot, _) in enumerate(lots):
+            if lot.hidden_Nd is None and self._states is not None:
+                count = lot.ids_ST.numel()
+                if first + count > len(self._states):  # forced tokens beside full prompts
+                    self._run(lots[:at])
+                    self._run(lots[at:])
+                    return
+                lot.hidden_Nd = self._states[first : first + count]
+                first += count
+        whose = {id(lot): lives for lot, lives in lots}
+
+        def done(lot: Lot, logits_SV: Tensor) -> None:
+            for row, live in enumerate(whose[id(lot)]):
+                self._next(live, logits_SV[row : row + 1])
+
+        self.runner.run([lot for lot, _ in lots], done)
+        for lot, lives in lots:
+            for live in lives:
+                if lot.layers[1] == self.spec.layers and live.states is not None:
+                    self._drop_states(live)
+
+    def _read(self, live: _Live, tokens: int) -> None:
+        """Read a part of a prompt into a store that compresses."""
+        prefiller = live.prefiller
+        assert prefiller is not None and live.store is not None
+        part = live.ids[live.prefilled : live.prefilled + tokens]
+        live.prefilled += len(part)
+        if live.prefilled < live.prompt:
+            prefiller.prefill(part)
+            live.store.finish_chunk(prefiller)
+            return
+        logits_1V = prefiller.read(part)
+        live.store.finish_prompt(prefiller)
+        self._next(live, logits_1V)
+
+    # -- private: tokens ------------------------------------------------------------------------
+
+    def _next(self, live: _Live, logits_1V: Tensor) -> None:
+        """Take the next token of a request, give out its text, and end it where it ends."""
+        ask, guide = live.ask, live.guide
+        if guide is not None:
+            allowed_V = torch.from_numpy(guide.mask(logits_1V.shape[-1]))
+            logits_1V = logits_1V.masked_fill(~allowed_V, -math.inf)
+        token = int(choose(logits_1V, ask.sampling, live.generator)[0])
+        tokens = [token] if guide is None else self.grammars.follow(guide, token)
+        odds = () if ask.logprobs is None else self._odds(tokens, logits_1V[0], ask.logprobs)
+        if live.first_s is None:
+            live.first_s = time.monotonic()
+        is_end = token in self.tokenizer.eos_ids and not ask.goes_on
+        live.generated += len(tokens)
+        live.ids += tokens
+        live.pending = tokens
+        text = "" if is_end else live.words.feed(tokens)
+        is_full = live.generated >= live.room or (guide is not None and guide.done)
+        reason: Reason | None = None
+        if live.words.stopped_by is not None:
+            reason = "stop"
+        elif is_end or (guide is not None and guide.done and guide.complete):
+            reason = "end"
+        elif is_full:
+            reason = "length"
+        if reason in ("end", "length"):
+            text += live.words.end()
+            if live.words.stopped_by is not None:
+                reason = "stop"
+        shown = tuple(tokens) if not is_end else ()
+        if text or shown:
+            live.ticket.add(Piece(text=text, ids=shown, odds=odds if shown else ()))
+        if reason is not None:
+            self._finish(live, reason)
+
+    def _odds(self, tokens: Sequence[int], logits_V: Tensor, top: int) -> tuple[Odds, ...]:
+        """Return how likely a token was; those a schema forces after it were certain."""
+        whole = float(logits_V.logsumexp(-1))
+        found = logits_V.topk(top) if top else None
+        best = (
+            () if found is None else zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        )
+        bytes_of = self.tokenizer.bytes_of
+        first = Odds(
+            id=tokens[0],
+            raw=bytes_of(tokens[0]),
+            logprob=float(logits_V[tokens[0]]) - whole,
+            top=tuple((id, value - whole) for id, value in best),
+        )
+        return (first, *(Odds(id=id, raw=bytes_of(id), logprob=0.0) for id in tokens[1:]))
+
+    # -- private: memory ------------------------------------------------------------------------
+
+    def _begin(self, live: _Live) -> bool:
+        """Give a request its store when it is first run; return whether it has one."""
+        if live.store is not None:
+            return True
+        try:
+            live.store = self._store_for(live)
+        except BudgetError as error:  # something else took it since the scheduler looked
+            wait_s = self._wait_s()
+            self._finish(live, "failed", OverloadError(error.what, retry_after_s=wait_s))
+            return False
+        live.began_s = time.monotonic()
+        if self._chain:
+            live.prefiller = Prefiller(self.runner, live.store)
+        return True
+
+    def _store_for(self, live: _Live) -> KVStore:
+        """Return a store with what is known of a prompt already: one that was kept, or a copy."""
+        shared, source = self._known(live)
+        kept = next((one for one in self._kept if one.store is source), None)
+        tokens = live.prompt + live.room
+        if kept is not None and kept.store.max_tokens >= tokens and 2 * shared > len(kept.ids):
+            self._kept.remove(kept)
+            kept.store.crop(shared)
+            live.kv_bytes = kept.nbytes
+            store = kept.store
+        else:
+            if kept is not None:  # used now, so it goes last
+                self._kept.remove(kept)
+                kept.used_s = time.monotonic()
+                self._kept.append(kept)
+            self._make_room(live.kv_bytes)
+            store = KVStore(
+                self.spec,
+                self._chain,
+                max_tokens=tokens,
+                dtype=DTYPES[self.plan.kv_dtype],
+                budget_bytes=self.plan.kv_budget_bytes,
+                chunk=self.plan.chunk,
+                ledger=self.ledger,
+                generator=torch.Generator().manual_seed(0),
+            )
+            if source is not None and kept is not None and kept not in self._kept:
+                shared, source = 0, None  # it had to make room
+            if source is not None:
+                prefixes.copy(source, store, shared)
+                if kept is not None and shared + prefixes.BLOCK > len(kept.ids):
+                    self._drop(kept)  # the copy has all it had
+        live.prefilled = live.reused = shared
+        return store
+
+    def _known(self, live: _Live) -> tuple[int, KVStore | None]:
+        """Return how much of a prompt is known, at most all but its last token, and where."""
+        if self._chain:
+            return 0, None
+        running = [
+            (one.chain, one.store)
+            for one in self._live.values()
+            if one.store is not None and one.states is None
+        ]
+        tokens, store = prefixes.best(
+            live.chain, [*((one.chain, one.store) for one in self._kept), *running]
+        )
+        tokens = min(tokens, live.prompt - 1)
+        return (tokens, store) if tokens > 0 else (0, None)
+
+    def _make_room(self, nbytes: int) -> None:
+        """Drop what was kept, used longest ago first, until so many bytes are free."""
+        while self._kept and not self._fits(nbytes):
+            self._drop(self._kept[0])
+
+    def _fits(self, nbytes: int) -> bool:
+        cap = self.plan.budget.kv
+        held = self.ledger.by_kind("dram").get("kv", 0)
+        return nbytes <= self.ledger.free("dram") and (cap is None or held + nbytes <= cap)
+
+    def _drop(self, kept: Kept) -> None:
+        self._kept.remove(kept)
+        kept.store.release()
+
+    def _drop_old(self) -> None:
+        while self._kept and time.monotonic() - self._kept[0].used_s >= self.keep_s:
+            self._drop(self._kept[0])
+
+    def _until_old(self) -> float | None:
+        """Return in how many seconds the oldest keep is dropped; None where there is none."""
+        if not self._kept:
+            return None
+        return max(0.0, self._kept[0].used_s + self.keep_s - time.monotonic())
+
+    def _drop_states(self, live: _Live) -> None:
+        if live.states is not None:
+            live.states[0].release()
+            live.states = None
+
+    # -- private: the end -----------------------------------------------------------------------
+
+    def _finish(self, live: _Live, reason: Reason, error: LociError | None = None) -> None:
+        """End a request: keep or give back what it held, and tell its ticket."""
+        with self._changed:
+            self._live.pop(live.ticket.id, None)
+        self._drop_states(live)
+        self._keep(live, reason)
+        now = time.monotonic()
+        end = End(
+            reason=reason,
+            text=live.words.text,
+            prompt_tokens=live.prompt,
+            reused_tokens=live.reused,
+            new_tokens=live.generated,
+            queued_s=(live.began_s or now) - live.came_s,
+            first_token_s=None if live.first_s is None else live.first_s - live.came_s,
+            whole_s=now - live.came_s,
+            stopped_by=live.words.stopped_by,
+            error=error,
+        )
+        self._tokens.update(prompt=end.prompt_tokens, reused=end.reused_tokens, new=end.new_tokens)
+        self._ended[reason] += 1
+        data = {
+            "id": live.ticket.id,
+            "reason": reason,
+            "prompt": end.prompt_tokens,
+            "reused": end.reused_tokens,
+            "new": end.new_tokens,
+            "queued_s": end.queued_s,
+            "first_token_s": end.first_token_s,
+            "whole_s": end.whole_s,
+        }
+        self.events.emit(Event(name="run.answer", data=data))
+        live.ticket.finish(end)
+
+    def _keep(self, live: _Live, reason: Reason) -> None:
+        """Keep what a request read and wrote for others that begin alike, if that is exact."""
+        store, live.store = live.store, None
+        if store is None:
+            return
+        if self._chain or reason == "failed" or self.keep_s == 0 or not store.length:
+            store.release()
+            return
+        ids = live.ids[: store.length]
+        live.chain.extend(ids)
+        self._kept.append(Kept(ids=ids, chain=live.chain, store=store, used_s=time.monotonic()))
+
+    def _give_back(self) -> None:
+        for kept in list(getattr(self, "_kept", ())):
+            self._drop(kept)
+        while self._closers:
+            self._closers.pop()()
+
+
+def _scheduler(scheduler: Sched | str) -> Sched:
+    method = catalogue.find(scheduler, "sched") if isinstance(scheduler, str) else scheduler
+    if not isinstance(method, Sched):
+        raise ParameterError("this is no scheduler", value=str(scheduler))
+    return method
+
+
+def _request(live: _Live) -> Request:
+    """Return a request as schedulers see it; the token that waits to be read counts as made."""
+    return Request(
+        id=live.ticket.id,
+        prompt_tokens=live.prompt,
+        new_tokens=live.room,
+        kv_bytes=live.kv_bytes,
+        prefilled=live.prefilled,
+        generated=live.generated,
+        priority=live.ask.priority,
+    )
