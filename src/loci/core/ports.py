@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from loci.core.spec import ModelSpec
+
 Tensor = Any
 Array = Any  # numpy
 
@@ -133,14 +135,35 @@ class Group(Protocol):
 class Artefact(Protocol):
     """Something prepared for one model: tensors and facts, refused on mismatch."""
 
-    method: str
-    fingerprint: str
-    tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any]
+    @property
+    def method(self) -> str:
+        """The method, with its parameters."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model it was made for."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What was found out."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """JSON values beside it."""
+        ...
 
 
 class Lab(Protocol):
     """What `prepare` works with: a model taken apart, calibration text, a place for results."""
+
+    spec: ModelSpec
+
+    def texts(self) -> Sequence[str]:
+        """Return texts to look at the model with."""
+        ...
 
     def activations(self, texts: Sequence[str], taps: Sequence[str]) -> AbstractContextManager[Any]:
         """Run texts and collect what the taps see."""
@@ -152,4 +175,10 @@ class Lab(Protocol):
 
     def folder(self) -> Path:
         """Return where the artefact may be written."""
+        ...
+
+    def artefact(
+        self, method: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> Artefact:
+        """Return tensors and facts as what was prepared by a method for this model."""
         ...

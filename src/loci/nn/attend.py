@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loci.errors import ParameterError
 from loci.nn import native
-from loci.nn.kv import DenseSegment, KVView, Segment
+from loci.nn.kv import DenseSegment, KVView, RaggedSegment, Segment
 
 TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
 
@@ -174,7 +174,9 @@ def _merged(
     for segment in view.segments:
         if segment.tokens:
             ordered = _in_order(q_BKGTD, segment)
-            if not masked and (segment.clear or _is_causal(segment)):
+            if isinstance(segment, RaggedSegment):
+                parts = _by_head(ordered, segment, positions_BT, scale, window, masked, kernels)
+            elif not masked and (segment.clear or _is_causal(segment)):
                 parts = _open(ordered, segment, scale, kernels)
             else:
                 parts = _by_mask(ordered, segment, positions_BT, pad_B, scale, window, first)
@@ -184,6 +186,32 @@ def _merged(
     if total is None:
         return torch.zeros_like(q_BKGTD), q_BKGTD.new_full(q_BKGTD.shape[:-1], -math.inf)
     return total
+
+
+def _by_head(
+    q_BKGTD: Tensor,
+    segment: RaggedSegment,
+    positions_BT: Tensor,
+    scale: float,
+    window: int | None,
+    masked: bool,
+    kernels: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attend head by head, because every head has a number of tokens of its own."""
+    found = [
+        _merged(
+            q_BKGTD[:, head : head + 1],
+            KVView(0, 1, (part,)),
+            positions_BT,
+            None,
+            scale,
+            window,
+            masked,
+            kernels,
+        )
+        for head, part in enumerate(segment.parts)
+    ]
+    yield torch.cat([o for o, _ in found], 1), torch.cat([lse for _, lse in found], 1)
 
 
 def _is_causal(segment: Segment) -> bool:

@@ -7,8 +7,8 @@ softmax.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -27,11 +27,13 @@ class KVBlock:
         keys, values: [B, K, T, D].
         positions: [B, T], or [B, K, T] where heads keep different tokens; a negative position
             marks a slot that nobody sees (padding).
+        hidden: [B, T, d], what the layer's projections were given; None where nobody asked.
     """
 
     keys: Tensor
     values: Tensor
     positions: Tensor
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +44,13 @@ class Seen:
         layer: its index.
         queries: rotated queries [B, H, T, D]; None where nobody asked for them.
         positions: their positions [B, T]; negative marks padding.
+        prepared: the shared tensors of the method that is asked, by name.
     """
 
     layer: int
     queries: Tensor | None
     positions: Tensor
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Segment(Protocol):
@@ -129,6 +133,46 @@ class DenseSegment:
                 values[:, :, start:stop].float(),
                 None if places is None else places[..., start:stop],
             )
+
+
+class RaggedSegment:
+    """Tokens of which every head keeps a number of its own.
+
+    Attention goes head by head over `parts`. Read as tiles, heads with fewer tokens are filled up
+    with zeros at positions -1.
+
+    Args:
+        parts: of each KV head, the segment of its tokens, with positions.
+        order: [B, K, D], see `Segment`.
+    """
+
+    __slots__ = ("clear", "order", "parts", "positions_BKS", "tokens")
+
+    def __init__(self, parts: Sequence[Segment], order: Tensor | None = None) -> None:
+        self.parts, self.order = tuple(parts), order
+        self.tokens = max(part.tokens for part in parts)
+        self.clear = False
+        self.positions_BKS: Tensor | None = torch.cat(
+            [_filled(part.positions_BKS, self.tokens, -1) for part in parts], 1
+        )
+
+    def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield all tokens as one tile, which is a copy; for methods that score."""
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for part in self.parts:
+            found = list(part.tiles())
+            keys.append(_filled(torch.cat([tile[0] for tile in found], 2), self.tokens, 0))
+            values.append(_filled(torch.cat([tile[1] for tile in found], 2), self.tokens, 0))
+        yield torch.cat(keys, 1), torch.cat(values, 1), self.positions_BKS
+
+
+def _filled(x_BKS: Tensor | None, tokens: int, value: int) -> Tensor:
+    """Return a tensor [B, K, S, ...] with more slots of one value behind."""
+    assert x_BKS is not None
+    shape = list(x_BKS.shape)
+    shape[2] = tokens - shape[2]
+    return torch.cat([x_BKS, x_BKS.new_full(shape, value)], 2)
 
 
 class KVView:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any  # facts of an artefact are JSON values
 
 import torch
 from torch import Generator, Tensor
@@ -22,22 +25,27 @@ from torch import Generator, Tensor
 from loci.core.ledger import Ledger
 from loci.core.method import Method, Need, make
 from loci.core.spec import ModelSpec, Workload
-from loci.errors import ModelError, ParameterError
+from loci.errors import MethodError, ModelError, ParameterError
 from loci.methods.kv.base import (
     Chain,
     Encode,
+    EncodeLayers,
+    KVMethod,
     Select,
     budget_for,
+    due_tokens,
     predict_store,
     store_plan,
 )
 from loci.nn.attend import attend
 from loci.nn.kv import Seen
+from loci.nn.rope import Rope, rotate
 
 if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
 
 SCALE = 0.25
+RANK, NOISE = 6, 0.02  # of texts whose layers share what they say
 
 # Shapes: B batch, L layers, H query heads, K key/value heads, T tokens, D head size.
 
@@ -77,10 +85,108 @@ class Text:
 
         return cls(draw(spec.heads), draw(spec.kv_heads), draw(spec.kv_heads))
 
+    @classmethod
+    def shared(cls, spec: ModelSpec, tokens: int, batch: int = 1, seed: int = 0) -> Text:
+        """Return a text whose keys and values have a low rank, which all layers share.
+
+        Keys are rotated by position, as a model rotates them.
+        """
+        found = cls.of(spec, tokens, batch, seed)
+        rope = Rope(spec).table(torch.arange(tokens)[None])
+        for part, plain_LBKTD in zip((0, 1), low_rank(spec, tokens, batch, seed), strict=True):
+            for layer, plain_BKTD in enumerate(plain_LBKTD):
+                held = (found.keys_LBKTD, found.values_LBKTD)[part][layer]
+                held.copy_(rotate(plain_BKTD, *rope) if part == 0 else plain_BKTD)
+        return found
+
     @property
     def tokens(self) -> int:
         """Tokens of the text."""
         return self.keys_LBKTD.shape[3]
+
+
+def low_rank(spec: ModelSpec, tokens: int, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return keys before their rotation, and values, [L, B, K, T, D]: what one token says in all
+    layers are a few numbers, of one basis for every text, and a little noise."""
+    draw, basis = Generator().manual_seed(seed + 1000), Generator().manual_seed(7)
+    shape = (spec.layers, batch, spec.kv_heads, tokens, spec.head_dim)
+    found = []
+    for _ in range(2):
+        says_BTr = torch.randn(batch, tokens, RANK, generator=draw)
+        way_LKrD = torch.randn(spec.layers, spec.kv_heads, RANK, spec.head_dim, generator=basis)
+        plain = torch.einsum("btr,lkrd->lbktd", says_BTr, way_LKrD) / RANK**0.5
+        found.append(plain + NOISE * torch.randn(shape, generator=draw))
+    return found[0], found[1]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FakeArtefact:
+    """Tensors and facts; satisfies `loci.core.ports.Artefact`."""
+
+    method: str
+    fingerprint: str
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+class FakeLab:
+    """A model of random weights whose keys and values are those of `low_rank`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def texts(self) -> Sequence[str]:
+        """Return texts, of which only the number counts."""
+        return [str(number) for number in range(4)]
+
+    @contextmanager
+    def activations(
+        self, texts: Sequence[str], taps: Sequence[str]
+    ) -> Iterator[Iterator[tuple[str, int, Tensor]]]:
+        """Lend an iterator of (tap, layer, tensor) over the texts."""
+
+        def walk() -> Iterator[tuple[str, int, Tensor]]:
+            for text in texts:
+                keys_LBKTD, values_LBKTD = low_rank(self.spec, 200, seed=500 + int(text))
+                for layer in range(self.spec.layers):
+                    found = {"keys": keys_LBKTD[layer], "values": values_LBKTD[layer]}
+                    yield from ((tap, layer, found[tap]) for tap in taps)
+
+        yield walk()
+
+    def weights(self, name: str) -> Tensor:
+        """Return a weight that is the same every time."""
+        shape = self.spec.layer_linears()[name.rpartition(".")[2]]
+        number = int.from_bytes(name.encode(), "little") % 2**31
+        return torch.randn(shape, generator=Generator().manual_seed(number)) / shape[1] ** 0.5
+
+    def folder(self) -> Path:
+        """Nothing is written."""
+        raise AssertionError("a method of a KV cache writes nothing")
+
+    def artefact(
+        self, method: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> FakeArtefact:
+        """Return what was prepared."""
+        return FakeArtefact(
+            method=method,
+            fingerprint=self.spec.fingerprint,
+            tensors=dict(tensors),
+            facts=dict(facts or {}),
+        )
+
+
+@cache
+def prepared(method: Method, spec: ModelSpec) -> Any:
+    """Return what a method prepares for the model of `FakeLab`."""
+    assert isinstance(method, KVMethod)
+    return method.prepare(FakeLab(spec))
+
+
+def text_for(method: Method, spec: ModelSpec, tokens: int, batch: int = 1, seed: int = 0) -> Text:
+    """Return a text with what the method lives on: layers that share, or nothing."""
+    made = Text.shared if isinstance(method, EncodeLayers) else Text.of
+    return made(spec, tokens, batch, seed)
 
 
 @dataclass(eq=False)
@@ -128,6 +234,7 @@ def read(
                 text.keys_LBKTD[layer][:, :, first:last],
                 text.values_LBKTD[layer][:, :, first:last],
                 positions_BT,
+                hidden_of(store, text, layer, first, last),
             )
             layers.append(attend(q_BHTD, view, positions=positions_BT, scale=SCALE)[0])
             if store.wants_queries:
@@ -138,6 +245,16 @@ def read(
         store.finish_chunk(prefiller)
     store.finish_prompt(prefiller)
     return torch.cat(outputs, 3), prefiller
+
+
+def hidden_of(store: KVStore, text: Text, layer: int, first: int, last: int) -> Tensor | None:
+    """Return hidden states that a store wants to be shown, which have nothing to do with keys."""
+    if not store.wants_hidden:
+        return None
+    rows = text.keys_LBKTD.shape[1]
+    draw = Generator().manual_seed(layer)
+    states = torch.randn(rows, text.tokens, store.spec.hidden, generator=draw)
+    return states[:, first:last]
 
 
 def store_of(
@@ -176,6 +293,11 @@ def store_of(
         chunk=chunk,
         generator=Generator().manual_seed(seed),
         ledger=ledger,
+        artefacts={
+            method.about.name: prepared(method, spec)
+            for method in chain
+            if Need.ARTEFACT in method.about.needs
+        },
     )
 
 
@@ -225,7 +347,7 @@ def check(make_store: type[KVStore], method: Method) -> None:
             check_room_enough(make_store, method)
             check_evicts(make_store, method)
         else:
-            assert isinstance(method, Encode)
+            assert isinstance(method, Encode | EncodeLayers)
             check_codes(make_store, method)
     assert not said.getvalue(), "a method prints nothing"
     check_bad_parameters(type(method))
@@ -244,7 +366,7 @@ def check_bytes(make_store: type[KVStore], method: Method) -> None:
             spec, (method,), max_tokens=tokens, budget_bytes=store.budget_bytes, chunk=16
         )
         for stop in (50, tokens):
-            read(store, Text.of(spec, stop), start=store.length)
+            read(store, text_for(method, spec, stop), start=store.length)
             assert store.nbytes() == {"dram": predicted} and ledger.used("dram") == predicted
             assert store.budget_bytes is None or predicted <= store.budget_bytes
         store.release()
@@ -258,19 +380,22 @@ def check_bytes(make_store: type[KVStore], method: Method) -> None:
 def check_shapes(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError unless attention over the store has the right form."""
     for spec in (spec_of(), spec_of(kv_heads=4), spec_of(kv_heads=1)):
-        store = store_of(make_store, (method,), keep=_keep(method, 24), spec=spec)
-        text = Text.of(spec, 60)
+        tokens = 60 + _span(method)
+        store = store_of(
+            make_store, (method,), keep=_keep(method, 24), spec=spec, max_tokens=tokens + 20
+        )
+        text = text_for(method, spec, tokens)
         o_LBHTD, _ = read(store, text)
         assert o_LBHTD.shape == text.queries_LBHTD.shape and o_LBHTD.dtype == torch.float32
-        assert o_LBHTD.isfinite().all() and store.length == 60
+        assert o_LBHTD.isfinite().all() and store.length == tokens
         places = kept_positions(store)
-        assert (places.diff(dim=-1) > 0).all(), "tokens are not in order"
+        real = (places.diff(dim=-1) > 0) | (places[..., 1:] < 0)  # a head may have fewer
+        assert real.all(), "tokens are not in order"
 
 
 def check_unchanged_inputs(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError if a store changes the tensors it is shown."""
-    text = Text.of(spec_of(), 60)
-    before = Text.of(spec_of(), 60)
+    text, before = (text_for(method, spec_of(), 60) for _ in range(2))
     read(store_of(make_store, (method,), keep=_keep(method, 24)), text)
     for name in ("queries_LBHTD", "keys_LBKTD", "values_LBKTD"):
         assert torch.equal(getattr(text, name), getattr(before, name)), f"{name} was changed"
@@ -280,17 +405,23 @@ def check_rows(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError if rows of a batch see each other."""
     if {Need.PROBE, Need.GENERATOR} & set(method.about.needs):
         return  # one row at a time, or one stream of draws for all rows
-    text = Text.of(spec_of(), 60, batch=2)
-    both, _ = read(store_of(make_store, (method,), keep=_keep(method, 24), batch=2), text)
+    if isinstance(method, Select) and method.reallocates:
+        return  # one row at a time
+    tokens = 60 + _span(method)
+    text = text_for(method, spec_of(), tokens, batch=2)
+    keep = _keep(method, 24)
+    store = store_of(make_store, (method,), batch=2, keep=keep, max_tokens=tokens)
+    both, _ = read(store, text)
     for row in (0, 1):
         part = Text(*(t[:, row : row + 1] for t in vars(text).values()))
-        alone, _ = read(store_of(make_store, (method,), keep=_keep(method, 24)), part)
+        store = store_of(make_store, (method,), keep=keep, max_tokens=tokens)
+        alone, _ = read(store, part)
         torch.testing.assert_close(both[:, row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def check_repeatable(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError unless the same seed gives the same answer."""
-    text = Text.of(spec_of(), 60)
+    text = text_for(method, spec_of(), 60)
     first, _ = read(store_of(make_store, (method,), keep=_keep(method, 24), seed=3), text)
     again, _ = read(store_of(make_store, (method,), keep=_keep(method, 24), seed=3), text)
     assert torch.equal(first, again), "same seed, other answer"
@@ -298,13 +429,14 @@ def check_repeatable(make_store: type[KVStore], method: Method) -> None:
 
 def check_snapshot(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError unless a store taken back reads on exactly like the one kept."""
-    spec, text = spec_of(), Text.of(spec_of(), 80)
-    store = store_of(make_store, (method,), keep=_keep(method, 24), max_tokens=90)
-    read(store, text, stop=60)
-    tensors, meta = store.snapshot(ids=range(60))
+    spec, stop = spec_of(), 60 + _span(method)
+    text = text_for(method, spec, stop + 20)
+    store = store_of(make_store, (method,), keep=_keep(method, 24), max_tokens=stop + 30)
+    read(store, text, stop=stop)
+    tensors, meta = store.snapshot(ids=range(stop))
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     twin = make_store.restore(
-        spec, (method,), tensors, meta, ids=range(60), generator=Generator().manual_seed(9)
+        spec, (method,), tensors, meta, ids=range(stop), generator=Generator().manual_seed(9)
     )
     fork = store.fork()
     for layer in range(spec.layers):
@@ -312,16 +444,16 @@ def check_snapshot(make_store: type[KVStore], method: Method) -> None:
             ours, theirs = store.view(layer).dense(), other.view(layer).dense()
             assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
             assert torch.equal(ours.positions, theirs.positions)
-    kept, _ = read(store, text, start=60)
-    back, _ = read(twin, text, start=60)
+    kept, _ = read(store, text, start=stop)
+    back, _ = read(twin, text, start=stop)
     assert torch.equal(kept, back), "a restored store answers differently"
     assert all(torch.equal(before[n], t) for n, t in tensors.items()), "a snapshot was changed"
-    assert store.nbytes() == twin.nbytes() == fork.nbytes() and fork.length == 60
+    assert store.nbytes() == twin.nbytes() == fork.nbytes() and fork.length == stop
 
 
 def check_half(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError unless a float16 store answers much like a float32 one."""
-    text = Text.of(spec_of(), 30)
+    text = text_for(method, spec_of(), 30)
     whole, _ = read(store_of(make_store, (method,)), text)
     half, _ = read(store_of(make_store, (method,), dtype=torch.float16), text)
     torch.testing.assert_close(half, whole, rtol=0.02, atol=0.02)
@@ -353,7 +485,8 @@ def check_room_enough(make_store: type[KVStore], method: Select) -> None:
     """Raise AssertionError unless a budget for all tokens changes nothing."""
     text = Text.of(spec_of(), 60)
     exact, _ = read(store_of(make_store, ()), text)
-    ours, _ = read(store_of(make_store, (method,), keep=60, max_tokens=100), text)
+    room = 60 if method.allocates else 100  # where layers differ, only the whole text is enough
+    ours, _ = read(store_of(make_store, (method,), keep=60, max_tokens=room), text)
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
 
 
@@ -367,26 +500,44 @@ def check_evicts(make_store: type[KVStore], method: Select) -> None:
         plan = store_plan(
             store.spec, (method,), max_tokens=200, budget_bytes=store.budget_bytes, chunk=16
         )
+        held = 0
         for layer in range(store.spec.layers):
-            assert 1 <= store.held_tokens(layer) <= plan.slots
-            assert kept_positions(store, layer).shape[-1] == store.held_tokens(layer)
+            places = kept_positions(store, layer)
+            assert places.shape[-1] == store.held_tokens(layer) >= 1
+            assert method.allocates or store.held_tokens(layer) <= plan.slots
+            assert (places >= 0).any(-1).all(), "a head holds nothing"
+            held += int((places >= 0).sum())
+        assert held <= plan.slots * store.spec.layers * store.spec.kv_heads
         assert store.length == 70
 
 
-def check_codes(make_store: type[KVStore], method: Encode) -> None:
+def check_codes(make_store: type[KVStore], method: Encode | EncodeLayers) -> None:
     """Raise AssertionError unless codes are close to what they encode and never change again."""
-    spec = spec_of()
-    store, text = store_of(make_store, (method,)), Text.of(spec, 150)
-    read(store, text, stop=100)
+    spec, closes = spec_of(), method.closes_every
+    middle = max(100, 2 * closes)
+    tokens = middle + max(50, closes)
+    text = text_for(method, spec, tokens)
+    store = store_of(make_store, (method,), max_tokens=tokens)
+    read(store, text, stop=middle)
     early = store.view(0).dense()
-    read(store, text, start=100)
+    closed = due_tokens(method, middle)
+    assert closed >= closes, "nothing was encoded"
+    read(store, text, start=middle)
     late = store.view(0).dense()
-    closed = 100 // method.closes_every * method.closes_every
+    for layer in range(spec.layers):
+        assert store.held_tokens(layer) == tokens
     assert torch.equal(early.keys[:, :, :closed], late.keys[:, :, :closed]), "coded twice"
     error = (late.keys - text.keys_LBKTD[0]).norm() / text.keys_LBKTD[0].norm()
     assert error < 0.5, f"decoded keys are far from the keys: {error:.2f}"
-    store.crop(70)
-    assert store.length == 70 and store.held_tokens(0) == 70
+    if method.keeps_groups and closes > 1:
+        try:
+            store.crop(closes - 1)
+        except MethodError as refused:
+            assert "cropped inside tokens" in str(refused), str(refused)
+        else:
+            raise AssertionError("cropped inside tokens that were encoded together")
+    store.crop(closes)
+    assert store.length == closes and store.held_tokens(0) == closes
 
 
 def check_bad_parameters(cls: type[Method]) -> None:
@@ -404,6 +555,13 @@ def check_bad_parameters(cls: type[Method]) -> None:
                 assert f"{cls.about.name}.{name} must be" in str(error), str(error)
             else:
                 raise AssertionError(f"{cls.about.name}.{name} took {value!r}")
+
+
+def _span(method: Method) -> int:
+    """Return the tokens more that are read so that some are encoded."""
+    if not isinstance(method, EncodeLayers):
+        return 0
+    return method.closes_every + method.exact_tokens
 
 
 def _keep(method: Method, tokens: int) -> int | None:

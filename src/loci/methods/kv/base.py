@@ -1,8 +1,9 @@
 """Roles of KV methods, the chains they may form, and the bytes a store of them takes.
 
-Two roles: Select says which stored tokens matter, Encode turns tokens into fewer bits. A chain is
-at most one of each, in that order: `(SnapKV(), Bfp(bits=4))`. Everything else is done once, by the
-store: budgets, the choice itself, freeing storage, the exact tail of an encoder.
+Select says which stored tokens matter. Encode turns the tokens of a head into fewer bits, and
+EncodeLayers does so with whole layers, or several of them together. A chain is at most one that
+selects, then at most one that encodes: `(SnapKV(), Bfp(bits=4))`. Everything else is done once, by
+the store: budgets, the choice itself, freeing storage, exact tails, rotation.
 
 The table of `store_plan` is read by prediction and by allocation alike, so predicted bytes are the
 bytes held. Nothing here needs torch until something is computed.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import floor, prod
 from typing import TYPE_CHECKING, ClassVar
 
 from loci.core.cost import Cost
@@ -25,12 +26,13 @@ from loci.units import format_bytes
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from loci.core.ports import Artefact, Lab
     from loci.nn.kv import KVBlock, KVView, Seen
 
 BLOCK_TOKENS = 64  # an exact store's tokens are rounded up to whole blocks
 ROOM_TOKENS = 32  # free slots an eviction makes at most, so that decoding evicts rarely
 DECODE_TOKENS = 1024  # stored tokens that are decoded at once; `loci.nn.kv.TILE_TOKENS`
-SIZES = {"uint8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
+SIZES = {"uint8": 1, "int8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype)
 
@@ -53,6 +55,18 @@ class KVMethod(Method):
         exact = predict_store(spec, (), max_tokens=load.context, batch=load.batch)
         return Cost(held={"dram": held}, freed={"dram": exact - held}, loss=None)
 
+    def prepare(self, lab: Lab) -> Artefact:
+        """Return what the method needs to know of a model, found out once; see `Need.ARTEFACT`."""
+        raise MethodError(f"{self.about.name} needs nothing prepared")
+
+    def shared_table(self, spec: ModelSpec) -> Shapes:
+        """Return {name: (shape, dtype)} of what a store keeps once, for all rows and tokens."""
+        return {}
+
+    def shared(self, spec: ModelSpec, artefact: Artefact | None) -> Mapping[str, Tensor]:
+        """Return the tensors of `shared_table`; by default those of what was prepared."""
+        return {} if artefact is None else artefact.tensors
+
 
 class Select(KVMethod):
     """Scores stored tokens; the store keeps the best and frees the rest.
@@ -61,10 +75,18 @@ class Select(KVMethod):
         granularity: HEAD when heads of a layer may keep different tokens, else GLOBAL.
         each_step: `score` is also asked when a decoded token finds the store full. Otherwise
             remembered scores decide then, and decoded tokens leave oldest first.
+        each_chunk: `score` is also asked after chunks of a prompt that fit, and merged.
+        allocates: LAYER when `allocate` gives every layer a number of tokens of its own, HEAD when
+            it gives every head one, None when all get the same.
+        reallocates: `allocate` is asked again after every chunk of a prompt that evicted, with
+            scores. Such a store takes one row, because rows would decide for each other.
     """
 
     granularity: ClassVar[Granularity] = Granularity.HEAD
     each_step: ClassVar[bool] = False
+    each_chunk: ClassVar[bool] = False
+    allocates: ClassVar[Granularity | None] = None
+    reallocates: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
@@ -80,6 +102,26 @@ class Select(KVMethod):
     def merge(self, remembered: Tensor, fresh: Tensor) -> Tensor:
         """Return the scores to keep, from those remembered (+inf: never scored) and fresh ones."""
         return fresh
+
+    def allocate(
+        self,
+        scores: Sequence[Tensor] | None,
+        tokens: int,
+        spec: ModelSpec,
+        prepared: Mapping[str, Tensor],
+    ) -> Sequence[float] | None:
+        """Return how many tokens each layer [L] should have, or each head [L * K], by its number.
+
+        Only proportions count: the store scales them to the bytes it has, gives everybody at
+        least one token and nobody more than the context. None leaves things as they are.
+
+        Args:
+            scores: of the stored tokens, by layer [1, K, S]; -inf where a head has fewer than
+                others. None when the store is made, before anything is known of the text.
+            tokens: what each has when all have the same.
+            prepared: the method's shared tensors.
+        """
+        return None
 
     def probe_ids(self, ids: Sequence[int]) -> list[int]:
         """Return what to run through the model to score these tokens of the context."""
@@ -132,7 +174,100 @@ class Encode(KVMethod):
         """Return keys (in their stored order) and values, float32 [B, K, T, D]."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerGroup:
+    """Layers whose tokens are encoded together.
+
+    Attributes:
+        spec: of the model.
+        layers: their indices.
+        shared: the method's shared tensors.
+    """
+
+    spec: ModelSpec
+    layers: range
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class EncodeLayers(KVMethod):
+    """Turns tokens of whole layers, or of several layers together, into rows and bases.
+
+    Tokens wait in an exact tail. When `closes_every` of them stand before the `exact_tokens` that
+    stay exact, they are encoded, once and for all, after the last layer of their group attended.
+    Every token becomes a row of the group; every `closes_every` tokens share a basis. Keys come and
+    go without their rotation: the store turns them back and forth by position, in float32.
+
+    Attributes:
+        granularity: the finest eviction of tokens the rows tolerate below themselves.
+        keeps_groups: tokens that were encoded together can only be decoded together, so nothing
+            may select among them.
+    """
+
+    granularity: ClassVar[Granularity] = Granularity.LAYER
+    keeps_groups: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def closes_every(self) -> int:
+        """Tokens that are encoded together and share a basis."""
+
+    @property
+    def exact_tokens(self) -> int:
+        """Newest tokens that always stay exact."""
+        return 0
+
+    @property
+    def group_layers(self) -> int | None:
+        """Neighbouring layers that are encoded together; None is all of them."""
+        return 1
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise MethodError or ParameterError unless the method can work on this model."""
+
+    @abstractmethod
+    def row_table(self, spec: ModelSpec, layers: range) -> Shapes:
+        """Return {name: (shape, dtype)} of one token of these layers."""
+
+    def basis_table(self, spec: ModelSpec, layers: range) -> Shapes:
+        """Return {name: (shape, dtype)} of what the tokens that are encoded together share."""
+        return {}
+
+    def carried(self, spec: ModelSpec) -> int:
+        """Return how many numbers of each token are handed on from layer to layer in decoding."""
+        return 0
+
+    @abstractmethod
+    def encode(
+        self, blocks: Sequence[KVBlock], group: LayerGroup
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return rows, each [B, T, ...], and bases, each [B, N, ...].
+
+        Args:
+            blocks: of each layer of the group, T = N * `closes_every` tokens in float32, keys not
+                rotated. Padding is zero.
+        """
+
+    @abstractmethod
+    def decode(
+        self,
+        rows: Mapping[str, Tensor],
+        bases: Mapping[str, Tensor],
+        layer: int,
+        group: LayerGroup,
+        carried_BTc: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys that are not rotated, and values, of one layer, float32 [B, K, T, D].
+
+        Args:
+            rows: [B, T, ...]; whole groups of tokens where the method keeps groups.
+            bases: [B, N, ...].
+            carried_BTc: what the layer before left of these tokens, zero before the first; is
+                changed in place. None where nothing is carried.
+        """
+
+
 Chain = tuple[Method, ...]
+Encoder = Encode | EncodeLayers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +275,8 @@ class StorePlan:
     """Every tensor a store holds.
 
     Attributes:
-        slots: stored tokens per layer, the exact tail of an encoder not counted.
+        slots: stored tokens per layer, the exact tail of an encoder not counted; on average, where
+            layers or heads have numbers of their own.
         keep: tokens an eviction leaves in them.
         tail: tokens of the exact tail.
         staged_layers: layers whose fresh chunk waits outside the slots; 0 where chunks go straight
@@ -160,15 +296,15 @@ class StorePlan:
         return _table_bytes(self.tensors)
 
 
-def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encode | None]:
-    """Return the chain's Select and Encode.
+def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]:
+    """Return the chain's methods that select and encode.
 
     Raises:
         MethodError: if the order is wrong, a role appears twice, or the codes do not tolerate the
             selection's granularity.
     """
     select: Select | None = None
-    encode: Encode | None = None
+    encode: Encoder | None = None
     for method in chain:
         if isinstance(method, Select):
             if encode is not None:
@@ -176,7 +312,7 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encode | None]:
             if select is not None:
                 raise _illegal(chain, f"{select.about.name} and {method.about.name} both select")
             select = method
-        elif isinstance(method, Encode):
+        elif isinstance(method, Encode | EncodeLayers):
             if encode is not None:
                 raise _illegal(chain, f"{encode.about.name} and {method.about.name} both encode")
             encode = method
@@ -193,7 +329,72 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encode | None]:
             f"{select.about.name} evicts by {select.granularity}, and {encode.about.name} "
             f"tolerates nothing finer than {encode.granularity}",
         )
+    if select and select.allocates and isinstance(encode, EncodeLayers):
+        raise _illegal(
+            chain,
+            f"{select.about.name} gives layers numbers of tokens of their own, which rows of "
+            f"{encode.about.name} do not have",
+        )
     return select, encode
+
+
+def layer_groups(spec: ModelSpec, encode: Encoder | None) -> list[range]:
+    """Return the layers that are encoded together; the last group may be shorter."""
+    size = 1
+    if isinstance(encode, EncodeLayers):
+        size = spec.layers if encode.group_layers is None else encode.group_layers
+    return [range(at, min(at + size, spec.layers)) for at in range(0, spec.layers, size)]
+
+
+def due_tokens(encode: Encoder, waiting: int) -> int:
+    """Return how many of the tokens that wait are to be encoded now."""
+    exact = encode.exact_tokens if isinstance(encode, EncodeLayers) else 0
+    return max(0, waiting - exact) // encode.closes_every * encode.closes_every
+
+
+def kept_tokens(slots: int, limit: int | None = None) -> int:
+    """Return how many tokens an eviction leaves in `slots`."""
+    keep = slots - min(ROOM_TOKENS, slots // 9)
+    return keep if limit is None else min(keep, limit)
+
+
+def fitted(wanted: Sequence[float], total: int, most: int) -> list[int]:
+    """Return whole numbers in proportion to `wanted` that add up to `total`.
+
+    Each is at least 1 and at most `most`; what one cannot take goes to the others in proportion.
+
+    Raises:
+        ParameterError: if a number is negative or not finite, or the total below their count.
+    """
+    count = len(wanted)
+    if total < count or any(not 0 <= w < float("inf") for w in wanted):
+        raise ParameterError("these shares cannot be fitted", value=(list(wanted), total))
+    if total >= count * most:
+        return [most] * count
+    found: list[float] = [1.0] * count
+    free = set(range(count))
+    left = float(total - count)
+    weights = list(wanted) if sum(wanted) > 0 else [1.0] * count
+    while free:
+        weight = sum(weights[i] for i in free)
+        if weight <= 0:  # those with a share are full; the others get the rest alike
+            weights = [1.0] * count
+            continue
+        full = {i for i in free if found[i] + left * weights[i] / weight > most}
+        if not full:
+            for i in free:
+                found[i] += left * weights[i] / weight
+            break
+        for i in full:
+            left -= most - found[i]
+            found[i] = float(most)
+        free -= full
+    whole = [min(most, floor(x + 1e-9)) for x in found]
+    order = sorted(range(count), key=lambda i: (whole[i] - found[i], i))
+    for i in (*order, *order):
+        if sum(whole) < total and whole[i] < most:
+            whole[i] += 1
+    return whole
 
 
 def store_plan(
@@ -228,8 +429,12 @@ def store_plan(
     def plan(slots: int, keep: int) -> StorePlan:
         return _table(spec, select, encode, slots, keep, max_tokens, batch, real, chunk)
 
+    if isinstance(encode, EncodeLayers):
+        encode.check(spec)
     slots = max_tokens
     if select is None:
+        if isinstance(encode, EncodeLayers):
+            slots = due_tokens(encode, max_tokens)
         if encode is None:
             slots = -(-max_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
         whole = plan(slots, slots)
@@ -245,8 +450,7 @@ def store_plan(
         slots = min(slots, (budget_bytes - fixed) // each)
         if slots < 1:
             raise _too_small(chain, fixed + each, budget_bytes, 1)
-    keep = slots - min(ROOM_TOKENS, slots // 9)
-    return plan(slots, min(keep, limit) if limit is not None else keep)
+    return plan(slots, kept_tokens(slots, limit))
 
 
 def predict_store(
@@ -290,7 +494,10 @@ def budget_for(
 def decoded_tokens(chain: Chain, max_tokens: int) -> int:
     """Return how many stored tokens attention decodes from codes at once; 0 without an encoder."""
     _, encode = check_chain(chain)
-    return 0 if encode is None else min(max_tokens, DECODE_TOKENS)
+    if encode is None:
+        return 0
+    whole = encode.closes_every if encode.keeps_groups else 1
+    return min(max_tokens, max(DECODE_TOKENS, whole))
 
 
 # -- private ----------------------------------------------------------------------------------
@@ -299,7 +506,7 @@ def decoded_tokens(chain: Chain, max_tokens: int) -> int:
 def _table(
     spec: ModelSpec,
     select: Select | None,
-    encode: Encode | None,
+    encode: Encoder | None,
     slots: int,
     keep: int,
     max_tokens: int,
@@ -311,23 +518,47 @@ def _table(
     tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     places = slots if select is None and encode is None else max_tokens
     tensors["positions"] = ((batch, places), "int32")
-    tail = 0
+    tail, group = 0, 1
+    hidden = encode is not None and Need.HIDDEN in encode.about.needs
     if encode is None:
         tensors["slots"] = ((batch, layers, 2, heads, slots, size), real)
-    else:
+    elif isinstance(encode, Encode):
         tail = encode.closes_every
         for name, (shape, dtype) in encode.code_table(size).items():
             tensors[f"codes.{name}"] = ((batch, layers, heads, slots, *shape), dtype)
         for name, (shape, dtype) in encode.fixed_table(spec).items():
             tensors[f"fixed.{name}"] = ((batch, *shape), dtype)
+    else:
+        groups = layer_groups(spec, encode)
+        tail, group = min(encode.exact_tokens + encode.closes_every, max_tokens), len(groups[0])
+        for number, of_group in enumerate(groups):
+            for name, (shape, dtype) in encode.row_table(spec, of_group).items():
+                tensors[f"rows.{number}.{name}"] = ((batch, slots, *shape), dtype)
+            bases = -(-slots // encode.closes_every)
+            for name, (shape, dtype) in encode.basis_table(spec, of_group).items():
+                tensors[f"bases.{number}.{name}"] = ((batch, bases, *shape), dtype)
+        if carried := encode.carried(spec):
+            # One number more says which layer it was left by.
+            tensors["carried"] = ((batch, slots, carried + 1), "float32")
+    if encode is not None:
         tensors["tail"] = ((batch, layers, 2, heads, tail, size), real)
+    if hidden:
+        tensors["tail_hidden"] = ((batch, layers, tail, spec.hidden), real)
+    for method in (select, encode):
+        if method is None:
+            continue
+        for name, entry in method.shared_table(spec).items():
+            tensors[f"shared.{method.about.name}.{name}"] = entry
     staged = 0
     if select is not None:
         tensors["slot_positions"] = ((batch, layers, heads, slots), "int32")
         tensors["scores"] = ((batch, layers, heads, slots), "float32")
     if encode is not None or (select is not None and slots < max_tokens):
-        staged = layers if select is not None and Need.PROBE in select.about.needs else 1
-        tensors["staged"] = ((batch, staged, 2, heads, min(chunk, max_tokens), size), real)
+        staged = layers if select is not None and Need.PROBE in select.about.needs else group
+        step = min(chunk, max_tokens)
+        tensors["staged"] = ((batch, staged, 2, heads, step, size), real)
+        if hidden:
+            tensors["staged_hidden"] = ((batch, staged, step, spec.hidden), real)
     return StorePlan(slots=slots, keep=keep, tail=tail, staged_layers=staged, tensors=tensors)
 
 
