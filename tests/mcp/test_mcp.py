@@ -22,6 +22,7 @@ from loci.mcp.tools import TOOLS, Bound
 from loci.run.memory import Memory
 
 NAMES = ["remember", "recall", "update", "invalidate", "forget", "history", "explain", "export"]
+NAMES += [f"agent_{what}" for what in ("act", "list", "show", "history", "undo", "redo")]
 Place = Callable[[str], str]
 
 

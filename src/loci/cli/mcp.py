@@ -19,6 +19,7 @@ _PORT = 8765
 @click.option("--session", help="Only this conversation.")
 @click.option("--tenant", default="local", help="Of a memory that several share; else local.")
 @click.option("--lexical", is_flag=True, help="Search by words alone; loads no model.")
+@click.option("--execute", is_flag=True, help="Let agents run the code they write, shut in.")
 @click.option("--http", is_flag=True, help="Serve over HTTP instead of standard input and output.")
 @click.option("--host", default="127.0.0.1", help="With --http; else only this machine.")
 @click.option(
@@ -31,15 +32,17 @@ def command(
     session: str | None,
     tenant: str,
     lexical: bool,
+    execute: bool,
     http: bool,
     host: str,
     port: int,
 ) -> None:
     """Serve one person's memory to an assistant, over the Model Context Protocol.
 
-    The tools are remember, recall, update, invalidate, forget, history, explain and export. All of
-    them work in the scope given here; no call can name another. Over HTTP on an address that other
-    machines reach, clients must send the key in LOCI_MCP_KEY as a bearer token.
+    The tools are remember, recall, update, invalidate, forget, history, explain and export, and
+    agent_act, agent_list, agent_show, agent_history, agent_undo and agent_redo for long tasks. All
+    of them work in the scope given here; no call can name another. Over HTTP on an address that
+    other machines reach, clients must send the key in LOCI_MCP_KEY as a bearer token.
     """
     import os
 
@@ -52,7 +55,12 @@ def command(
     who = whose(user)
     place = file if file is None or "://" in file else str(Path(file).expanduser())
     with Memory(place, tenant=tenant, embedder=None if lexical else "default") as memory:
-        bound = Bound(memory, user=who, agent=agent, session=session)
+        sandbox = None
+        if execute:
+            from loci.run.sandbox import Sandbox
+
+            sandbox = Sandbox()
+        bound = Bound(memory, user=who, agent=agent, session=session, sandbox=sandbox)
         if not http:
             note(f"serving the memory of {who} on standard input and output")
             server.run_stdio(bound)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loci.store.changes import Change
     from loci.text.ladder import Step
 
-KINDS = click.Choice(["fact", "note", "relation", "entity", "turn"])
+KINDS = click.Choice(["fact", "note", "relation", "entity", "state", "turn"])
 
 file_option = click.option("--file", "file", help="The memory; else the configured one.")
 user_option = click.option("--user", help="Whose memory; else the login name.")

@@ -63,12 +63,13 @@ class Item:
     Attributes:
         kind: "fact" (made of turns), "note" (a text kept whole), or of a graph "relation" (subject,
             predicate and object are two names and what is between them) and "entity" (a name, and
-            in `entities` what else it is called).
+            in `entities` what else it is called); of an agent "state" (the agent is the subject,
+            the key of the record the predicate, its value the metadata).
         subject, predicate, object: the slot a rule filled, lower case; None for free text.
         sources: ids of the turns it came from.
         valid_from, valid_to: when it held in the world; None is open.
         recorded_at, retired_at: when the store learned it and when it stopped believing it.
-        made_by: "rules", "slm", "endpoint" or "person".
+        made_by: "rules", "slm", "endpoint" or "person"; of state, the agent.
     """
 
     id: str

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from loci.core.agent import Action, Ran, Record, Screen
 from loci.core.spec import ModelSpec
 
 Tensor = Any
@@ -110,10 +111,52 @@ class Workspace(Protocol):
 
 
 class Sandbox(Protocol):
-    """Runs code that is not ours, with limits."""
+    """Runs Python code that is not ours: no network, no other program, limits on time and bytes."""
 
-    def run(self, files: Mapping[str, str], command: Sequence[str], timeout_s: float) -> Any:
-        """Return exit code, output and files."""
+    def run(self, files: Mapping[str, str], command: Sequence[str], timeout_s: float) -> Ran:
+        """Return exit code, output and files.
+
+        Args:
+            files: {relative path: text}, all that the code finds in its folder.
+            command: ("FILE.py", arguments...) or ("-m", MODULE, arguments...).
+        """
+        ...
+
+
+class Device(Protocol):
+    """Something with screens, such as a phone."""
+
+    def look(self) -> Screen:
+        """Return what is shown now."""
+        ...
+
+    def do(self, action: Action) -> None:
+        """Carry out an action; what came of it is seen by looking."""
+        ...
+
+
+class Records(Protocol):
+    """The state of one agent. What `put` returned for is kept, whatever happens afterwards."""
+
+    def get(self, key: str) -> Record | None:
+        """Return the record of a key, None if there is none or it was dropped."""
+        ...
+
+    def all(self, prefix: str = "") -> Mapping[str, Record]:
+        """Return the records whose keys begin like this, in the order they were first put."""
+        ...
+
+    def put(self, records: Sequence[Record], why: str, *, drop: Sequence[str] = ()) -> None:
+        """Write records and drop others, all together: one step of the history, undone as one.
+
+        Raises:
+            ParameterError: if a key or a value cannot be kept.
+            BusyError: if somebody else changed one of them since it was read; nothing is written.
+        """
+        ...
+
+    def past(self, key: str) -> Sequence[Record | None]:
+        """Return what a key held, oldest first, the present last; None where it was dropped."""
         ...
 
 

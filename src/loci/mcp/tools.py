@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any  # JSON values
+from typing import TYPE_CHECKING, Any  # JSON values
 
 from loci.core.item import Hit, Item, Scope, Turn
+from loci.core.ports import Llm, Sandbox
 from loci.errors import NotFoundError, ParameterError
 from loci.run.memory import Memory
 from loci.units import nearest
+
+if TYPE_CHECKING:
+    from loci.run.agents import Agent
 
 _SCOPES = ("tenant", "user", "agent", "session")
 _MOST_HITS, _MOST_RECORDS = 100, 1000
@@ -56,7 +60,12 @@ class Tool:
 
 
 class Bound:
-    """A memory bound to one scope for good."""
+    """A memory bound to one scope for good.
+
+    Args:
+        llm: the model that agents ask; the memory's if not given.
+        sandbox: runs the code that agents write; without one none is run.
+    """
 
     def __init__(
         self,
@@ -65,8 +74,10 @@ class Bound:
         user: str,
         agent: str | None = None,
         session: str | None = None,
+        llm: Llm | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
-        self.memory = memory
+        self.memory, self.llm, self.sandbox = memory, llm, sandbox
         self.scope = Scope(tenant=memory.tenant, user=user, agent=agent, session=session)
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Json:
@@ -251,6 +262,53 @@ def _records(bound: Bound) -> Any:
             yield record
 
 
+def _agent(bound: Bound, given: Mapping[str, Any]) -> Agent:
+    return bound.memory.agent(
+        given["method"],
+        given["name"],
+        llm=bound.llm,
+        sandbox=bound.sandbox,
+        **bound.where,  # type: ignore[arg-type]
+    )
+
+
+def _agent_act(bound: Bound, given: Mapping[str, Any]) -> Json:
+    steps = _count(given, "max_steps", 200, 10_000)
+    outcome = _agent(bound, given).act(
+        given.get("goal") or "", given.get("inputs") or {}, max_steps=steps
+    )
+    return dict(plain(outcome))
+
+
+def _agent_list(bound: Bound, given: Mapping[str, Any]) -> Json:
+    from loci.run.agents import acting, known, method_of
+
+    methods = [
+        {"method": name, "idea": method.about.idea, "takes": dict(method.takes)}
+        for name, method in ((name, method_of(name)) for name in acting())
+    ]
+    agents = known(bound.memory, **bound.where)  # type: ignore[arg-type]
+    return {"methods": methods, "agents": plain(agents)}
+
+
+def _agent_show(bound: Bound, given: Mapping[str, Any]) -> Json:
+    records = _agent(bound, given).records.all(str(given.get("key") or ""))
+    return {"records": {key: dict(record.value) for key, record in records.items()}}
+
+
+def _agent_history(bound: Bound, given: Mapping[str, Any]) -> Json:
+    agent, key = _agent(bound, given), given.get("key")
+    return {"steps": plain(agent.history() if key is None else agent.explain(str(key)))}
+
+
+def _agent_undo(bound: Bound, given: Mapping[str, Any]) -> Json:
+    return {"undone": plain(_agent(bound, given).undo(_count(given, "steps", 1, None)))}
+
+
+def _agent_redo(bound: Bound, given: Mapping[str, Any]) -> Json:
+    return {"redone": plain(_agent(bound, given).redo(_count(given, "steps", 1, None)))}
+
+
 # -- checks and forms -------------------------------------------------------------------------
 
 
@@ -304,6 +362,11 @@ def plain(value: Any) -> Any:
 _ID = {"type": "string", "description": "As other tools return it: i7 a fact or note, t12 a turn."}
 _TIME = {"type": "string", "description": "ISO 8601, such as 2026-05-01T10:00:00+00:00."}
 _REASON = {"type": "string", "description": "Why; kept in the history."}
+_WORK = {
+    "method": {"type": "string", "description": "Of agent_list, such as tme."},
+    "name": {"type": "string", "description": "Of the piece of work; your choice."},
+}
+_STEPS = {"type": "integer", "minimum": 1}
 _TEXT = {"type": "string"}
 
 TOOLS: Mapping[str, Tool] = {
@@ -395,6 +458,57 @@ TOOLS: Mapping[str, Tool] = {
                 "offset": {"type": "integer", "minimum": 0},
             },
             reads=True,
+        ),
+        Tool(
+            "agent_act",
+            "Do a job step by step with all state in the memory, or go on with one: plan and "
+            "change your mind (tme), and what else agent_list shows. Returns status, output, and "
+            "for status asks what is missing.",
+            _agent_act,
+            _WORK
+            | {
+                "goal": {"type": "string", "description": "What to do, in words."},
+                "inputs": {"type": "object", "description": "What the method takes."},
+                "max_steps": {**_STEPS, "maximum": 10_000},
+            },
+            ("method", "name"),
+        ),
+        Tool(
+            "agent_list",
+            "Show the methods that do jobs, what each takes, and the pieces of work kept here.",
+            _agent_list,
+            reads=True,
+        ),
+        Tool(
+            "agent_show",
+            "Show the records of a piece of work, or those whose keys begin with key.",
+            _agent_show,
+            _WORK | {"key": _TEXT},
+            ("method", "name"),
+            reads=True,
+        ),
+        Tool(
+            "agent_history",
+            "Show the steps of a piece of work and why each was done; with key, those that wrote "
+            "one record.",
+            _agent_history,
+            _WORK | {"key": _TEXT},
+            ("method", "name"),
+            reads=True,
+        ),
+        Tool(
+            "agent_undo",
+            "Take back the last steps of a piece of work; agent_redo does them again.",
+            _agent_undo,
+            _WORK | {"steps": _STEPS},
+            ("method", "name"),
+        ),
+        Tool(
+            "agent_redo",
+            "Do again what agent_undo took back last.",
+            _agent_redo,
+            _WORK | {"steps": _STEPS},
+            ("method", "name"),
         ),
     )
 }

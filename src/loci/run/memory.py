@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal  # JSON values
 
 from loci.core.clock import SystemClock
 from loci.core.item import Edit, Hit, Item, Link, Scope, Source, Turn
-from loci.core.ports import Clock, Embedder, Llm
+from loci.core.ports import Clock, Device, Embedder, Llm, Sandbox
 from loci.core.utf8 import plain_text
 from loci.errors import (
     BusyError,
@@ -31,7 +31,7 @@ from loci.errors import (
     StoreError,
 )
 from loci.methods import catalogue
-from loci.methods.recall.base import Query, Recall, RecallPorts
+from loci.methods.recall.base import Act, Query, Recall, RecallPorts
 from loci.run import memory_files
 from loci.run.embedding import Beside
 from loci.run.preview import Preview, drafted, stored_as
@@ -46,6 +46,7 @@ from loci.store.times import read_time, zone
 from loci.text.ladder import Ladder, Rung, Step
 
 if TYPE_CHECKING:
+    from loci.run.agents import Agent
     from loci.store.vectors import Floats
     from loci.text.answer import Answer, Reader
 
@@ -67,7 +68,7 @@ Changes = list[Change]
 Edits = list[Edit]
 Users = list[str]
 Progress = Callable[[int, int], None]
-_KINDS = ("fact", "note", "relation", "entity", "turn")
+_KINDS = ("fact", "note", "relation", "entity", "state", "turn")
 
 
 class _Moved(Exception):
@@ -619,6 +620,40 @@ class Memory:
         self.store.drop_vectors()
         return self.wait()
 
+    def agent(
+        self,
+        method: str | Act,
+        name: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        session: str | None = None,
+        llm: Llm | None = None,
+        sandbox: Sandbox | None = None,
+        device: Device | None = None,
+    ) -> Agent:
+        """Return an agent that keeps its state in this memory; see `loci.run.agents`.
+
+        Args:
+            method: one that acts, such as "tme" or "l2mac".
+            name: of the piece of work; a new one begins with nothing.
+            llm: the model it asks; this memory's if not given.
+            sandbox, device: what it may run code in, and what it works on.
+        """
+        from loci.run.agents import Agent
+
+        return Agent(
+            self,
+            method,
+            name,
+            user=user,
+            agent=agent,
+            session=session,
+            llm=llm,
+            sandbox=sandbox,
+            device=device,
+        )
+
     def check_integrity(self) -> Users:
         """Return what is wrong with the store, in words; nothing if all is well."""
         return self.store.check_integrity()
@@ -847,7 +882,12 @@ def _kinds(kinds: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _method(text: str) -> Recall:
     found = catalogue.find(text, "recall")
-    assert isinstance(found, Recall)
+    if not isinstance(found, Recall):
+        raise MethodError(
+            "this method does jobs; it keeps no memories",
+            value=text,
+            way_out='memory.agent("tme", "trip", user=...) or `loci agent act` is for those',
+        )
     return found
 
 

@@ -133,6 +133,26 @@ class Store(Protocol):
         """
         ...
 
+    def write_state(
+        self,
+        scope: Scope,
+        items: Sequence[Item],
+        links: Sequence[tuple[str, str, str]],
+        reason: str,
+        now: datetime,
+    ) -> list[Item]:
+        """Write items of kind "state" together: one step of the history, undone as one.
+
+        Args:
+            items: each with its slot (subject and predicate). One without an id is new; one with an
+                id goes over the version it was made from.
+            links: (predicate, relation, predicate) between live items of this subject.
+
+        Raises:
+            BusyError: if one of them changed since it was read; nothing is written then.
+        """
+        ...
+
     def history(self, scope: Scope, id: str) -> list[Change]:
         """Return the changes of an item, oldest first."""
         ...

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any  # columns of a row
 
 from loci.core.item import Add, Candidate, Edit, Item, Link, Retire, Revise, Scope
-from loci.errors import ParameterError, StoreError
+from loci.errors import BusyError, ParameterError, StoreError
 from loci.store import rows
 from loci.store.database import Database
 from loci.store.times import from_micros, to_micros
@@ -34,11 +34,12 @@ class Change:
     """One step in the life of an item.
 
     Attributes:
-        action: "add", "revise", "retire", "edit", "link", "undo", "redo" or "import".
+        action: "add", "revise", "retire", "edit", "link", "state", "undo", "redo" or "import".
         before, after: the item at both sides; None before it was there.
         undone: whether this step is taken back now.
         sources: ids of the turns that led to it; none for what a person did by hand.
         steps: what models were asked for it, and for all that was written with it.
+        batch: the first change of what was done together, and is undone together.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Change:
     undone: bool = False
     sources: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+    batch: str = ""
 
 
 class Ledgered:
@@ -231,6 +233,61 @@ def read_item(database: Database, owner: int | None, id: str) -> Item:
         raise rows.unknown(id)
     found = database.rows("SELECT turn FROM item_sources WHERE item = ? ORDER BY turn", (seq,))
     return rows.item_of(row[:-1], [rows.turn_id(turn) for (turn,) in found])
+
+
+def write_state(
+    writer: Ledgered, items: Sequence[Item], links: Sequence[tuple[str, str, str]], reason: str
+) -> None:
+    """Write the state of an agent in one batch, unless somebody else wrote to it meanwhile.
+
+    Raises:
+        BusyError: if an item changed since it was read, or a new one is there already.
+    """
+    batch: int | None = None
+    for item in items:
+        held = _of_slot(writer, item)
+        if (held.id if held else "") != item.id or (held and held.version != item.version):
+            raise BusyError(
+                "somebody else changed this state since it was read",
+                value=f"{item.subject} {item.predicate}",
+                way_out="read it again and go on from there; nothing was written",
+            )
+        if held is None:
+            writer.add(item, "add", reason, batch)
+            batch = batch or _last_change(writer)
+        else:
+            action = "state" if item.is_live else "retire"
+            seq = writer.change(held, item, action, item.made_by, reason, batch)
+            batch = batch or seq
+    subject = items[0].subject if items else None
+    ids = {item.predicate: item.id for item in writer.changed if item.is_live}
+    for ends in links:
+        for key in (ends[0], ends[2]):
+            if key not in ids:
+                found = _of_slot(writer, replace(items[0], subject=subject, predicate=key))
+                if found is None:
+                    raise ParameterError("a link ends at a record that is not there", value=ends)
+                ids[key] = found.id
+        source, target, by = ids[ends[0]], ids[ends[2]], items[0].made_by
+        if source != target and writer.relate(source, ends[1], target, by):
+            at = writer.item(source)
+            writer.write(source, "link", at, at, by, f"{ends[1]} {target} 1. {reason}", batch)
+
+
+def _of_slot(writer: Ledgered, item: Item) -> Item | None:
+    """Return the live item in the slot of another, in the same place."""
+    same, scope = writer.database.same, writer.scope
+    row = writer.database.one(
+        "SELECT seq FROM items WHERE owner = ? AND subject = ? AND predicate = ? AND kind = ? "
+        f"AND retired_at IS NULL AND agent {same} ? AND session {same} ? ORDER BY seq DESC",
+        (writer.owner, item.subject, item.predicate, item.kind, scope.agent, scope.session),
+    )
+    return None if row is None else read_item(writer.database, writer.owner, rows.item_id(row[0]))
+
+
+def _last_change(writer: Ledgered) -> int:
+    row = writer.database.one("SELECT max(seq) FROM changes WHERE owner = ?", (writer.owner,))
+    return int(row[0]) if row else 0
 
 
 def history(database: Database, item: int) -> list[Change]:
@@ -449,7 +506,7 @@ def _changes(database: Database, found: Sequence[Row]) -> list[Change]:
 
 
 def _change(row: tuple[object, ...]) -> Change:
-    seq, item, _, action, before, after, made_by, reason, at, undone_by, sources, _ = row
+    seq, item, batch, action, before, after, made_by, reason, at, undone_by, sources, _ = row
     return Change(
         id=rows.change_id(int(str(seq))),
         item=rows.item_id(int(str(item))),
@@ -461,4 +518,5 @@ def _change(row: tuple[object, ...]) -> Change:
         at=from_micros(int(str(at))),
         undone=undone_by is not None,
         sources=tuple(json.loads(str(sources))) if sources else (),
+        batch=rows.change_id(int(str(batch))),
     )

@@ -129,6 +129,22 @@ class RelationalStore:
             record(db, owner, action, writer.changed[-1].id, now)
         return writer.changed[-1]
 
+    def write_state(
+        self,
+        scope: Scope,
+        items: Sequence[Item],
+        links: Sequence[tuple[str, str, str]],
+        reason: str,
+        now: datetime,
+    ) -> list[Item]:
+        """Write items of kind "state" together: one step of the history, undone as one."""
+        with self.database.write() as db:
+            owner = owner_seq(db, scope)
+            writer = Ledgered(self.database, owner, scope, now)
+            changes.write_state(writer, items, links, reason)
+            record(db, owner, "state", ",".join(item.id for item in writer.changed), now)
+        return writer.changed
+
     def history(self, scope: Scope, id: str) -> list[Change]:
         """Return the changes of an item, oldest first."""
         item = changes.read_item(self.database, self.owner(scope), id)

@@ -1,4 +1,4 @@
-"""The roles of recall: revise what is known from new turns, and find what a question needs.
+"""The roles of recall: revise and find what is known; act, with all state outside the prompt.
 
 A recall method reads the store through a `StoreView` and returns values: edits, or hits. It never
 writes; the store applies all edits of one `revise` in one transaction, in their order. A method can
@@ -16,22 +16,33 @@ What the edits mean to the store:
     Link(source, relation, target)        both exist; one that exists keeps its weight
 
 A candidate's key ("+1") may stand in place of an id in any edit after it.
+
+A method that acts does a job with tools. It holds nothing itself: what it knows stands in records,
+written before the next step begins, each step with its reason. So a killed agent goes on where it
+was when `act` is called again, and a step can be undone.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol  # inputs are JSON values
 
+from loci.core.agent import Job, Outcome, Record
 from loci.core.cost import Cost
 from loci.core.item import Edit, Hit, Item, Link, Turn
 from loci.core.method import Method
-from loci.core.ports import Embedder, Llm
+from loci.core.ports import Device, Embedder, Llm, Records, Sandbox
 from loci.core.spec import ModelSpec, Workload
+from loci.errors import ParameterError
 from loci.text.ladder import Ladder
+from loci.units import nearest
+
+_KEY = re.compile(r"[!-\ud7ff\ue000-\U0010ffff]{1,300}")
 
 Layer = Literal["turn", "item"]
 
@@ -179,3 +190,101 @@ class Recall(Method):
     def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
         """Return no cost: recall holds no bytes of a model's tiers."""
         return Cost()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What a method that acts may use from outside; None where nobody supplied it.
+
+    Attributes:
+        records: its state.
+        sandbox: runs code; without one no code is run.
+        ladder: carries out small operations with the back end that was chosen, as in `RecallPorts`.
+    """
+
+    records: Records
+    llm: Llm | None = None
+    embedder: Embedder | None = None
+    sandbox: Sandbox | None = None
+    device: Device | None = None
+    ladder: Ladder = field(default_factory=Ladder)
+
+
+class Act(Method):
+    """Does jobs step by step and learns from them.
+
+    Attributes:
+        takes: {name of an input: what it is}, for people and for programs that ask over MCP.
+        example: a job that is read and done.
+    """
+
+    takes: ClassVar[Mapping[str, str]] = {}
+    example: ClassVar[Job] = Job()
+
+    @abstractmethod
+    def act(self, job: Job, tools: Tools) -> Outcome:
+        """Do a job, or go on with it where the records say it was left.
+
+        Whatever the world answers is bounded: a job ends within `job.max_steps` steps, and says
+        why. Every step is in the records before the next one begins.
+
+        Raises:
+            ParameterError: if the job is none this method can read.
+            MethodError: if it needs a tool that nobody supplied.
+        """
+
+    def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
+        """Return no cost: an agent's state is text in the store."""
+        return Cost()
+
+
+MAX_RECORD_BYTES = 512 * 1024
+"""Of one record's value as JSON: the store keeps it before and after every change."""
+
+
+def kept_record(record: Record) -> Record:
+    """Return a record as it can be kept: a plain key, a line of text, JSON of bounded size.
+
+    Raises:
+        ParameterError: if it is not of that form.
+    """
+    if not isinstance(record.key, str) or not _KEY.fullmatch(record.key):
+        raise ParameterError(
+            "the key of a record has no spaces", value=record.key, allowed="1 to 300 characters"
+        )
+    try:
+        written = json.dumps(dict(record.value), ensure_ascii=False, allow_nan=False)
+        size = len(written.encode())
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise ParameterError(f"record {record.key} is no JSON: {problem}") from None
+    if size > MAX_RECORD_BYTES:
+        raise ParameterError(
+            f"record {record.key} has {size:,} bytes",
+            allowed=f"at most {MAX_RECORD_BYTES:,}",
+            way_out="keep large things in files, and their names in records",
+        )
+    text = " ".join(record.text.split())[:300] or record.key
+    return replace(record, text=text, value=json.loads(written))
+
+
+def inputs_of(method: Act, job: Job, needed: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return the inputs of a job, all of them known to the method and the needed ones there.
+
+    Raises:
+        ParameterError: if one is unknown (the nearest is suggested) or missing.
+    """
+    for name in job.inputs:
+        if name not in method.takes:
+            near = nearest(name, list(method.takes))
+            raise ParameterError(
+                f"{method.about.name} takes no input of this name",
+                value=name,
+                allowed=", ".join(method.takes) or "none",
+                way_out=f"did you mean {near!r}?" if near else (),
+            )
+    for name in needed:
+        if name not in job.inputs:
+            raise ParameterError(
+                f"{method.about.name} needs the input {name!r}", allowed=method.takes[name]
+            )
+    return job.inputs
