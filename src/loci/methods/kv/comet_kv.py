@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from loci.nn.kv import KVBlock
 
 _BITS = 4
-_MOST = 2**_BITS - 1
 
 # Shapes: B batch, K key/value heads, T tokens, G groups of g tokens, D head size, s numbers of a
 # group's grid that one token carries.
@@ -84,6 +83,8 @@ class CometKV(Encode):
         import torch
         from torch.nn.functional import pad
 
+        from loci.nn.grid import pack_rows, rounded
+
         keys_BKTD, values_BKTD = block.keys.float(), block.values.float()
         batch, heads, tokens, size = keys_BKTD.shape
         if tokens % self.group:
@@ -93,62 +94,31 @@ class CometKV(Encode):
                 allowed=f"multiples of {self.group}",
             )
         grouped_BKGgD = keys_BKTD.unflatten(2, (-1, self.group))
-        keys, key_grid_BKG2D = _rounded(grouped_BKGgD, dim=3)
+        keys, key_grid_BKG2D = rounded(grouped_BKGgD, _BITS, dim=3)
         share = self._share(size)
         flat_BKGn = key_grid_BKG2D.flatten(3)
         flat_BKGn = pad(flat_BKGn, (0, self.group * share - flat_BKGn.shape[-1]))
-        values, value_grid_BKT2D = _rounded(values_BKTD.unsqueeze(-1), dim=3)
+        values, value_grid_BKT2D = rounded(values_BKTD.unsqueeze(-1), _BITS, dim=3)
         return {
-            "keys": _pack(keys.flatten(2, 3)),
+            "keys": pack_rows(keys.flatten(2, 3), _BITS),
             "key_grid": flat_BKGn.reshape(batch, heads, tokens, share).to(torch.float16),
-            "values": _pack(values.squeeze(-1)),
+            "values": pack_rows(values.squeeze(-1), _BITS),
             "value_grid": value_grid_BKT2D.squeeze(-1).to(torch.float16),
         }
 
     def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
         """Return keys and values of whole groups of tokens."""
+        from loci.nn.grid import unpack_rows
+
         grid_BKGn = codes["key_grid"].float().unflatten(2, (-1, self.group)).flatten(3)
         grid_BKG2D = grid_BKGn[..., : 2 * head_dim].unflatten(3, (2, head_dim))
         low_BKG1D, step_BKG1D = grid_BKG2D[..., :1, :], grid_BKG2D[..., 1:, :]
-        keys_BKGgD = _unpack(codes["keys"], head_dim).unflatten(2, (-1, self.group))
+        keys_BKGgD = unpack_rows(codes["keys"], _BITS, head_dim).unflatten(2, (-1, self.group))
         keys_BKTD = (keys_BKGgD * step_BKG1D + low_BKG1D).flatten(2, 3)
         low_BKT1, step_BKT1 = codes["value_grid"].float().split(1, dim=-1)
-        return keys_BKTD, _unpack(codes["values"], head_dim) * step_BKT1 + low_BKT1
+        values_BKTD = unpack_rows(codes["values"], _BITS, head_dim)
+        return keys_BKTD, values_BKTD * step_BKT1 + low_BKT1
 
     def _share(self, head_dim: int) -> int:
         """Return how many numbers of its group's grid one token carries."""
         return -(-2 * head_dim // self.group)
-
-
-def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return codes, and (low, step) along `dim`, as float16 holds them.
-
-    Raises:
-        ParameterError: if a number is too large for float16, or is not finite.
-    """
-    import torch
-
-    low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
-    low = low.to(torch.float16).float()
-    step = ((high - low) / _MOST).clamp(min=0).to(torch.float16).float()
-    if not (torch.isfinite(low).all() and torch.isfinite(step).all()):
-        raise ParameterError(
-            "keys or values are too large for a grid in 16 bits", value=float(x.abs().max())
-        )
-    divisor = torch.where(step == 0, 1.0, step)
-    codes = ((x - low) / divisor).round_().clamp_(0, _MOST).to(torch.uint8)
-    return codes, torch.cat([low, step], dim)
-
-
-def _pack(codes_BKTD: Tensor) -> Tensor:
-    from loci.nn.packing import pack_codes
-
-    flat = codes_BKTD.reshape(-1, codes_BKTD.shape[-1])
-    return pack_codes(flat, _BITS).view(*codes_BKTD.shape[:-1], -1)
-
-
-def _unpack(packed_BKTR: Tensor, head_dim: int) -> Tensor:
-    from loci.nn.packing import unpack_codes
-
-    flat = packed_BKTR.reshape(-1, packed_BKTR.shape[-1])
-    return unpack_codes(flat, _BITS, head_dim).view(*packed_BKTR.shape[:-1], head_dim).float()
