@@ -25,6 +25,7 @@ SILENT = {  # they print no result, or one that is no record
     "loci config unset",
     "loci mcp",
     "loci pull",
+    "loci serve",
 }
 
 

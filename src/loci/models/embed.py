@@ -117,6 +117,10 @@ class MiniLM:
         unit_nd = torch.nn.functional.normalize(means_nd, dim=1)
         return np.ascontiguousarray(unit_nd.numpy())
 
+    def count(self, texts: Sequence[str]) -> int:
+        """Return how many tokens the texts take, those that begin and end a window included."""
+        return sum(len(ids) for text in texts for ids in self._windows(text))
+
     # -- private ------------------------------------------------------------------------------
 
     def _windows(self, text: str) -> list[list[int]]:

@@ -1,0 +1,128 @@
+"""`loci serve`: one model for many clients."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any  # click hands keyword arguments through
+
+import click
+
+from loci import config
+from loci.cli.options import SIZE, budget_options, make_plan
+from loci.cli.output import note, progress
+from loci.units import format_bytes
+
+_HOST, _PORT = "127.0.0.1", 8766
+_SECONDS = click.FloatRange(min=0)
+
+
+@click.command()
+@click.argument("model", required=False)
+@budget_options
+@click.option("--memory", "memory_file", help="Remember in this file, for requests that ask so.")
+@click.option("--host", default=_HOST, help="Else only this machine; others need --keys.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=_PORT, help=f"Else {_PORT}; 0 takes any."
+)
+@click.option(
+    "--keys",
+    "keys_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Answer only who has a key of this file; see loci key.",
+)
+@click.option("--rows", type=click.IntRange(1, 256), help="Requests that decode together; else 16.")
+@click.option("--waiting", type=click.IntRange(0), help="Requests that may wait; else 64.")
+@click.option(
+    "--keep", "keep_s", type=_SECONDS, help="Seconds that what was read is kept; else 300."
+)
+@click.option("--scheduler", metavar="METHOD", help='What each step does; else "fcfs(chunk=128)".')
+@click.option("--max-request", type=SIZE, help="Bytes of a request's body at most; else 8MiB.")
+@click.option(
+    "--drain", "drain_s", type=_SECONDS, default=30.0, help="Seconds requests may end in at a stop."
+)
+def command(
+    model: str | None,
+    memory_file: str | None,
+    host: str,
+    port: int,
+    keys_file: Path | None,
+    rows: int | None,
+    waiting: int | None,
+    keep_s: float | None,
+    scheduler: str | None,
+    max_request: int | None,
+    drain_s: float,
+    **given: Any,
+) -> None:
+    """Serve a model to many clients inside one budget.
+
+    Clients speak the protocols of OpenAI (/v1/chat/completions, /v1/completions, /v1/responses,
+    /v1/embeddings) or Anthropic (/v1/messages). Requests that do not fit beside the others wait,
+    and when too many wait they are refused with a time to come back. Ctrl-C, or loci stop, lets
+    those that run end first.
+    """
+    from loci.server.app import LOOPBACK, check_address, make_app
+    from loci.server.keys import Keys
+    from loci.server.running import Running, announced
+    from loci.server.serve import Server, listening
+    from loci.server.service import Service
+
+    settings = config.load()
+    keys = None if keys_file is None else Keys(keys_file)
+    check_address(host, keys is not None)
+    name = model if model is not None else settings.model
+    plan = make_plan(name, None, given)
+    with listening(host, port) as socket, progress() as report:
+        from loci.run.batch import Batch
+
+        asked = {"rows": rows, "waiting": waiting, "keep_s": keep_s, "scheduler": scheduler}
+        batch = Batch(
+            plan,
+            folder=settings.models_dir,
+            progress=report,
+            **{key: value for key, value in asked.items() if value is not None},  # type: ignore[arg-type]
+        )
+        service = Service(
+            batch=batch,
+            model=Path(name).name,
+            models_dir=settings.models_dir,
+            keys=keys,
+            open_memory=None if memory_file is None else _opener(memory_file),
+            user=settings.user,
+        )
+        if max_request is not None:
+            service.limit_bytes = max_request
+        try:
+            app = make_app(service, hosts=() if host in LOOPBACK else (host,))
+            running = Running(
+                pid=os.getpid(),
+                host=host,
+                port=socket.getsockname()[1],
+                model=service.model,
+                started_s=time.time(),
+                keyed=keys is not None,
+            )
+            note(str(plan))
+            load = batch.load()
+            note(
+                f"{format_bytes(load.most_kv_bytes)} for keys and values of all requests, "
+                f"{batch.rows} decode together"
+            )
+            with announced(settings.cache_dir / "servers", running):
+                note(f"serving {service.model} on {running.url}")
+                Server(app, service, drain_s=drain_s).run(sockets=[socket])
+        finally:
+            service.close()
+
+
+def _opener(file: str) -> Any:
+    place = file if "://" in file else str(Path(file).expanduser())
+
+    def open_memory(tenant: str, embedder: Any) -> Any:
+        from loci.memory import Memory
+
+        return Memory(place, tenant=tenant, embedder=embedder)
+
+    return open_memory

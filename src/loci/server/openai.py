@@ -1,0 +1,317 @@
+"""OpenAI's protocol: models, chat, completions, embeddings."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any  # JSON values
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from loci.errors import OverloadError, ParameterError
+from loci.run.requests import End, Odds, Piece, Ticket
+from loci.server import refusals
+from loci.server.forms import ChatForm, CompletionForm, EmbeddingForm, memory_of
+from loci.server.refusals import Refusal
+from loci.server.service import EMBEDDER, Recalled, Service, sampling_of
+from loci.server.streams import Sse, arrivals, event, whole
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+Json = dict[str, Any]
+
+
+@router.get("/models")
+async def models(request: Request) -> Json:
+    """Return the models this server has."""
+    service: Service = request.app.state.service
+    names = [service.model, *([EMBEDDER] if service.embedder is not None else [])]
+    return {"object": "list", "data": [_model(service, name) for name in names]}
+
+
+@router.get("/models/{name:path}")
+async def model(request: Request, name: str) -> Json:
+    """Return one of the models."""
+    service: Service = request.app.state.service
+    check_model(service, name, embeds=name == EMBEDDER)
+    return _model(service, name)
+
+
+@router.post("/chat/completions", response_model=None)
+async def chat(request: Request, form: ChatForm) -> Response:
+    """Answer a conversation."""
+    service: Service = request.app.state.service
+    check_model(service, form.model)
+    if form.max_tokens is not None and form.max_completion_tokens is not None:
+        raise ParameterError(
+            "max_tokens is given twice", allowed="max_tokens or max_completion_tokens"
+        )
+    if form.top_logprobs is not None and not form.logprobs:
+        raise ParameterError("top_logprobs goes with logprobs", value=form.top_logprobs)
+    messages = [message.plain() for message in form.messages]
+    recalled = None
+    wants = memory_of(form.memory)
+    if wants is not None:
+        recalled = await service.recall(request.state.caller, messages, wants, form.user)
+        messages = recalled.messages
+    ticket = await service.submit(
+        messages,
+        max_tokens=form.max_completion_tokens or form.max_tokens,
+        sampling=sampling_of(form.temperature, form.top_p, form.seed, form.top_k),
+        stop=form.stops,
+        schema=None if form.response_format is None else form.response_format.schema_or_none,
+        logprobs=(form.top_logprobs or 0) if form.logprobs else None,
+        scope=request.state.caller.tenant,
+    )
+    head = _head("chatcmpl", form.model)
+    if form.stream:
+        usage = form.stream_options is not None and form.stream_options.include_usage
+        return Sse(_chat_events(service, ticket, head, recalled, usage), ticket)
+    pieces, end = await whole(ticket, request)
+    check_whole(end)
+    if recalled is not None:
+        await service.remember(recalled, end.text)
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": end.text, "refusal": None},
+        "logprobs": _chat_odds(service, _odds(pieces)) if form.logprobs else None,
+        "finish_reason": finish_of(end),
+    }
+    body = {**head, "object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
+    if recalled is not None:
+        body["memory"] = recalled.told()
+    return JSONResponse(body)
+
+
+@router.post("/completions", response_model=None)
+async def completions(request: Request, form: CompletionForm) -> Response:
+    """Continue a text as it is."""
+    service: Service = request.app.state.service
+    check_model(service, form.model)
+    ticket = await service.submit(
+        form.prompt,
+        max_tokens=form.max_tokens,
+        sampling=sampling_of(form.temperature, form.top_p, form.seed, form.top_k),
+        stop=form.stops,
+        logprobs=form.logprobs,
+        scope=request.state.caller.tenant,
+    )
+    before = form.prompt if isinstance(form.prompt, str) else ""
+    if form.echo and not before:
+        before = service.batch.tokenizer.decode(form.prompt)  # type: ignore[arg-type]  # ids
+    before = before if form.echo else ""
+    head = _head("cmpl", form.model) | {"object": "text_completion"}
+    if form.stream:
+        usage = form.stream_options is not None and form.stream_options.include_usage
+        return Sse(_text_events(service, ticket, head, before, usage), ticket)
+    pieces, end = await whole(ticket, request)
+    check_whole(end)
+    choice = {
+        "index": 0,
+        "text": before + end.text,
+        "logprobs": _text_odds(service, _odds(pieces), len(before))
+        if ticket.ask.logprobs is not None
+        else None,
+        "finish_reason": finish_of(end),
+    }
+    return JSONResponse({**head, "choices": [choice], "usage": usage_of(end)})
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, form: EmbeddingForm) -> Json:
+    """Return a vector of each text."""
+    service: Service = request.app.state.service
+    check_model(service, form.model, embeds=True)
+    texts = [form.input] if isinstance(form.input, str) else form.input
+    empty = next((i for i, text in enumerate(texts) if not text), None)
+    if empty is not None:
+        raise ParameterError(
+            "a text to embed is empty", value=empty, allowed="texts that say something"
+        )
+    vectors, tokens = await service.embed(texts)
+    width = vectors.shape[1]
+    if form.dimensions not in (None, width):
+        raise ParameterError(
+            "the embedder has one width", value=form.dimensions, allowed=str(width)
+        )
+    encoded: list[Any] = (
+        [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
+        if form.encoding_format == "base64"
+        else [row.tolist() for row in vectors]
+    )
+    return {
+        "object": "list",
+        "model": form.model,
+        "data": [
+            {"object": "embedding", "index": index, "embedding": row}
+            for index, row in enumerate(encoded)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+# -- what the other protocols use too -----------------------------------------------------------
+
+
+def check_model(service: Service, name: str, *, embeds: bool = False) -> None:
+    """Refuse a model this server does not have.
+
+    Raises:
+        Refusal: with status 404.
+    """
+    known = EMBEDDER if embeds else service.model
+    if name != known or (embeds and service.embedder is None):
+        there = [service.model, *([EMBEDDER] if service.embedder is not None else [])]
+        raise Refusal(
+            status=404,
+            message=f"there is no model {name!r} here; there is {', '.join(there)}",
+            code="model_not_found",
+            param="model",
+        )
+
+
+def check_whole(end: End) -> None:
+    """Refuse to pass off as whole what was cut short.
+
+    Raises:
+        OverloadError: if it was cancelled because the server stops.
+    """
+    if end.reason == "cancelled":
+        raise OverloadError("the server is stopping, the answer is not whole", retry_after_s=10.0)
+
+
+def finish_of(end: End) -> str:
+    """Return why an answer ended, in OpenAI's words."""
+    return "length" if end.reason == "length" else "stop"
+
+
+def usage_of(end: End) -> Json:
+    """Return what an answer took; cached tokens were there before."""
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.new_tokens,
+        "total_tokens": end.prompt_tokens + end.new_tokens,
+        "prompt_tokens_details": {"cached_tokens": end.reused_tokens},
+    }
+
+
+def failed(end: End, path: str) -> Json | None:
+    """Return the error with which a stream ends that cannot go on; None where it ended well."""
+    error = end.error
+    if end.reason == "cancelled":
+        error = OverloadError("the server is stopping, the answer is not whole", retry_after_s=10.0)
+    return None if error is None else refusals.body(refusals.of(error), path)
+
+
+# -- private ----------------------------------------------------------------------------------
+
+
+def _model(service: Service, name: str) -> Json:
+    return {"id": name, "object": "model", "created": int(service.started), "owned_by": "loci"}
+
+
+def _head(kind: str, model: str) -> Json:
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+async def _chat_events(
+    service: Service, ticket: Ticket, head: Json, recalled: Recalled | None, usage: bool
+) -> AsyncIterator[str]:
+    head = head | {"object": "chat.completion.chunk"}
+
+    def chunk(delta: Json, odds: Sequence[Odds] = (), finish: str | None = None) -> Json:
+        told = None if ticket.ask.logprobs is None or not odds else _chat_odds(service, odds)
+        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
+        return {**head, "choices": [choice]}
+
+    yield event(chunk({"role": "assistant", "content": ""}))
+    async for item in arrivals(ticket):
+        if isinstance(item, Piece):
+            if item.text or item.odds:
+                yield event(chunk({"content": item.text}, item.odds))
+            continue
+        problem = failed(item, "/v1/chat/completions")
+        if problem is not None:
+            yield event(problem)
+            return
+        last = chunk({}, finish=finish_of(item))
+        if recalled is not None:
+            await service.remember(recalled, item.text)
+            last["memory"] = recalled.told()
+        yield event(last)
+        if usage:
+            yield event({**head, "choices": [], "usage": usage_of(item)})
+    yield event("[DONE]")
+
+
+async def _text_events(
+    service: Service, ticket: Ticket, head: Json, before: str, usage: bool
+) -> AsyncIterator[str]:
+    at = 0
+
+    def chunk(text: str, odds: Sequence[Odds] = (), finish: str | None = None) -> Json:
+        told = None if ticket.ask.logprobs is None or not odds else _text_odds(service, odds, at)
+        choice = {"index": 0, "text": text, "logprobs": told, "finish_reason": finish}
+        return {**head, "choices": [choice]}
+
+    if before:
+        yield event(chunk(before))
+        at = len(before)
+    async for item in arrivals(ticket):
+        if isinstance(item, Piece):
+            if item.text or item.odds:
+                yield event(chunk(item.text, item.odds))
+                at += len(item.text)
+            continue
+        problem = failed(item, "/v1/completions")
+        if problem is not None:
+            yield event(problem)
+            return
+        yield event(chunk("", finish=finish_of(item)))
+        if usage:
+            yield event({**head, "choices": [], "usage": usage_of(item)})
+    yield event("[DONE]")
+
+
+def _odds(pieces: Sequence[Piece]) -> list[Odds]:
+    return [one for piece in pieces for one in piece.odds]
+
+
+def _chat_odds(service: Service, odds: Sequence[Odds]) -> Json:
+    bytes_of = service.batch.tokenizer.bytes_of
+
+    def one(raw: bytes, logprob: float) -> Json:
+        return {
+            "token": raw.decode("utf-8", "replace"),
+            "bytes": list(raw),
+            "logprob": logprob,
+        }
+
+    return {
+        "content": [
+            one(found.raw, found.logprob)
+            | {"top_logprobs": [one(bytes_of(id), logprob) for id, logprob in found.top]}
+            for found in odds
+        ],
+        "refusal": None,
+    }
+
+
+def _text_odds(service: Service, odds: Sequence[Odds], at: int) -> Json:
+    bytes_of = service.batch.tokenizer.bytes_of
+    tokens = [found.raw.decode("utf-8", "replace") for found in odds]
+    offsets = []
+    for token in tokens:
+        offsets.append(at)
+        at += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [found.logprob for found in odds],
+        "top_logprobs": [
+            {bytes_of(id).decode("utf-8", "replace"): value for id, value in found.top}
+            for found in odds
+        ],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,306 @@
+"""What all protocols share: the engine, who may ask, what is remembered, and what is embedded."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any  # JSON values, arrays
+
+from loci.core.item import Hit
+from loci.core.ledger import Lease
+from loci.errors import ContextError, ModelError, ParameterError
+from loci.run.batch import Batch
+from loci.run.engine import NOTES, NOTES_SHARE
+from loci.run.memory import Memory
+from loci.run.requests import Ask, Ticket
+from loci.run.sampling import Sampling
+from loci.server.keys import Caller, Keys
+from loci.text.quote import listed
+
+EMBEDDER = "minilm"
+LIMIT_BYTES = 8 << 20  # of a request's body
+DRAIN_S = 30.0
+READERS = 2  # prompts that are cut into tokens at once; the others wait their turn
+Message = dict[str, str]
+
+
+class ServedEmbedder:
+    """The default embedder, under the engine's ledger, loaded when the first text comes."""
+
+    def __init__(self, folder: Path, batch: Batch) -> None:
+        self._folder, self._batch = folder, batch
+        self._model: Any = None  # a MiniLM, whose import is what is put off
+        self._lease: Lease | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what made the vectors."""
+        return str(self._loaded().fingerprint)
+
+    @property
+    def width(self) -> int:
+        """Elements of a vector."""
+        return int(self._loaded().width)
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Return float32 [n, width], rows of length 1."""
+        model = self._loaded()
+        with self._lock:
+            return model.encode(texts)
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Return how many tokens the texts take."""
+        return int(self._loaded().count(texts))
+
+    def close(self) -> None:
+        """Give the weights back."""
+        if self._lease is not None:
+            self._lease.release()
+        self._model, self._lease = None, None
+
+    def _loaded(self) -> Any:
+        with self._lock:
+            if self._model is None:
+                from loci.models.embed import MiniLM
+
+                model = MiniLM(self._folder)
+                self._lease = self._batch.reserve("embedder", model.nbytes)
+                self._model = model
+            return self._model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalled:
+    """What one request used of a memory, and where its own words go.
+
+    Attributes:
+        hits: what was put before the question.
+        messages: the conversation with those notes in it.
+        said: what is to be remembered once it was answered; None for nothing.
+    """
+
+    user: str
+    agent: str | None
+    session: str | None
+    messages: list[Message]
+    hits: tuple[Hit, ...] = ()
+    said: str | None = None
+    memory: Memory | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return what the client is told."""
+        used = [{"id": hit.id, "text": hit.text, "score": hit.score} for hit in self.hits]
+        return {"user": self.user, "used": used, "remembered": self.said is not None}
+
+
+@dataclass(kw_only=True)
+class Service:
+    """Everything behind the protocols.
+
+    Attributes:
+        model: the name it is served under.
+        keys: who may ask; None lets everybody on this machine.
+        open_memory: opens the memory of a tenant, with the embedder given; None has no memory.
+        user: whose memory, when a request names nobody.
+    """
+
+    batch: Batch
+    model: str
+    models_dir: Path
+    keys: Keys | None = None
+    open_memory: Callable[[str, Any], Memory] | None = None
+    user: str = "local"
+    limit_bytes: int = LIMIT_BYTES
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        folder = self.models_dir / EMBEDDER
+        has_embedder = (folder / "model.safetensors").is_file()
+        self.embedder = ServedEmbedder(folder, self.batch) if has_embedder else None
+        self._memories: dict[str, Memory] = {}
+        self._lock, self._ending = threading.Lock(), threading.Lock()
+        self._readers = asyncio.Semaphore(READERS)
+        tokenizer = self.batch.tokenizer
+        self._longest = max(len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocab))
+        self.is_closing = False
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.batch.plan.workload.context
+
+    # -- prompts ------------------------------------------------------------------------------
+
+    async def submit(self, prompt: str | list[Message] | Sequence[int], **given: Any) -> Ticket:
+        """Cut a prompt into tokens and submit it; the rest are arguments of `Ask`."""
+        async with self._readers:
+            return await asyncio.to_thread(self._submit, prompt, given)
+
+    async def count(self, messages: list[Message]) -> int:
+        """Return how many tokens a conversation takes."""
+        async with self._readers:
+            return len(await asyncio.to_thread(self._ids, messages))
+
+    def _submit(self, prompt: Any, given: Mapping[str, Any]) -> Ticket:
+        return self.batch.submit(Ask(ids=tuple(self._ids(prompt)), **given))
+
+    def _ids(self, prompt: Any) -> Sequence[int]:
+        tokenizer = self.batch.tokenizer
+        if isinstance(prompt, str):
+            self._check_length([prompt])
+            return tokenizer.prompt(prompt)
+        if prompt and isinstance(prompt[0], int):
+            return list(prompt)
+        self._check_length([message["content"] for message in prompt])
+        return tokenizer.chat(prompt)
+
+    def _check_length(self, texts: Sequence[str]) -> None:
+        """Refuse what cannot fit however it is cut, before it is cut."""
+        tokens = sum(len(text) for text in texts) // self._longest
+        if tokens > self.context:
+            raise ContextError(
+                f"the prompt has at least {tokens:,} tokens; the context holds {self.context:,}",
+                way_out="send less of it",
+            )
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def memory(self, tenant: str) -> Memory:
+        """Return the memory of a tenant.
+
+        Raises:
+            ParameterError: if this server has none.
+        """
+        if self.open_memory is None:
+            raise ParameterError(
+                "this server has no memory", way_out="start it with loci serve ... --memory FILE"
+            )
+        with self._lock:
+            if tenant not in self._memories:
+                self._memories[tenant] = self.open_memory(tenant, self.embedder)
+            return self._memories[tenant]
+
+    async def recall(
+        self, caller: Caller, messages: list[Message], asked: Mapping[str, Any], user: str | None
+    ) -> Recalled:
+        """Put what is remembered before the last question, within a quarter of the context.
+
+        Args:
+            asked: the fields of a request's `memory`.
+            user: whom the request names elsewhere.
+        """
+        return await asyncio.to_thread(self._recall, caller, messages, asked, user)
+
+    async def remember(self, recalled: Recalled, answer: str) -> None:
+        """Remember a question and its answer, without the notes."""
+        if recalled.said is not None:
+            await asyncio.to_thread(self._remember, recalled, answer)
+
+    def whose(self, caller: Caller, user: str | None) -> str:
+        """Return the user a request may name.
+
+        Raises:
+            ParameterError: if the key is another user's.
+        """
+        if caller.user is not None and user not in (None, caller.user):
+            raise ParameterError(
+                "this key is for one user", value=user, allowed=caller.user, way_out="name nobody"
+            )
+        return caller.user or user or self.user
+
+    def _recall(
+        self, caller: Caller, messages: list[Message], asked: Mapping[str, Any], user: str | None
+    ) -> Recalled:
+        memory = self.memory(caller.tenant)
+        named = self.whose(caller, asked.get("user") or user)
+        found = Recalled(
+            user=named, agent=asked.get("agent"), session=asked.get("session"), messages=messages
+        )
+        at = next(
+            (i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None
+        )
+        if at is None:
+            return found
+        question = messages[at]["content"]
+        hits: list[Hit] = []
+        if asked.get("recall", True) and question.strip():
+            room = self.context // NOTES_SHARE
+            best = memory.search(
+                question,
+                user=named,
+                agent=found.agent,
+                session=found.session,
+                limit=asked.get("limit", 8),
+            )
+            for hit in best:
+                room -= self.batch.tokenizer.count(f"- {hit.text}\n")
+                if room < 0:
+                    break
+                hits.append(hit)
+        if hits:
+            notes = NOTES.format(notes=listed("notes", [hit.text for hit in hits]))
+            messages = [dict(message) for message in messages]
+            messages[at]["content"] = notes + question
+        says = asked.get("remember", True) and bool(question.strip())
+        return replace(
+            found,
+            messages=messages,
+            hits=tuple(hits),
+            said=question if says else None,
+            memory=memory,
+        )
+
+    def _remember(self, recalled: Recalled, answer: str) -> None:
+        said = [("user", recalled.said or ""), ("assistant", answer)]
+        assert recalled.memory is not None
+        recalled.memory.add(
+            [{"role": role, "content": words} for role, words in said if words.strip()],
+            user=recalled.user,
+            agent=recalled.agent,
+            session=recalled.session,
+        )
+
+    # -- vectors ------------------------------------------------------------------------------
+
+    async def embed(self, texts: list[str]) -> tuple[Any, int]:
+        """Return a vector a text and how many tokens they had.
+
+        Raises:
+            ModelError: if no embedder was pulled.
+        """
+        if self.embedder is None:
+            raise ModelError(
+                f"there is no embedder in {self.models_dir}", way_out=f"loci pull {EMBEDDER}"
+            )
+        model = self.embedder
+        return await asyncio.to_thread(lambda: (model.encode(texts), model.count(texts)))
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let what runs end, and give everything back; closing twice does nothing."""
+        self.is_closing = True
+        with self._ending:
+            self.batch.close(drain_s)
+            for memory in self._memories.values():
+                memory.close()
+            self._memories.clear()
+            if self.embedder is not None:
+                self.embedder.close()
+
+
+def sampling_of(
+    temperature: float | None, top_p: float | None, seed: int | None, top_k: int | None = None
+) -> Sampling:
+    """Return how tokens are chosen; the protocols' own default draws with temperature 1."""
+    return Sampling(
+        temperature=1.0 if temperature is None else temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )

@@ -1,0 +1,102 @@
+"""`loci serve`, `ps`, `stop` and `key`, as a person types them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from command_line import Loci
+
+from loci.testing.models import tiny_pack
+
+
+@contextmanager
+def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `loci serve` in a process of its own; yield it and where it listens."""
+    command = [sys.executable, "-m", "loci", "serve", "tiny", "--port", "0", "--dram", "32MiB"]
+    with subprocess.Popen(
+        [*command, "--context", "256", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if found := re.search(r"on (http://\S+)", line):
+                    yield process, found[1]
+                    break
+            else:
+                pytest.fail(f"it never served: {''.join(said)}")
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def tiny(home: Path) -> Path:
+    tiny_pack(home / "models" / "tiny").close()
+    return home
+
+
+def test_a_server_is_listed_answers_and_stops(tiny: Path, loci: Loci) -> None:
+    assert loci("ps", "--json").json == []
+    with served() as (process, url):
+        body = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "temperature": 0}
+        first = httpx.post(f"{url}/v1/completions", json=body).json()
+        assert first["usage"]["completion_tokens"] <= 4
+        (row,) = loci("ps", "--json").json
+        assert (row["pid"], row["url"], row["model"]) == (process.pid, url, "tiny")
+        assert 0 < row["dram"]["used"] < row["dram"]["limit"] == 32 << 20
+        assert "tiny" in loci("ps").out
+        assert loci("stop", str(process.pid + 1)).code == 1
+        done = loci("stop", "--json")
+        assert (done.code, done.json["pid"]) == (0, process.pid)
+        assert process.wait(10) == 0
+    assert loci("ps", "--json").json == []
+    assert "no such server runs" in loci("stop").err
+
+
+def test_a_server_that_was_killed_is_not_listed(tiny: Path, loci: Loci) -> None:
+    with served() as (process, _):
+        process.kill()
+        process.wait(10)
+    assert loci("ps", "--json").json == []
+
+
+def test_a_server_with_keys_answers_who_has_one(tiny: Path, loci: Loci) -> None:
+    file = str(tiny / "keys.json")
+    made = loci("key", "add", file, "--tenant", "acme", "--json").json
+    (listed,) = loci("key", "list", file, "--json").json
+    assert listed == {"id": made["id"], "tenant": "acme", "role": "user", "user": None}
+    assert "acme" in loci("key", "list", file).out
+    with served("--keys", file) as (_, url):
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": f"Bearer {made['key']}"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        (row,) = loci("ps", "--json").json
+        assert row["keyed"] and row["dram"] is None
+        assert loci("key", "drop", file, made["id"]).code == 0
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 401
+        loci("stop")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["serve", "tiny", "--host", "0.0.0.0"], 2, "needs keys"),
+        (["serve", "tony"], 1, "did you mean 'tiny'"),
+        (["serve", "tiny", "--dram", "1KiB"], 3, "needs at least"),
+        (["serve", "tiny", "--keys", "none.json"], 1, "loci key add"),
+        (["serve", "tiny", "--port", "0", "--scheduler", "fcfs(chnk=1)"], 2, "chnk"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    tiny: Path, loci: Loci, arguments: list[str], code: int, said: str
+) -> None:
+    done = loci(*arguments)
+    assert done.code == code and said in done.err
