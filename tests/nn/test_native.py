@@ -73,6 +73,39 @@ SHAPES = {
 }
 
 
+def rounded_rows(x: Tensor) -> Tensor:
+    """Return what rows of x are rounded to: whole numbers up to 127, every eight with a step."""
+    eights = x.view(*x.shape[:-1], -1, 8)
+    largest = eights.abs().amax(-1, keepdim=True)
+    back = torch.where(largest > 0, 127 / largest, 0)
+    return ((eights * back).round() * (largest / 127)).view(x.shape)
+
+
+@given(
+    out=st.integers(1, 40),
+    eights=st.sampled_from([8, 16, 24, 40, 72]),
+    bits=st.integers(1, 8),
+    group=st.sampled_from([8, 16, 32, 64]),
+    rows=st.integers(1, native.MAX_ROWS),
+    symmetric=st.booleans(),
+    wide=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_products_of_whole_numbers(
+    out: int, eights: int, bits: int, group: int, rows: int, symmetric: bool, wide: bool
+) -> None:
+    weight = packed(out, 8 * eights // group, bits, group, symmetric=symmetric, wide=wide)
+    other = packed(3, 8 * eights // group, 8, group, symmetric=True, wide=True)
+    x = noise(rows, weight.shape[1])
+    x[0, :8] = 0.0
+    for name in levels():
+        with native.force_simd(name):
+            found, beside = torch.empty(rows, out), torch.empty(rows, 3)
+            native.gemv_many(x, (weight, other), (found, beside), rounded=True)
+            check_product(found, rounded_rows(x), weight)
+            check_product(beside, rounded_rows(x), other)
+
+
 @pytest.mark.parametrize("name", levels())
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, native.MAX_ROWS), **SHAPES)

@@ -29,7 +29,7 @@ else:
     _WHY_NOT = None
 
 MAX_ROWS = 16  # rows of x a product straight from the codes takes
-LEVELS = ("plain", "avx2", "avx512", "neon")
+LEVELS = ("plain", "avx2", "avx512", "avx512_vnni", "neon")
 MIN_BITS, MAX_BITS = 1, 8
 _DENSE = {torch.float32: (1, 32), torch.float16: (2, 16), torch.bfloat16: (3, 16)}
 
@@ -134,14 +134,24 @@ def gemv(x_MK: Tensor, weight: PackedWeight, out_MN: Tensor) -> None:
     gemv_many(x_MK, (weight,), (out_MN,))
 
 
-def gemv_many(x_MK: Tensor, weights: Sequence[PackedWeight], outs_MN: Sequence[Tensor]) -> None:
-    """Write x times each transposed weight, in one go; at most `MAX_ROWS` rows."""
+def gemv_many(
+    x_MK: Tensor,
+    weights: Sequence[PackedWeight],
+    outs_MN: Sequence[Tensor],
+    *,
+    rounded: bool = False,
+) -> None:
+    """Write x times each transposed weight, in one go; at most `MAX_ROWS` rows.
+
+    Rounded, x is put into whole numbers of 8 bits first, with a step per group of each weight.
+    """
     _native.gemv(
         x_MK.data_ptr(),
         x_MK.shape[0],
         [handle(weight) for weight in weights],
         [out.data_ptr() for out in outs_MN],
         [out.stride(0) for out in outs_MN],
+        rounded,
     )
 
 
@@ -428,10 +438,17 @@ class Decoder:
     Args:
         work: buffers by name, float32; those of `WORK`, as `decoder_work` lists them.
         frequencies: [D / 2] of the rotary embedding.
+        rounded: products of at most `MAX_ROWS` rows round what they read to 8 bits.
     """
 
     def __init__(
-        self, spec: ModelSpec, work: Mapping[str, Tensor], frequencies: Tensor, scale: float
+        self,
+        spec: ModelSpec,
+        work: Mapping[str, Tensor],
+        frequencies: Tensor,
+        scale: float,
+        *,
+        rounded: bool = False,
     ) -> None:
         self._keep: list[Any] = [dict(work), frequencies]  # what the kernels point at
         sizes = [spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim]
@@ -448,6 +465,8 @@ class Decoder:
             work["attention"].numel(),
             work["tile"].numel(),
         )
+        self._native.set_rounded(rounded)
+        self._rounded = rounded
         self._room = work["prepared"].numel()
         self._layers: dict[int, object] = {}
 
@@ -462,7 +481,7 @@ class Decoder:
         if any(handle is None for handle in handles):
             return False
         for group in (handles[:3], handles[3:4], handles[4:6], handles[6:]):
-            if _native.prepared_floats(group, min(rows, MAX_ROWS)) > self._room:
+            if _native.prepared_floats(group, min(rows, MAX_ROWS), self._rounded) > self._room:
                 return False
         vectors = [block.get(name) for name in VECTORS]
         if not all(vector is None or _is_vector(vector) for vector in vectors):
@@ -481,7 +500,7 @@ class Decoder:
             return False
         if len({weight.shape[0] for weight in embedding[:-1]}) > 1:
             return False  # a row is found by dividing
-        if _native.prepared_floats(tiles[1], min(rows, MAX_ROWS)) > self._room:
+        if _native.prepared_floats(tiles[1], min(rows, MAX_ROWS), self._rounded) > self._room:
             return False
         self._native.set_vocabulary(*tiles, norm.data_ptr())
         self._keep += [tiles, list(embedding), list(head), norm]

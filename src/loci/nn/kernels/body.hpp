@@ -392,6 +392,173 @@ void plain_rows(const Packed& w, const Piece& piece, const float* x, const float
   results.flush();
 }
 
+// -- products of whole numbers ----------------------------------------------------------------
+
+constexpr int kShared = 8;  // numbers that share a step
+
+inline float larger_of(float a, float b) { return a > b ? a : b; }
+
+bool rounds(const Packed& w) {
+  return w.kind == Kind::kCodes && w.group % kShared == 0 &&
+         (splits(w) || w.inner % (4 * W) == 0);
+}
+
+// Blocks are vectors of codes: 8 W of them in words, two vectors of x each; else 4 W, one each.
+int64_t number_bytes(const Packed& w) { return splits(w) ? whole(w.inner, kBlock) : w.inner; }
+int64_t step_floats(const Packed& w) { return number_bytes(w) / (splits(w) ? 8 : 4); }
+
+// One row of x as whole numbers, -127 to 127, in order; a step for every kShared of them.
+inline void round_row(const float* x, int64_t inner, int64_t group, int8_t* to, float* steps,
+                      float* sums) {
+  for (int64_t from = 0, g = 0; from < inner; from += group, ++g) {
+    float all = 0.0f;
+    for (int64_t k = from; k < from + group; k += kShared) {
+      float largest = 0.0f;
+      for (int i = 0; i < kShared; ++i) largest = larger_of(largest, std::fabs(x[k + i]));
+      const float step = largest / 127.0f, back = largest > 0 ? 127.0f / largest : 0.0f;
+      int32_t numbers[kShared], total = 0;
+      for (int i = 0; i < kShared; ++i) numbers[i] = int32_t(std::nearbyint(x[k + i] * back));
+      for (int i = 0; i < kShared; ++i) {
+        to[k + i] = int8_t(numbers[i]);
+        total += numbers[i];
+      }
+      steps[k / kShared] = step;
+      all += step * float(total);
+    }
+    sums[g] = all;
+  }
+}
+
+void round_rows(const Packed& w, const float* x, int64_t stride, int rows, int8_t* numbers,
+                float* steps, float* sums, int64_t sums_stride, uint8_t* scratch) {
+  constexpr int kVector = 4 * W;  // numbers in a vector
+  const bool is_split = splits(w);
+  const int64_t codes = is_split ? 8 : 4, blocks = w.inner / (codes * W);
+  const int64_t row_bytes = number_bytes(w), row_steps = step_floats(w);
+  int8_t* ordered = reinterpret_cast<int8_t*>(scratch);
+  float* shared = reinterpret_cast<float*>(ordered + whole(w.inner, 64));
+  for (int begin = 0; begin < rows; begin += kStrip) {
+    const int many = int(smaller(kStrip, rows - begin));
+    for (int m = 0; m < many; ++m) {
+      float* row_sums = sums + (begin + m) * sums_stride;
+      round_row(x + (begin + m) * stride, w.inner, w.group, ordered, shared, row_sums);
+      for (int64_t g = w.groups; g < sums_stride; ++g) row_sums[g] = 0.0f;
+      int8_t* to = numbers + begin * row_bytes + m * kVector;
+      float* step = steps + begin * row_steps + m * W;
+      const int64_t next = int64_t(many) * kVector, next_step = int64_t(many) * W;
+      const int8_t* from = ordered;
+      int64_t b = 0;
+      for (; b < blocks; ++b) {
+        if (is_split) {
+          for (int i = 0; i < kVector; ++i) to[i] = from[2 * i];
+          for (int i = 0; i < kVector; ++i) to[next + i] = from[2 * i + 1];
+        } else {
+          std::memcpy(to, from, kVector);
+        }
+        for (int l = 0; l < W; ++l) step[l] = shared[(b * codes * W + l * codes) / kShared];
+        from += codes * W;
+        to += is_split ? 2 * next : next;
+        step += next_step;
+      }
+      if (blocks * codes * W == w.inner) continue;
+      std::memset(to, 0, kVector);  // four codes a lane: two of each vector of x
+      std::memset(to + next, 0, kVector);
+      for (int l = 0; l < W; ++l) {
+        to[4 * l] = from[4 * l];
+        to[4 * l + 1] = from[4 * l + 2];
+        to[next + 4 * l] = from[4 * l + 1];
+        to[next + 4 * l + 1] = from[4 * l + 3];
+        step[l] = shared[(b * codes * W + 4 * l) / kShared];
+      }
+    }
+  }
+}
+
+// N rows of the weight with R rows of x: the low halves of bytes meet even places, the high odd.
+template <int N, int R, bool H>
+INLINE void nibble_dots(const Packed& w, const uint8_t* row, const void* scales, int64_t at,
+                        const int8_t* x, const float* steps, V (*total)[R]) {
+  constexpr int kVector = 4 * W;
+  const LaneGroups& lanes = w.nibbles[kLevel];
+  const int64_t blocks = w.inner / kBlock, most_blocks = whole(w.inner, kBlock) / kBlock;
+  for (int64_t b = 0; b < most_blocks; ++b, x += 2 * R * kVector, steps += R * W) {
+    UNROLL for (int i = 0; i < N; ++i) {
+      const uint8_t* from = row + i * w.row_bytes + 4 * W * b;
+      const I c = b < blocks ? words(from) : shorts(from);
+      prefetch(from + kAhead);
+      const I low = low_halves(c), high = high_halves(c);
+      const V s = pick(numbers<H>(scales, at + i * w.groups + lanes.base[b]), lanes.index + W * b);
+      UNROLL for (int m = 0; m < R; ++m) {
+        const I part = dots(dots(none(), low, x + m * kVector), high, x + (R + m) * kVector);
+        total[i][m] = fma(mul(s, load(steps + m * W)), as_floats(part), total[i][m]);
+      }
+    }
+  }
+}
+
+template <int N, int R, bool H>
+INLINE void byte_dots(const Packed& w, const uint8_t* const* row, const void* scales, int64_t at,
+                      const int8_t* x, const float* steps, V (*total)[R]) {
+  constexpr int kVector = 4 * W;
+  const LaneGroups& lanes = w.quads[kLevel];
+  const int64_t blocks = w.inner / kVector;
+  for (int64_t b = 0; b < blocks; ++b, x += R * kVector, steps += R * W) {
+    UNROLL for (int i = 0; i < N; ++i) {
+      const uint8_t* from = row[i] + kVector * b;
+      const I c = words(from);
+      prefetch(from + kAhead);
+      const V s = pick(numbers<H>(scales, at + i * w.groups + lanes.base[b]), lanes.index + W * b);
+      UNROLL for (int m = 0; m < R; ++m) {
+        const I part = dots(none(), c, x + m * kVector);
+        total[i][m] = fma(mul(s, load(steps + m * W)), as_floats(part), total[i][m]);
+      }
+    }
+  }
+}
+
+template <int N, int R, bool H>
+INLINE void whole_rows_of(const Packed& w, const Piece& piece, int64_t n, bool nibbles,
+                          const int8_t* x, const float* steps, const float* sums_of,
+                          int64_t sums_stride, Pending<R>& results, uint8_t* scratch) {
+  V total[N][R];
+  const uint8_t* row = piece.codes + n * w.row_bytes;
+  UNROLL for (int i = 0; i < N; ++i)
+    shift<R, H>(w, piece.shifts, (n + i) * w.groups, sums_of, sums_stride, total[i]);
+  if (nibbles) {
+    nibble_dots<N, R, H>(w, row, piece.scales, n * w.groups, x, steps, total);
+  } else {
+    const uint8_t* rows[N];
+    for (int i = 0; i < N; ++i) {
+      rows[i] = row + i * w.row_bytes;
+      if (w.bits == 8) continue;
+      unpack(rows[i], w.row_bytes, w.bits, w.inner, scratch + i * w.inner);
+      rows[i] = scratch + i * w.inner;
+    }
+    byte_dots<N, R, H>(w, rows, piece.scales, n * w.groups, x, steps, total);
+  }
+  UNROLL for (int i = 0; i < N; ++i) results.take(total[i]);
+}
+
+template <int R, bool H>
+void whole_rows(const Packed& w, const Piece& piece, const int8_t* x, const float* steps,
+                const float* sums_of, int64_t sums_stride, const Results& to, uint8_t* scratch) {
+  const bool nibbles = splits(w);
+  Pending<R> results(to);
+  int64_t n = 0;
+  for (; n + 2 <= piece.count; n += 2)  // so that no sum waits for itself
+    whole_rows_of<2, R, H>(w, piece, n, nibbles, x, steps, sums_of, sums_stride, results, scratch);
+  if (n < piece.count)
+    whole_rows_of<1, R, H>(w, piece, n, nibbles, x, steps, sums_of, sums_stride, results, scratch);
+  results.flush();
+}
+
+using WholeStrip = void (*)(const Packed&, const Piece&, const int8_t*, const float*, const float*,
+                            int64_t, const Results&, uint8_t*);
+constexpr WholeStrip kWholeStrips[][2] = {{whole_rows<1, false>, whole_rows<1, true>},
+                                          {whole_rows<2, false>, whole_rows<2, true>},
+                                          {whole_rows<3, false>, whole_rows<3, true>},
+                                          {whole_rows<4, false>, whole_rows<4, true>}};
+
 using Strip = void (*)(const Packed&, const Piece&, const float*, const float*, int64_t,
                        const Results&, uint8_t*);
 
@@ -441,6 +608,12 @@ void product(const Packed& w, const Rows& p, int64_t from, int64_t to, float* y,
     else if (end == w.out) piece = last_piece(w, free);
     for (int m = 0; m < p.rows; m += kStrip) {
       const int many = int(smaller(kStrip, p.rows - m));
+      if (p.numbers != nullptr) {
+        kWholeStrips[many - 1][w.half](w, piece, p.numbers + m * number_bytes(w),
+                                       p.steps + m * step_floats(w), p.sums + m * p.sums_stride,
+                                       p.sums_stride, {y + m * stride + n, stride, add_to}, free);
+        continue;
+      }
       kStrips[many - 1](w, nibbles)(w, piece, x + m * wide, p.sums + m * p.sums_stride, p.sums_stride,
                                     {y + m * stride + n, stride, add_to}, free);
     }
@@ -1155,6 +1328,10 @@ constexpr Kernels table() {
   k.splits = splits;
   k.arrange = arrange;
   k.sum_groups = sum_groups;
+  k.rounds = rounds;
+  k.number_bytes = number_bytes;
+  k.step_floats = step_floats;
+  k.round_rows = round_rows;
   k.product = product;
   k.dequantise = dequantise;
   k.gemm_floats = gemm_floats;

@@ -76,7 +76,7 @@ struct Decoder::Pass {
     x = from;
     x_stride = stride;
     x_rows = how_many;
-    if (is_few()) prepare(wanted, x, x_stride, int(x_rows), w.prepared, prepared);
+    if (is_few()) prepare(wanted, x, x_stride, int(x_rows), d.rounded, w.prepared, prepared);
   }
 
   void read(const float* from, int64_t stride, const Layer& layer,

@@ -82,6 +82,7 @@ class Decoder {
 
   const Shape shape;
   const Work work;
+  bool rounded = false;  // products of few rows read x in whole numbers of 8 bits
   std::vector<Layer> layers;
   std::vector<VocabTile> embedding, head;
   const float* norm = nullptr;

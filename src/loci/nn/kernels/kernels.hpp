@@ -12,7 +12,7 @@
 
 namespace loci {
 
-enum Level { kPlain = 0, kAvx2 = 1, kAvx512 = 2, kNeon = 3, kLevels = 4 };
+enum Level { kPlain = 0, kAvx2 = 1, kAvx512 = 2, kNeon = 3, kVnni = 4, kLevels = 5 };
 enum class Kind { kCodes, kFloat32, kFloat16, kBfloat16 };
 
 constexpr int kMaxRows = 16;     // rows of x that a product straight from the codes takes
@@ -35,17 +35,25 @@ struct Packed {
   int bits, group, groups;
   bool half;             // scales and minima are float16
   LaneGroups nibbles[kLevels], bytes[kLevels];
+  LaneGroups quads[kLevels];  // lanes of four codes, for rows of x in whole numbers
 };
 
 // Up to kMaxRows rows of x as products straight from the codes read them. Rows come in strips of
 // at most `strip`; in a strip the first vector of every row comes first, then the second of every
 // row, and so on, padded with zeros.
+//
+// Or they come rounded: to whole numbers of 8 bits, every eight of them with a step of their own.
+// Then products are sums of whole numbers, exact until they are scaled, x ~ step * n:
+//
+//     sum_k (q_k * s + m) x_k = sum over eights of s * step * sum_k q_k n_k + m * sum_k step * n_k
 struct Rows {
   const float* x;        // in order, [rows * whole(inner, kPad)]; or null
   const float* split;    // in the order of 4-bit codes; or null
   const float* sums;     // [rows, sums_stride] sums over groups, padded with zeros to kPad
   int64_t sums_stride;
   int rows;
+  const int8_t* numbers = nullptr;  // [rows * number_bytes] where x is rounded
+  const float* steps = nullptr;     // [rows * step_floats], one for each lane of its vectors
 };
 
 struct Gemm {
@@ -92,6 +100,12 @@ struct Kernels {
   // Rows of x, `stride` apart, in strips; `split` puts them in the order of 4-bit codes.
   void (*arrange)(const float* x, int64_t stride, int rows, int64_t inner, bool split, float* to);
   void (*sum_groups)(const float* x, int64_t inner, int64_t group, float* to);
+  bool (*rounds)(const Packed&);  // whether products can read rows of x in whole numbers
+  int64_t (*number_bytes)(const Packed&);
+  int64_t (*step_floats)(const Packed&);
+  // Rounds rows of x, `stride` apart, in strips; sums over groups are of what it was rounded to.
+  void (*round_rows)(const Packed&, const float* x, int64_t stride, int rows, int8_t* numbers,
+                     float* steps, float* sums, int64_t sums_stride, uint8_t* scratch);
   // y[m * stride + n] = or += row n of the weight times row m of x.
   void (*product)(const Packed&, const Rows&, int64_t first, int64_t last, float* y,
                   int64_t stride, bool add, uint8_t* bytes);
@@ -128,6 +142,7 @@ extern const Kernels plain_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels vnni_kernels;  // the same, with products of whole numbers in one instruction
 bool has_vbmi();
 #endif
 #if defined(__aarch64__)

@@ -47,15 +47,16 @@ std::vector<Product> products_of(const std::vector<const Weight*>& weights,
 }
 
 void few_rows(uintptr_t x, int rows, const std::vector<const Weight*>& weights,
-              const std::vector<uintptr_t>& outs, const std::vector<int64_t>& strides) {
+              const std::vector<uintptr_t>& outs, const std::vector<int64_t>& strides,
+              bool rounded) {
   if (rows < 1 || rows > kMaxRows) throw std::invalid_argument("1 to 16 rows");
   py::gil_scoped_release release;
   const std::vector<Product> list = products_of(weights, outs, strides);
   std::vector<const Packed*> wanted;
   for (const Product& p : list) wanted.push_back(p.weight);
   std::vector<Rows> prepared;
-  prepare(wanted, at<float>(x), wanted[0]->inner, rows, floats(prepared_floats(wanted, rows)),
-          prepared);
+  prepare(wanted, at<float>(x), wanted[0]->inner, rows, rounded,
+          floats(prepared_floats(wanted, rows, rounded)), prepared);
   products(list, prepared);
 }
 
@@ -300,6 +301,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("read_all", &read_all);
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&make_decoder))
+      .def("set_rounded", [](Decoder& d, bool rounded) { d.rounded = rounded; })
       .def("set_layer", &set_layer)
       .def("set_vocabulary", [](Decoder& d, const std::vector<const Weight*>& embedding,
                                 const std::vector<const Weight*>& head, uintptr_t norm) {
@@ -327,10 +329,10 @@ PYBIND11_MODULE(_native, m) {
     shape.ffn = ffn;
     return arena_floats(shape);
   });
-  m.def("prepared_floats", [](const std::vector<const Weight*>& weights, int rows) {
+  m.def("prepared_floats", [](const std::vector<const Weight*>& weights, int rows, bool rounded) {
     std::vector<const Packed*> list;
     for (const Weight* weight : weights) list.push_back(&weight->packed);
-    return prepared_floats(list, rows);
+    return prepared_floats(list, rows, rounded);
   });
   m.def("set_threads", &set_crew_size);
   m.def("threads", &crew_size);

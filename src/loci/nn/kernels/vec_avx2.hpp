@@ -51,6 +51,21 @@ inline I all(int32_t x) { return _mm256_set1_epi32(x); }
 inline V masked(I c, I mask) { return _mm256_cvtepi32_ps(_mm256_and_si256(c, mask)); }
 template <int Bits>
 inline V topmost(I c) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(c, 32 - Bits)); }
+
+// What products of whole numbers are made of: each lane of `dots` adds four codes times numbers.
+inline I none() { return _mm256_setzero_si256(); }
+inline V as_floats(I v) { return _mm256_cvtepi32_ps(v); }
+inline I low_halves(I c) { return _mm256_and_si256(c, _mm256_set1_epi8(15)); }
+inline I high_halves(I c) {
+  return _mm256_and_si256(_mm256_srli_epi32(c, 4), _mm256_set1_epi8(15));
+}
+inline I dots(I sum, I codes, const int8_t* x) {
+  const I numbers = _mm256_loadu_si256((const __m256i*)x);
+  I even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)),
+                             _mm256_srai_epi16(_mm256_slli_epi16(numbers, 8), 8));
+  I odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(numbers, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
 inline V pick(V table, const int32_t* index) {
   return _mm256_permutevar8x32_ps(table, _mm256_loadu_si256((const __m256i*)index));
 }

@@ -55,6 +55,25 @@ inline I all(int32_t x) { return kept(_mm512_set1_epi32(x)); }
 inline V masked(I c, I mask) { return _mm512_cvtepi32_ps(_mm512_and_si512(c, mask)); }
 template <int Bits>
 inline V topmost(I c) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(c, 32 - Bits)); }
+
+// What products of whole numbers are made of: each lane of `dots` adds four codes times numbers.
+inline I none() { return _mm512_setzero_si512(); }
+inline V as_floats(I v) { return _mm512_cvtepi32_ps(v); }
+inline I low_halves(I c) { return _mm512_and_si512(c, _mm512_set1_epi8(15)); }
+inline I high_halves(I c) {
+  return _mm512_and_si512(_mm512_srli_epi32(c, 4), _mm512_set1_epi8(15));
+}
+inline I dots(I sum, I codes, const int8_t* x) {
+  const I numbers = _mm512_loadu_si512(x);
+#if LOCI_VNNI
+  return _mm512_dpbusd_epi32(sum, codes, numbers);
+#else
+  I even = _mm512_madd_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)),
+                             _mm512_srai_epi16(_mm512_slli_epi16(numbers, 8), 8));
+  I odd = _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), _mm512_srai_epi16(numbers, 8));
+  return _mm512_add_epi32(sum, _mm512_add_epi32(even, odd));
+#endif
+}
 inline V pick(V table, const int32_t* index) {
   return _mm512_permutexvar_ps(_mm512_loadu_si512(index), table);
 }

@@ -53,6 +53,24 @@ inline I all(int32_t x) { return vdupq_n_u32(uint32_t(x)); }
 inline V masked(I c, I mask) { return vcvtq_f32_u32(vandq_u32(c, mask)); }
 template <int Bits>
 inline V topmost(I c) { return vcvtq_f32_u32(vshrq_n_u32(c, 32 - Bits)); }
+
+// What products of whole numbers are made of: each lane of `dots` adds four codes times numbers.
+inline I none() { return vdupq_n_u32(0); }
+inline V as_floats(I v) { return vcvtq_f32_s32(vreinterpretq_s32_u32(v)); }
+inline I low_halves(I c) { return vandq_u32(c, vdupq_n_u32(0x0F0F0F0Fu)); }
+inline I high_halves(I c) { return vandq_u32(vshrq_n_u32(c, 4), vdupq_n_u32(0x0F0F0F0Fu)); }
+inline I dots(I sum, I codes, const int8_t* x) {
+  const uint8x16_t bytes = vreinterpretq_u8_u32(codes);
+  const int8x16_t numbers = vld1q_s8(x);
+  const int16x8_t c0 = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes)));
+  const int16x8_t c1 = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(bytes)));
+  const int16x8_t x0 = vmovl_s8(vget_low_s8(numbers)), x1 = vmovl_s8(vget_high_s8(numbers));
+  const int32x4_t a = vpaddq_s32(vmull_s16(vget_low_s16(c0), vget_low_s16(x0)),
+                                 vmull_s16(vget_high_s16(c0), vget_high_s16(x0)));
+  const int32x4_t b = vpaddq_s32(vmull_s16(vget_low_s16(c1), vget_low_s16(x1)),
+                                 vmull_s16(vget_high_s16(c1), vget_high_s16(x1)));
+  return vaddq_u32(sum, vreinterpretq_u32_s32(vpaddq_s32(a, b)));
+}
 inline V pick(V table, const int32_t* index) {
   float from[4], to[4];
   vst1q_f32(from, table);

@@ -75,6 +75,24 @@ inline V masked(I c, I mask) {
 }
 template <int Bits>
 inline V topmost(I c) { return lanes([&](int i) { return float(c.at[i] >> (32 - Bits)); }); }
+
+// What products of whole numbers are made of: each lane of `dots` adds four codes times numbers.
+inline I none() { return {{0, 0, 0, 0}}; }
+inline V as_floats(I v) { return lanes([&](int i) { return float(int32_t(v.at[i])); }); }
+inline I low_halves(I c) {
+  for (int i = 0; i < 4; ++i) c.at[i] &= 0x0F0F0F0Fu;
+  return c;
+}
+inline I high_halves(I c) {
+  for (int i = 0; i < 4; ++i) c.at[i] = c.at[i] >> 4 & 0x0F0F0F0Fu;
+  return c;
+}
+inline I dots(I sum, I codes, const int8_t* x) {
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j)
+      sum.at[i] += uint32_t(int32_t(codes.at[i] >> (8 * j) & 255u) * x[4 * i + j]);
+  return sum;
+}
 inline V pick(V table, const int32_t* index) { return lanes([&](int i) { return table.at[index[i]]; }); }
 inline void prefetch(const void*) {}
 

@@ -25,6 +25,11 @@ const Kernels* const kTables[kLevels] = {
 #else
     nullptr,
 #endif
+#if defined(__x86_64__)
+    &vnni_kernels,
+#else
+    nullptr,
+#endif
 };
 
 int g_level = best_level();
@@ -34,16 +39,16 @@ struct Table {
 };
 
 // Where each lane of a weight's vectors finds its scale. Few different ones exist; they stay.
-LaneGroups lane_groups(int64_t inner, int group, int lanes, bool nibbles) {
+LaneGroups lane_groups(int64_t inner, int group, int lanes, int lane_codes) {
   static std::mutex mutex;
-  static std::map<std::tuple<int64_t, int, int, bool>, std::unique_ptr<Table>> known;
+  static std::map<std::tuple<int64_t, int, int, int>, std::unique_ptr<Table>> known;
   std::lock_guard<std::mutex> lock(mutex);
-  auto& table = known[{inner, group, lanes, nibbles}];
+  auto& table = known[{inner, group, lanes, lane_codes}];
   if (!table) {
     table = std::make_unique<Table>();
     for (int64_t k = 0; k < inner;) {
-      int codes = 1;  // that a lane holds
-      if (nibbles) codes = k + 8 * lanes <= inner ? 8 : 4;
+      int codes = lane_codes;  // half of them where half a vector of words remains
+      if (codes == 8 && k + 8 * lanes > inner) codes = 4;
       const int64_t base = k / group;
       table->base.push_back(int32_t(base));
       for (int64_t lane = 0; lane < lanes; ++lane)
@@ -75,6 +80,8 @@ bool has_level(int level) {
       return has_level(kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq");
+    case kVnni:
+      return has_level(kAvx512) && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(__aarch64__)
     case kNeon:
@@ -89,7 +96,7 @@ int best_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #endif
-  for (int level : {kNeon, kAvx512, kAvx2})
+  for (int level : {kNeon, kVnni, kAvx512, kAvx2})
     if (has_level(level)) return level;
   return kPlain;
 }
@@ -116,9 +123,12 @@ Packed packed(Kind kind, const void* codes, const void* scales, const void* mins
   for (int level = 0; level < kLevels; ++level) {
     const Kernels* table = kTables[level];
     if (table == nullptr || !has_level(level)) continue;
-    if (table->splits(w)) w.nibbles[level] = lane_groups(inner, group, table->lanes, true);
-    else if (group % table->lanes != 0)
-      w.bytes[level] = lane_groups(inner, group, table->lanes, false);
+    if (table->splits(w)) {
+      w.nibbles[level] = lane_groups(inner, group, table->lanes, 8);
+      continue;
+    }
+    if (group % table->lanes != 0) w.bytes[level] = lane_groups(inner, group, table->lanes, 1);
+    if (table->rounds(w)) w.quads[level] = lane_groups(inner, group, table->lanes, 4);
   }
   return w;
 }
@@ -141,9 +151,35 @@ float* floats(int64_t count) {
   return static_cast<float*>(held.at_least(count * 4));
 }
 
-int64_t prepared_floats(const std::vector<const Packed*>& weights, int rows) {
+// Whether two weights read the same rounded rows of x.
+bool alike(const Packed& a, const Packed& b) {
+  const Kernels& k = kernels();
+  return a.group == b.group && k.splits(a) == k.splits(b);
+}
+
+// Floats that rounded rows take for one weight, whole lines of memory.
+int64_t rounded_floats(const Packed& w, int rows) {
+  const Kernels& k = kernels();
+  const int64_t floats = k.number_bytes(w) / 4 + k.step_floats(w) + whole(w.groups, kPad);
+  return whole(floats * rows, kPad) + kPad;
+}
+
+int64_t prepared_floats(const std::vector<const Packed*>& weights, int rows, bool rounded) {
   const Kernels& k = kernels();
   int64_t floats = 0;
+  if (rounded) {
+    std::vector<const Packed*> others;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (!k.rounds(*weights[i])) {
+        others.push_back(weights[i]);
+        continue;
+      }
+      bool is_new = true;
+      for (size_t j = 0; j < i; ++j) is_new &= !k.rounds(*weights[j]) || !alike(*weights[j], *weights[i]);
+      if (is_new) floats += rounded_floats(*weights[i], rows);
+    }
+    return others.empty() ? floats : floats + prepared_floats(others, rows, false);
+  }
   bool split = false, plain = false;
   const int64_t inner = weights[0]->inner;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -158,11 +194,13 @@ int64_t prepared_floats(const std::vector<const Packed*>& weights, int rows) {
 }
 
 void prepare(const std::vector<const Packed*>& weights, const float* x, int64_t x_stride, int rows,
-             float* to, std::vector<Rows>& found) {
+             bool rounded, float* to, std::vector<Rows>& found) {
   const Kernels& k = kernels();
   const int64_t inner = weights[0]->inner, wide = whole(inner, kPad);
   const float *split = nullptr, *plain = nullptr;
+  const auto is_rounded = [&](const Packed& w) { return rounded && k.rounds(w); };
   for (const Packed* w : weights) {
+    if (is_rounded(*w)) continue;
     const bool is_split = k.splits(*w);
     const float*& place = is_split ? split : plain;
     if (place != nullptr) continue;
@@ -176,8 +214,26 @@ void prepare(const std::vector<const Packed*>& weights, const float* x, int64_t 
   for (size_t i = 0; i < weights.size(); ++i) {
     const Packed& w = *weights[i];
     Rows p{plain, split, nullptr, whole(w.groups, kPad), rows};
+    if (is_rounded(w)) {
+      for (size_t j = 0; j < i && p.numbers == nullptr; ++j)
+        if (found[j].numbers != nullptr && alike(*weights[j], w)) p = found[j];
+      if (p.numbers == nullptr) {
+        float* steps = to + k.number_bytes(w) / 4 * rows;
+        float* sums = steps + k.step_floats(w) * rows;
+        p.numbers = reinterpret_cast<int8_t*>(to);
+        p.steps = steps;
+        p.sums = sums;
+        k.round_rows(w, x, x_stride, rows, reinterpret_cast<int8_t*>(to), steps, sums,
+                     p.sums_stride, scratch(scratch_bytes(w)));
+        to += rounded_floats(w, rows);
+      }
+      found.push_back(p);
+      continue;
+    }
     for (size_t j = 0; j < i && p.sums == nullptr; ++j)
-      if (weights[j]->kind == Kind::kCodes && weights[j]->group == w.group) p.sums = found[j].sums;
+      if (found[j].numbers == nullptr && weights[j]->kind == Kind::kCodes &&
+          weights[j]->group == w.group)
+        p.sums = found[j].sums;
     if (p.sums == nullptr && w.kind == Kind::kCodes) {
       for (int m = 0; m < rows; ++m) {
         float* sums = to + m * p.sums_stride;

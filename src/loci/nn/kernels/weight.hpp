@@ -35,11 +35,12 @@ uint8_t* scratch(int64_t bytes);  // for what kernels unpack
 float* floats(int64_t count);     // for what products prepare
 
 // Floats that `prepare` fills for products of these weights with `rows` rows of x.
-int64_t prepared_floats(const std::vector<const Packed*>& weights, int rows);
+int64_t prepared_floats(const std::vector<const Packed*>& weights, int rows, bool rounded);
 
-// Fills `found` with what each weight reads of x [rows, x_stride]; `to` keeps it.
+// Fills `found` with what each weight reads of x [rows, x_stride]; `to` keeps it. Rounded, x is put
+// into whole numbers for the weights that can read them.
 void prepare(const std::vector<const Packed*>& weights, const float* x, int64_t x_stride, int rows,
-             float* to, std::vector<Rows>& found);
+             bool rounded, float* to, std::vector<Rows>& found);
 
 struct Product {
   const Packed* weight;
