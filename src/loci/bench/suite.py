@@ -1,7 +1,8 @@
 """What a suite is: a file in `bench/suites` with `ABOUT` and one function `run`.
 
 A suite that measures methods also says of which kinds (`KINDS`), and turns a result into what goes
-into their cards (`card_rows`).
+into their cards (`card_rows`). One that measures certain methods alone names them (`METHODS`):
+methods that act each have a suite of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol  # results hold whatever JSON can hold
 
 from loci.bench import suites
 from loci.bench.cards import Row
+from loci.core.method import Method
 from loci.errors import ParameterError
 from loci.methods import catalogue
 from loci.units import nearest
@@ -94,8 +96,8 @@ def chosen(name: str) -> tuple[list[str], str]:
     known = {m for m in catalogue.names() if m}
     method = name.partition("(")[0].strip()
     if method in known:
-        about = catalogue.find(name).about
-        return of_kind(about.kind.value), about.name
+        found = catalogue.find(name)
+        return measuring(found), found.about.name
     near = nearest(name, [*names(), *known])
     raise ParameterError(
         "there is no such suite or method",
@@ -116,6 +118,17 @@ def contenders(name: str, method: str | None, named: tuple[str, ...]) -> tuple[s
 def of_kind(kind: str) -> list[str]:
     """Return the suites that measure methods of a kind."""
     return [name for name in names() if kind in getattr(find(name), "KINDS", ())]
+
+
+def measuring(method: Method) -> list[str]:
+    """Return the suites that measure a method: those for it, else those for all of its kind."""
+    from loci.methods.recall.base import Act
+
+    kind = of_kind(method.about.kind.value)
+    own = [name for name in kind if method.about.name in getattr(find(name), "METHODS", ())]
+    if own or isinstance(method, Act):
+        return own
+    return [name for name in kind if not hasattr(find(name), "METHODS")]
 
 
 def run(name: str, context: Context) -> dict[str, Any]:

@@ -103,14 +103,14 @@ class StoredRecords:
 
     def past(self, key: str) -> Sequence[Record | None]:
         """Return what a key held, oldest first, the present last."""
-        item = self._items.get(key)
-        if item is None:
-            return []
-        changes = self._store.history(self._scope, item.id)
+        made = self._store.recent(self._scope, _ALL, 0, self._subject)
         return [
-            None if c.after is None or not c.after.is_live else _record(c.after)
-            for c in changes
-            if c.action != "link"
+            _record(change.after) if change.after.is_live else None
+            for change in reversed(made)
+            if change.after is not None
+            and change.after.predicate == key
+            and change.action != "link"
+            and not change.undone
         ]
 
     def _item(self, record: Record) -> Item:

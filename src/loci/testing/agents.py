@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any  # JSON values
 
 from loci.core.agent import Outcome, Record
+from loci.core.method import Need
 from loci.core.ports import Records
 from loci.errors import MethodError, ParameterError
 from loci.methods.recall.base import Act, Tools, kept_record
@@ -175,4 +176,7 @@ CONFORMANCE_ACT = (
 
 def tools_for(method: Act) -> Tools:
     """Return what a method that acts needs for its example, made anew."""
-    return Tools(records=DictRecords())
+    from loci.testing.programmer import Programmer
+
+    needs = method.about.needs
+    return Tools(records=DictRecords(), llm=Programmer() if Need.LLM in needs else None)

@@ -230,9 +230,8 @@ def _carry_out(
             raise
         raise _Unclear(str(problem)) from None
     answers = [tree.answer(op) for op in ops if op["op"] == "check"]
-    touched = list(tree.changed) or [tree.key(op["slot"]) for op in ops]
     spoken = [key for op in ops for key in tree.keys(str(op["slot"]))[:1]]
-    return "; ".join(did) or "nothing to do", answers, (spoken or touched or [focus])[0]
+    return "; ".join(did) or "nothing to do", answers, spoken[0] if spoken else focus
 
 
 def _read(text: str, tree: Tree, focus: str | None, tools: Tools) -> Sequence[Op]:

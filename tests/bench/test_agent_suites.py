@@ -1,0 +1,56 @@
+"""Suites of methods that act: they run, they compare with a rival, and they know their method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loci.bench import suite
+from loci.bench.suite import Context
+from loci.errors import ParameterError
+from loci.run.agents import acting
+
+
+def quick(name: str, folder: Path, **options: str) -> dict[str, object]:
+    context = Context(folder=folder, quick=True, options=options)
+    return suite.run(name, context)
+
+
+def test_each_method_that_acts_has_a_suite_of_its_own() -> None:
+    for name in acting():
+        [only], method = suite.chosen(name)
+        assert method == name and name in suite.find(only).METHODS  # type: ignore[attr-defined]
+    for other in ("mem0", "a_mem"):
+        names, _ = suite.chosen(other)
+        assert "operations" in names
+        assert not any(hasattr(suite.find(one), "METHODS") for one in names)
+
+
+def test_codebase(tmp_path: Path) -> None:
+    result = quick("codebase", tmp_path, scripts="3", judged="2")
+    for found in result["control"].values():  # type: ignore[attr-defined]
+        assert found["same_files"]["value"] == 1.0 and found["fullest_prompt"] <= 1.0
+    packages = result["packages"]["modules_right"]  # type: ignore[index]
+    assert packages["this"]["value"] == 1.0 > packages["rival"]["value"]
+    assert result["repair"]["checked"]["value"] == 1.0  # type: ignore[index]
+    [row] = suite.find("codebase").card_rows(result)
+    assert row.method == "l2mac" and row.metrics["modules_right"]["this"] == 1.0
+
+
+@pytest.mark.model
+def test_planning(models_folder: Path) -> None:
+    result = quick("planning", models_folder, scripts="10")
+    words = result["words"]
+    assert words["canonical"]["state"]["value"] == 1.0  # type: ignore[index]
+    assert words["canonical"]["table_state"]["value"] < 1.0  # type: ignore[index]
+    assert result["tokens"]["20"]["ratio"] < 0.5  # type: ignore[index]
+    [row] = suite.find("planning").card_rows(result)
+    assert row.metrics["state_right_canonical"]["this"] == 1.0
+
+
+def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
+    for name in acting():
+        [only], _ = suite.chosen(name)
+        with pytest.raises(ParameterError, match="no such option"):
+            quick(only, tmp_path, nonsense="1")
