@@ -34,6 +34,7 @@ def plan(
     new_tokens: str | int | None = None,
     kv: str | None = None,
     quant: str | None = None,
+    activations: int | None = None,
     machine: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
@@ -50,6 +51,8 @@ def plan(
         kv: the chain of KV methods to use, "" for none; None lets Loci choose.
         quant: the method that packs weights in levels, "" for weights as they are; None lets Loci
             choose, which cuts weights only where nothing without loss fits.
+        activations: 8 rounds what weights are multiplied with while tokens are decoded: faster, and
+            not exact. None leaves it in float32.
         machine: plan for the machine of that name instead of this one.
         progress: called with (what, done, total) while the model is packed and this machine is
             measured, which each happen once.
@@ -82,6 +85,7 @@ def plan(
         new_tokens=new_tokens if new_tokens is not None else NEW_TOKENS,
         kv=kv,
         quant=quant,
+        activations=activations,
         machine=machine,
         runtime_bytes=measured.bytes,
         pace=measured.pace,

@@ -91,3 +91,13 @@ def test_a_machine_without_known_memory_needs_a_size(home: Path) -> None:
     with pytest.raises(ParameterError, match="name --dram"):
         _plan(home, machine="h200", context=64)
     assert _plan(home, machine="h200", dram="64MiB", context=64).seconds_per_token > 0
+
+
+def test_activations_of_8_bits_are_asked_for_and_cost_something(home: Path) -> None:
+    made = _plan(home, dram="64MiB", context=64, activations=8)
+    assert made.activation_bits == 8 and made.loss is None, "unknown for this model"
+    assert any("activations of 8 bits" in note for note in made.notes)
+    assert Plan.from_json(made.to_json()) == made
+    assert _plan(home, dram="64MiB", context=64, activations=32).activation_bits == 32
+    with pytest.raises(ParameterError, match="8, 32"):
+        _plan(home, dram="64MiB", context=64, activations=4)

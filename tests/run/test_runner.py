@@ -14,6 +14,9 @@ from loci.core.ledger import Ledger
 from loci.errors import ContextError, ParameterError
 from loci.models.load import resolve
 from loci.models.pack import Pack, open_pack
+from loci.nn import native
+from loci.nn.decoder import decode
+from loci.nn.form import Form
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
 from loci.run.runner import Runner
@@ -23,6 +26,7 @@ from loci.run.weights import (
     StreamedWeights,
     WeightSource,
     execution_order,
+    head_names,
 )
 from loci.testing.models import tiny_pack, tiny_pair
 
@@ -192,3 +196,64 @@ def test_the_default_model_agrees_with_transformers(models_folder: Path) -> None
         found = prefiller.runner.forward(ids, prefiller.store, logits="all")
     assert found is not None
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+def rounded(x_NK: Tensor) -> Tensor:
+    """Return what rows are rounded to: whole numbers up to 127, every eight with a step."""
+    eights = x_NK.view(x_NK.shape[0], -1, 8)
+    largest = eights.abs().amax(-1, keepdim=True)
+    numbers = (eights * torch.where(largest > 0, 127 / largest, 0)).round()
+    return (numbers * (largest / 127)).view(x_NK.shape)
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
+def test_activations_of_8_bits_follow_the_oracle(tmp_path: Path) -> None:
+    pack = tiny_pack(tmp_path, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128)
+    spec, ids = pack.spec, ids_of(pack, 12)
+    blocks = [pack.block(f"layer.{index}") for index in range(spec.layers)]
+
+    def weight(name: str) -> Tensor:
+        _, index, tensor = name.split(".", 2)
+        return dense(blocks[int(index)][tensor])
+
+    def vector(name: str) -> Tensor | None:
+        if name == "norm":
+            return dense(next(iter(pack.block("norm").values())))
+        _, index, tensor = name.split(".", 2)
+        found = blocks[int(index)].get(tensor)
+        return None if found is None else dense(found)
+
+    embedded = torch.empty(12, spec.hidden)
+    pack.embed_rows(ids[0], out=embedded)
+    hidden = decode(spec, embedded[None], lambda at, x: rounded(x) @ weight(at).T, vector)
+    head = torch.cat([dense(pack.block(name)["weight"]) for name in head_names(pack)])
+    expected = rounded(hidden[0]) @ head.T
+    ledger = Ledger(LIMITS)
+    weights = ResidentWeights(pack, Ledger(LIMITS))
+    store = KVStore(spec, max_tokens=96, chunk=32)
+    runner = Runner(spec, weights, ledger, chunk=32, activation_bits=8)
+    found = runner.forward(ids, store, logits="all")
+    assert found is not None
+    assert (found[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+    store.crop(0)
+    long = ids_of(pack, 32)
+    many = runner.forward(long, store, logits="all")  # prompts are read in float32
+    with reading(pack, weights, chunk=32) as prefiller:
+        exact = prefiller.runner.forward(long, prefiller.store, logits="all")
+        few = prefiller.runner.forward(ids, prefiller.store, logits="all")
+    assert many is not None and exact is not None and few is not None
+    assert torch.equal(many, exact)
+    assert not torch.equal(found[0], few[0])
+
+
+def test_activations_of_other_widths_are_refused(tmp_path: Path) -> None:
+    pack = tiny_pack(tmp_path)
+    weights = ResidentWeights(pack, Ledger(LIMITS))
+    with pytest.raises(ParameterError, match="8, 32"):
+        Runner(pack.spec, weights, Ledger(LIMITS), activation_bits=16)
+    with pytest.raises(ParameterError, match="native kernels"):
+        Runner(pack.spec, weights, Ledger(LIMITS), activation_bits=8, kernels=False)
+
+
+def dense(weight: Form | Tensor) -> Tensor:
+    return weight.float() if isinstance(weight, Tensor) else weight.dense()

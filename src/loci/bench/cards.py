@@ -80,6 +80,9 @@ def write(
 
 
 def _method(row: Row) -> tuple[str, dict[str, Any]]:
+    if row.kind == "nn":
+        name, _, bits = row.method.partition("=")
+        return name, {"bits": int(bits)}
     if row.method.startswith(EXACT):
         return EXACT, {"dtype": row.method.partition("=")[2]}
     method = catalogue.find(row.method, row.kind)

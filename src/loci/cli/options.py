@@ -73,6 +73,7 @@ BUDGET_NAMES = (
     "weights",
     "kv",
     "quant",
+    "activations",
     "process",
     "context",
     "prompt_tokens",
@@ -95,6 +96,11 @@ _BUDGET = (
         "--quant",
         metavar="METHOD",
         help='Pack the weights in levels by this method: bitstack; "" keeps them as they are.',
+    ),
+    click.option(
+        "--activations",
+        type=click.IntRange(1, 32),
+        help="8: round what weights are multiplied with while decoding; faster, not exact.",
     ),
     click.option(
         "--process", type=SIZE, help="A limit on the whole process, Python and libraries included."

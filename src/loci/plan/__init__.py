@@ -31,6 +31,7 @@ def plan(
     new_tokens: str | int = 256,
     kv: str | None = None,
     quant: str | None = None,
+    activations: int | None = None,
     machine: str | None = None,
     runtime_bytes: int | None = None,
     pace: Pace | None = None,
@@ -47,6 +48,8 @@ def plan(
         kv: a chain of KV methods, "" for an exact cache; None leaves it to the planner.
         quant: a method that packs weights in levels, "" for weights as they are; None takes
             levels only where nothing without loss fits.
+        activations: 8 rounds what weights are multiplied with while tokens are decoded, which is
+            faster and not exact; None and 32 leave it in float32.
         machine: a name of machines.toml; None is this machine, measured once.
         runtime_bytes: Python and its libraries, measured; counted against `process`.
         pace: what this machine reaches; None takes what it promises, which is faster.
@@ -63,6 +66,7 @@ def plan(
     from loci.models.load import locate, spec_of
     from loci.models.packed import facts_of
     from loci.plan import stacks
+    from loci.plan.rounding import with_activations
     from loci.plan.solve import solve
 
     spec, blocks, _ = spec_of(model, folder)
@@ -126,7 +130,7 @@ def plan(
         return found[0]
 
     if context is not None:
-        return attempt(_tokens("context", context))
+        return with_activations(attempt(_tokens("context", context)), activations, load_card)
     fewest = answer + (_tokens("prompt_tokens", prompt_tokens) if prompt_tokens else 1)
     sizes = [n for n in CONTEXTS if fewest <= n <= spec.max_context] or [
         min(max(fewest, CONTEXTS[-1]), spec.max_context)
@@ -144,7 +148,8 @@ def plan(
             break
         fitting.append(found)
     note = f"nobody named a context, so it is {fitting[0].workload.context:,} tokens"
-    return replace(fitting[0], notes=(*fitting[0].notes, note))
+    best = replace(fitting[0], notes=(*fitting[0].notes, note))
+    return with_activations(best, activations, load_card)
 
 
 def _with(notes: tuple[str, ...], note: str) -> tuple[str, ...]:

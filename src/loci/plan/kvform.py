@@ -89,7 +89,7 @@ def loss_of(form: KVForm, spec: ModelSpec, cards: Cards) -> tuple[float | None, 
         links = [("exact", {"dtype": form.dtype})]
     total = 0.0
     for name, parameters in links:
-        kl, note = _measured(cards("kv", name), parameters, spec)
+        kl, note = measured(cards("kv", name), parameters, spec)
         if kl is None:
             return None, note
         total += kl
@@ -142,6 +142,22 @@ def decoded(form: KVForm, context: int) -> int:
     return decoded_tokens(form.methods(), context)
 
 
+def measured(
+    card: Card | None, parameters: Mapping[str, object], spec: ModelSpec
+) -> tuple[float | None, str]:
+    """Return the KL a card has for these parameters on this model, or None and what to say."""
+    unknown = "quality unknown for this model"
+    rows = [] if card is None else [m for m in card.measurements if METRIC in m.metrics]
+    rows = [m for m in rows if {**parameters, **m.parameters} == dict(parameters)]
+    for row in rows:
+        if spec.fingerprint and row.fingerprint == spec.fingerprint and row.suite == SUITE:
+            return float(row.metrics[METRIC]["this"]), ""
+    if rows:
+        kl = rows[0].metrics[METRIC]["this"]
+        return None, f"{unknown}; on {rows[0].model}: {kl:.4f} nats per token"
+    return None, unknown
+
+
 # -- private ----------------------------------------------------------------------------------
 
 
@@ -175,18 +191,3 @@ def _chooses(form: KVForm) -> bool:
     from loci.methods.kv.base import Select
 
     return any(isinstance(method, Select) for method in form.methods())
-
-
-def _measured(
-    card: Card | None, parameters: Mapping[str, object], spec: ModelSpec
-) -> tuple[float | None, str]:
-    unknown = "quality unknown for this model"
-    rows = [] if card is None else [m for m in card.measurements if METRIC in m.metrics]
-    rows = [m for m in rows if {**parameters, **m.parameters} == dict(parameters)]
-    for row in rows:
-        if spec.fingerprint and row.fingerprint == spec.fingerprint and row.suite == SUITE:
-            return float(row.metrics[METRIC]["this"]), ""
-    if rows:
-        kl = rows[0].metrics[METRIC]["this"]
-        return None, f"{unknown}; on {rows[0].model}: {kl:.4f} nats per token"
-    return None, unknown

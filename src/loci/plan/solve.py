@@ -68,6 +68,7 @@ class Plan:
         change: what to change for more, in words; notes: what else to know.
         chosen: what was chosen, with numbers; turned_down: what was not.
         runtime_bytes: Python and its libraries, on top of the budget; None when not measured.
+        activation_bits: 32, or 8 for what weights are multiplied with while tokens are decoded.
     """
 
     model: str
@@ -95,6 +96,7 @@ class Plan:
     stack: str = ""
     weights_budget_bytes: int | None = None
     packed: str = ""
+    activation_bits: int = 32
 
     def held(self, kind: str, tier: str = "dram") -> int:
         """Return the bytes of one kind on a tier."""

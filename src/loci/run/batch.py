@@ -335,6 +335,7 @@ class Batch:
             batch=self.rows,
             rows=most,
             decoded_tokens=decoded,
+            activation_bits=plan.activation_bits,
         )
         self._closers.append(self.runner.release)
         # Where a step is no single native call, states between layers need memory of their own.

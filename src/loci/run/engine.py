@@ -345,6 +345,7 @@ class Session:
             self.ledger,
             chunk=plan.chunk,
             decoded_tokens=decoded_tokens(chain, plan.workload.context),
+            activation_bits=plan.activation_bits,
         )
         self._closers.append(self.runner.release)
 

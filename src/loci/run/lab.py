@@ -22,7 +22,7 @@ from loci.models.tokenizer import Tokenizer
 from loci.nn.packing import dequantise
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
-from loci.run.runner import Runner
+from loci.run.runner import FLOAT_BITS, Runner
 from loci.run.weights import Repack, RepackedWeights, ResidentWeights, WeightSource
 
 NO_LIMIT = {"dram": 2**62, "disk": 2**62, "gpu": 2**62}
@@ -37,6 +37,7 @@ class Lab:
         context: tokens that attention may decode from codes at once.
         repack: packs the layers' linear weights anew; None takes them as they are.
         folder: where `prepare` may write.
+        activation_bits: see `Runner`.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Lab:
         context: int = 2048,
         repack: Repack | None = None,
         folder: Path | None = None,
+        activation_bits: int = FLOAT_BITS,
     ) -> None:
         self.pack, self.spec, self.chunk, self.context = pack, pack.spec, chunk, context
+        self.activation_bits = activation_bits
         self.ledger = Ledger(NO_LIMIT)
         self.tokenizer = Tokenizer(pack.folder)
         self.weights_source: WeightSource
@@ -93,6 +96,7 @@ class Lab:
             self.ledger,
             chunk=self.chunk,
             decoded_tokens=decoded_tokens(tuple(chain), store.max_tokens),
+            activation_bits=self.activation_bits,
         )
         try:
             yield Prefiller(runner, store)

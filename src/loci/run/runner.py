@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
     from loci.run.weights import Weights, WeightSource
 
+FLOAT_BITS, ROUNDED_BITS = 32, 8  # of what flows between layers
+
 # Shapes: B batch, T tokens of a chunk, N = B * T rows, d hidden, H query heads, K key/value heads,
 # D head size, V vocabulary, S stores.
 
@@ -73,6 +75,8 @@ class Runner:
         rows: tokens of all rows together at most; None is a whole chunk of each row.
         decoded_tokens: see `loci.core.work.decoder_work`.
         kernels: False leaves the native kernels alone.
+        activation_bits: 8 rounds what weights in codes are multiplied with, where few tokens are
+            read at once; prompts are read in float32.
     """
 
     def __init__(
@@ -87,8 +91,23 @@ class Runner:
         decoded_tokens: int = 0,
         tier: str = "dram",
         kernels: bool = True,
+        activation_bits: int = FLOAT_BITS,
     ) -> None:
+        if activation_bits not in (FLOAT_BITS, ROUNDED_BITS):
+            raise ParameterError(
+                "activations cannot have this many bits",
+                value=activation_bits,
+                allowed=f"{ROUNDED_BITS}, {FLOAT_BITS}",
+            )
+        if activation_bits == ROUNDED_BITS and not (kernels and native.available()):
+            raise ParameterError(
+                "activations of 8 bits need the native kernels",
+                value=activation_bits,
+                allowed=str(FLOAT_BITS),
+                way_out=native.why_not() or "let the runner use the kernels",
+            )
         self.spec, self.chunk, self.batch = spec, chunk, batch
+        self._rounded = activation_bits == ROUNDED_BITS
         self._rows = chunk * batch if rows is None else rows
         self._work = Buffers(
             decoder_work(spec, chunk, batch, decoded_tokens=decoded_tokens, rows=rows),
@@ -210,7 +229,9 @@ class Runner:
         work = {name: self._work.whole(name) for name in native.WORK}
         if self._rows > 1 and work["tile"].numel() < native.decoder_floats(self.spec):
             return None
-        return native.Decoder(self.spec, work, self._rope.frequencies, self._scale)
+        return native.Decoder(
+            self.spec, work, self._rope.frequencies, self._scale, rounded=self._rounded
+        )
 
     def _is_fixed(self, decoder: native.Decoder) -> bool:
         """Hand all weights to the kernels, once and for all; False where that cannot be."""
@@ -306,7 +327,8 @@ class Runner:
         decoder.before(index, positions_BT, q_BHTD, k_BKTD)
         qkv_BTW = take("qkv", (rows, tokens, (H + 2 * K) * D))
         v_BKTD = qkv_BTW[..., (H + K) * D :].unflatten(-1, (K, D)).transpose(1, 2)
-        view = store.append(index, k_BKTD, v_BKTD, positions_BT)
+        given_BTd = take("normed", (rows, tokens, spec.hidden)) if store.wants_hidden else None
+        view = store.append(index, k_BKTD, v_BKTD, positions_BT, given_BTd)
         o_BHTD, _ = attend(
             q_BHTD, view, positions=positions_BT, scale=self._scale, window=spec.window
         )
@@ -532,7 +554,8 @@ class Runner:
             rotate(q_N.view(rows, tokens, H, D).transpose(1, 2), *cos_sin_BTD, out=q_BHTD)
             rotate(k_N.view(rows, tokens, K, D).transpose(1, 2), *cos_sin_BTD, out=k_BKTD)
         v_BKTD = v_N.view(rows, tokens, K, D).transpose(1, 2)
-        view = store.append(index, k_BKTD, v_BKTD, positions_BT)
+        given_BTd = normed_Nd.view(rows, tokens, -1) if store.wants_hidden else None
+        view = store.append(index, k_BKTD, v_BKTD, positions_BT, given_BTd)
         o_BHTD, _ = attend(
             q_BHTD,
             view,

@@ -28,6 +28,7 @@ from loci.models.pack import Pack
 from loci.nn.form import Form
 from loci.run.lab import Lab
 from loci.run.quantise import packed_linears
+from loci.run.runner import ROUNDED_BITS
 
 ABOUT = "loss of KV and quantisation methods: mean KL to the full model, nats per token"
 KINDS = ("kv", "quant")
@@ -43,8 +44,9 @@ DEFAULT = (
     "groupwise(bits=8)",
     "groupwise(bits=6)",
     "groupwise(bits=4,group=64)",
+    "activations=8",
 )
-HALF = "kv_dtype=float16"
+HALF, ROUNDED = "kv_dtype=float16", "activations=8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def run(context: Context) -> dict[str, Any]:
     lab = Lab(pack, context=PROMPT + REST)
     try:
         pieces = pieces_of(lab, count, part)
-        chains = [name for name in methods if not _is_quant(name)]
+        chains = [name for name in methods if not _is_quant(name) and name != ROUNDED]
         full_nll: list[float] = []
         rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chains}
         done, total = 0, count * (len(chains) + 1) + count * 2 * (len(methods) - len(chains))
@@ -130,6 +132,10 @@ def run(context: Context) -> dict[str, Any]:
         for name in methods:
             if name in rows:
                 results[name] = _summary(rows[name], "kv_bytes")
+            elif name == ROUNDED:
+                results[name] = _rounded(context, lab, pieces)
+                done += 2 * count
+                context.progress(name, done, total)
             else:
                 results[name] = _quantised(context, lab, name, pieces)
                 done += 2 * count
@@ -160,7 +166,7 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
         rows.append(
             Row(
                 method=f"{EXACT}={name.partition('=')[2]}" if name == HALF else name,
-                kind="quant" if _is_quant(name) else "kv",
+                kind="nn" if name == ROUNDED else "quant" if _is_quant(name) else "kv",
                 metrics={
                     "kl": {"this": found["kl"]["value"], "rivals": others},
                     "nll": {
@@ -194,6 +200,23 @@ def _quantised(
     return _summary(rows, "weight_bytes")
 
 
+def _rounded(context: Context, full: Lab, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Measure activations rounded while few tokens are read at once: here, all but the prompt."""
+    pack = resolve(context.model, context.folder)
+    lab = Lab(pack, context=PROMPT + REST, activation_bits=ROUNDED_BITS)
+    rows = []
+    try:
+        nbytes = lab.ledger.by_kind("dram")["weights"]
+        for ids in pieces:
+            full_TV, _ = log_probs(full, ids)
+            other_TV, _ = log_probs(lab, ids)
+            rows.append((kl(full_TV, other_TV), loss_of(other_TV, ids), nbytes))
+    finally:
+        lab.close()
+        pack.close()
+    return _summary(rows, "weight_bytes")
+
+
 def packed_by(
     pack: Pack, name: str, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Form]:
@@ -212,7 +235,9 @@ def _summary(rows: Sequence[tuple[float, float, int]], what: str) -> dict[str, A
 
 
 def _is_quant(name: str) -> bool:
-    return name != HALF and "|" not in name and catalogue.find(name).about.kind is Kind.QUANT
+    if name in (HALF, ROUNDED) or "|" in name:
+        return False
+    return catalogue.find(name).about.kind is Kind.QUANT
 
 
 def chain_of(name: str) -> tuple[tuple[Method, ...], torch.dtype]:

@@ -13,6 +13,7 @@ faster. What it is measured against:
                                    bandwidth is left. The KV cache is read on top; see `bytes`
 
 llama.cpp runs in a process of its own, under this Python or the one of `--option llama_python=`.
+`--option activations=8` rounds what weights are multiplied with while tokens are decoded.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from loci.nn import native
 from loci.nn.form import Form
 from loci.run.kvstore import KVStore
 from loci.run.lab import Lab
-from loci.run.runner import Runner
+from loci.run.runner import FLOAT_BITS, Runner
 
 ABOUT = "decode, prefill and start, beside transformers and llama.cpp on the same weights"
 PROMPT, LONG, NEW, ROUNDS, LONG_ROUNDS = 512, 2048, 24, 7, 3
@@ -71,7 +72,8 @@ def run(context: Context) -> dict[str, Any]:
     if native.available():
         native.set_threads(threads)
     pack = resolve(context.model, context.folder)
-    lab = Lab(pack, context=long + new)
+    bits = int(context.options.get("activations", FLOAT_BITS))
+    lab = Lab(pack, context=long + new, activation_bits=bits)
     try:
         ids = lab.tokenizer.encode(texts.prose()[: 12 * long])[:long]
         if len(ids) < long:
@@ -99,6 +101,7 @@ def run(context: Context) -> dict[str, Any]:
         "threads": threads,
         "kernels": native.simd() if native.available() else None,
         "kv_dtype": kv,
+        "activation_bits": bits,
         "prompt_tokens": prompt,
         "long_tokens": long,
         "new_tokens": new,
@@ -310,7 +313,14 @@ def _together(
         store = KVStore(
             lab.spec, max_tokens=len(ids) + new, batch=rows, chunk=lab.chunk, ledger=lab.ledger
         )
-        runner = Runner(lab.spec, lab.weights_source, lab.ledger, chunk=lab.chunk, batch=rows)
+        runner = Runner(
+            lab.spec,
+            lab.weights_source,
+            lab.ledger,
+            chunk=lab.chunk,
+            batch=rows,
+            activation_bits=lab.activation_bits,
+        )
         for start in range(0, len(ids), lab.chunk):
             part = torch.tensor([list(ids[start : start + lab.chunk])]).expand(rows, -1)
             runner.forward(part, store, logits=None)

@@ -169,7 +169,9 @@ def run(context: Context) -> dict[str, Any]:
                 budget = int(least + share * (total - least))
                 placed = method.place(sizes, uses, budget)
                 link_s = placed.moved_bytes / compute_s  # reading takes as long as computing
-                found = _one(context, method, placed, uses, parts, memory, link_s, rounds, compute_s)
+                found = _one(
+                    context, method, placed, uses, parts, memory, link_s, rounds, compute_s
+                )
                 results.append({"method": name, "share": share, "budget_bytes": budget, **found})
     return {
         "model": context.model,
