@@ -127,12 +127,13 @@ def prepare(
     train: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Do now what a method of weights does once for a model; return what it made.
+    """Do now what a method does once for a model; return what it made.
 
     A method that packs in levels ("bitstack") makes a stack, from which runs of any size load what
     fits: the result has "path", and KL in nats per token ("kl") measured at "bytes". Every other
     method ("gptq(bits=3)") makes a model of its own: the result has "name", to be run like any
-    other, its "bytes" and its "kl".
+    other, its "bytes" and its "kl". Methods of the KV cache that must know the model ("cskv") keep
+    what they found out beside it, and the result has "path" and "bytes".
 
     Args:
         method: as the catalogue writes it.

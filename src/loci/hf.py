@@ -1,7 +1,7 @@
 """`loci.hf`: Loci inside transformers, for those who stay with transformers.
 
-`load` gives plain transformers objects; `cache` a Cache for `generate`; `compressed` packs the
-weights of a model while its body runs.
+`load` gives plain transformers objects; `cache` a Cache for `generate`; `prepare` what methods of a
+cache must know of a model; `compressed` packs the weights of a model while its body runs.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loci import config
-from loci.run.hf import cache, compressed
+from loci.run.hf import cache, compressed, prepare
 from loci.run.hf import load as _load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["cache", "compressed", "load"]
+__all__ = ["cache", "compressed", "load", "prepare"]
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -46,7 +46,7 @@ def test_of_another_model_or_method_it_is_refused(path: Path) -> None:
     for asked in ({"fingerprint": "blake2b:2"}, {"method": "snapkv(window=9)"}):
         with pytest.raises(FingerprintError, match="prepared for something else") as caught:
             opened(path, **asked)
-        assert "loci methods prepare snapkv" in str(caught.value)
+        assert "loci methods prepare 'snapkv(window=" in str(caught.value)
 
 
 def test_each_method_and_model_has_a_place_of_its_own(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_each_method_and_model_has_a_place_of_its_own(tmp_path: Path) -> None:
 def test_what_was_never_prepared_says_how(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nothing was prepared") as caught:
         opened(tmp_path / "none.safetensors")
-    assert "loci methods prepare snapkv" in str(caught.value)
+    assert "loci methods prepare 'snapkv(window=" in str(caught.value)
 
 
 def test_every_length_of_a_cut_file_is_refused(path: Path) -> None:

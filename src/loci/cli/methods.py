@@ -77,10 +77,11 @@ def show(name: str, as_json: bool) -> None:
 def prepare(
     method: str, model: str | None, weights: int | None, train: int | None, as_json: bool
 ) -> None:
-    """Do now what a method of weights does once for a model.
+    """Do now what a method does once for a model.
 
-    A method that packs in levels (bitstack) makes a stack, from which runs of any size load what
-    fits. Every other one (gptq) makes a model of its own, which is run by its name.
+    A method of weights that packs in levels (bitstack) makes a stack, from which runs of any size
+    load what fits. Every other one (gptq) makes a model of its own, which is run by its name. A
+    method of the KV cache (cskv) keeps what it found out beside the model.
     """
     with progress() as report:
         made = api.prepare(method, model, weights=weights, train=train, progress=report)
@@ -88,6 +89,9 @@ def prepare(
         emit(made)
         return
     note(f"kept in {made['path']}")
+    if made["kind"] == "artefact":
+        say(f"{made['method']}  {format_bytes(made['bytes'])}")
+        return
     if made["kind"] == "model":
         say(f"{made['name']}  {format_bytes(made['bytes'])}  {made['kl']:.4f} nats a token")
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # facts are JSON values
@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loci.core.method import Method
+from loci.core.method import Method, Need
 from loci.errors import FingerprintError, FormatError, NotFoundError, StorageError
+from loci.methods.kv.base import KVMethod
 
 FORMAT, VERSION = "loci-artefact", 1
 
@@ -38,10 +39,26 @@ class Artefact:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def path_of(folder: Path, method: Method, fingerprint: str) -> Path:
+def path_of(folder: Path, method: Method | str, fingerprint: str) -> Path:
     """Return where the artefact of a method, parameters included, for a model is kept."""
     key = hashlib.blake2b(f"{method}\n{fingerprint}".encode(), digest_size=8).hexdigest()
-    return folder / f"{method.about.name}-{key}.safetensors"
+    return folder / f"{str(method).partition('(')[0]}-{key}.safetensors"
+
+
+def for_chain(chain: Iterable[Method], folder: Path, fingerprint: str) -> dict[str, Artefact]:
+    """Return {name: artefact} for the methods of a chain that need one.
+
+    Raises:
+        NotFoundError: if one was not prepared.
+        FingerprintError: if it was prepared for another model or method.
+    """
+    found = {}
+    for method in chain:
+        if Need.ARTEFACT in method.about.needs:
+            name = method.preparation if isinstance(method, KVMethod) else str(method)
+            path = path_of(folder, name, fingerprint)
+            found[method.about.name] = load(path, method=name, fingerprint=fingerprint)
+    return found
 
 
 def save(artefact: Artefact, path: Path) -> None:
@@ -78,7 +95,7 @@ def load(path: Path, *, method: str, fingerprint: str) -> Artefact:
     if not path.is_file():
         raise NotFoundError(
             f"nothing was prepared for {method} and this model",
-            way_out=f"loci methods prepare {method.partition('(')[0]}",
+            way_out=f"loci methods prepare '{method}'",
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -96,7 +113,7 @@ def load(path: Path, *, method: str, fingerprint: str) -> Artefact:
                     f"{path} was prepared for something else",
                     value=found,
                     allowed=str((method, fingerprint)),
-                    way_out=f"loci methods prepare {method.partition('(')[0]}",
+                    way_out=f"loci methods prepare '{method}'",
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads(header["facts"])

@@ -43,7 +43,7 @@ from loci.methods.kv.base import decoded_tokens, predict_store
 from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
 from loci.models.tokenizer import Tokenizer
 from loci.nn import native
-from loci.run import prefixes
+from loci.run import artefacts, prefixes
 from loci.run.engine import DTYPES
 from loci.run.grammars import Grammars
 from loci.run.kvstore import KVStore
@@ -732,6 +732,9 @@ class Batch:
                 chunk=self.plan.chunk,
                 ledger=self.ledger,
                 generator=torch.Generator().manual_seed(0),
+                artefacts=artefacts.for_chain(
+                    self._chain, self._sources.pack.folder, self.spec.fingerprint
+                ),
             )
             if source is not None and kept is not None and kept not in self._kept:
                 shared, source = 0, None  # it had to make room

@@ -22,7 +22,7 @@ from loci.methods import catalogue
 from loci.methods.kv.base import decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
-from loci.run import measure
+from loci.run import artefacts, measure
 from loci.run.grammars import Grammars
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
@@ -337,6 +337,7 @@ class Session:
             chunk=plan.chunk,
             ledger=self.ledger,
             generator=torch.Generator().manual_seed(0),  # for methods that draw: always the same
+            artefacts=artefacts.for_chain(chain, self.pack.folder, spec.fingerprint),
         )
         self._closers.append(self.store.release)
         self.runner = Runner(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,11 +30,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from loci.core.budget import read_bytes
 from loci.core.ledger import Lease, Ledger
-from loci.core.method import Method
+from loci.core.method import Method, Need
 from loci.core.spec import ModelSpec
 from loci.errors import ModelError, ParameterError, missing_extra
 from loci.methods import catalogue
-from loci.methods.kv.base import check_chain
+from loci.methods.kv.base import KVMethod, check_chain
 from loci.methods.quant.base import Quant
 from loci.models.hf_folder import spec_of_config
 from loci.models.load import resolve
@@ -43,6 +43,8 @@ from loci.nn.attend import attend
 from loci.nn.form import Form
 from loci.nn.kv import KVView, Seen
 from loci.nn.packed_linear import matmul
+from loci.nn.rope import Rope, undo
+from loci.run.artefacts import Artefact
 from loci.run.hf_weights import packed_forms
 from loci.run.kvstore import KVStore
 
@@ -184,6 +186,7 @@ def cache(
     chunk: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    artefacts: Sequence[Artefact] = (),
 ) -> LociCache:
     """Return a transformers Cache for `generate(past_key_values=cache)`.
 
@@ -194,6 +197,7 @@ def cache(
         chunk: the most tokens one forward brings; None takes the length of the first one. Room for
             so many tokens of one layer is part of the budget of a chain that selects or encodes.
         dtype: of keys and values that are kept as they are.
+        artefacts: what `prepare` returned, for methods that must know the model.
 
     The model runs with Loci's attention until the last cache on it is closed; other caches keep
     working on it meanwhile. Use it in a `with`, or call `close`.
@@ -209,7 +213,26 @@ def cache(
         chunk=chunk,
         dtype=dtype,
         seed=seed,
+        artefacts=tuple(artefacts),
     )
+
+
+def prepare(model: PreTrainedModel, method: str | Method, ids: Tensor) -> Artefact:
+    """Return what a method of the KV cache must know of a model, for `cache(artefacts=[...])`.
+
+    Args:
+        method: as chains write it, "cskv(density=0.5)".
+        ids: token ids [texts, tokens] of texts to look at the model with.
+
+    Raises:
+        MethodError: if the method needs nothing prepared.
+    """
+    found = catalogue.find(method, "kv") if isinstance(method, str) else method
+    if not isinstance(found, KVMethod):
+        raise ParameterError("this is no method of the KV cache", value=str(method))
+    made = found.prepare(_HfLab(model, ids))
+    assert isinstance(made, Artefact)
+    return made
 
 
 @dataclass
@@ -293,6 +316,7 @@ class LociCache(Cache):
         chunk: int | None,
         dtype: torch.dtype,
         seed: int,
+        artefacts: tuple[Artefact, ...] = (),
     ) -> None:
         check_chain(chain)  # before anything is attached
         spec = spec_of_config(model.config.to_dict(), type(model).__name__, Path())
@@ -307,6 +331,9 @@ class LociCache(Cache):
         self._mask_BT: Tensor | None = None
         self._ids: list[Tensor] = []
         self._look: list[Seen] | None = None
+        self._artefacts = {made.method.partition("(")[0]: made for made in artefacts}
+        self.hidden: dict[int, Tensor] = {}  # what each layer's projections were given
+        self.wants_hidden = any(Need.HIDDEN in method.about.needs for method in chain)
         self.ledger = Ledger({"dram": 2**62})
         self._faces = [_Layer(self, index) for index in range(self.spec.layers)]
         super().__init__(layers=list(self._faces))
@@ -337,6 +364,7 @@ class LociCache(Cache):
             chunk=self.chunk,
             dtype=self.dtype,
             seed=self._seed,
+            artefacts=tuple(self._artefacts.values()),
         )
         if self.store is not None:
             twin.store = self.store.fork()
@@ -415,6 +443,7 @@ class LociCache(Cache):
                 chunk=self.chunk,
                 ledger=self.ledger,
                 generator=torch.Generator().manual_seed(self._seed),
+                artefacts=self._artefacts,
             )
 
     def append(self, index: int, keys_BKTD: Tensor, values_BKTD: Tensor) -> _Handle:
@@ -432,7 +461,9 @@ class LociCache(Cache):
         places_BT = torch.arange(start, start + count).expand(keys_BKTD.shape[0], count)
         if self._pad_B is not None:
             places_BT = places_BT - self._pad_B[:, None]
-        return _Handle(self, self.store.append(index, keys_BKTD, values_BKTD, places_BT), places_BT)
+        shown = self.hidden.pop(index, None)
+        view = self.store.append(index, keys_BKTD, values_BKTD, places_BT, shown)
+        return _Handle(self, view, places_BT)
 
     def begin(self, ids_BT: Tensor | None, mask_BS: Tensor | None) -> None:
         """Note the tokens and the padding of a forward that starts."""
@@ -512,6 +543,68 @@ class LociCache(Cache):
         if self._model is None:
             raise ParameterError("this cache was closed", way_out="make a new one")
         return self._model
+
+
+class _HfLab:
+    """A transformers model taken apart; satisfies `loci.core.ports.Lab`. Texts are row numbers."""
+
+    def __init__(self, model: PreTrainedModel, ids_ST: Tensor) -> None:
+        self._model, self._ids_ST = model, ids_ST
+        with LociCache(
+            model, (), budget_bytes=None, context=ids_ST.shape[1], chunk=None,
+            dtype=torch.float32, seed=0,
+        ) as held:  # fmt: skip
+            self.spec = held.spec
+
+    def texts(self) -> Sequence[str]:
+        """Return the numbers of the rows of ids."""
+        return [str(row) for row in range(len(self._ids_ST))]
+
+    @contextmanager
+    def activations(
+        self, texts: Sequence[str], taps: Sequence[str]
+    ) -> Iterator[Iterator[tuple[str, int, Tensor]]]:
+        """Lend an iterator of (tap, layer, tensor): "keys" before their rotation, and "values"."""
+        unknown = [tap for tap in taps if tap not in ("keys", "values")]
+        if unknown:
+            raise ParameterError("no such tap", value=unknown, allowed="keys, values")
+        turned = Rope(self.spec).table(torch.arange(self._ids_ST.shape[1])[None])
+
+        def walk() -> Iterator[tuple[str, int, Tensor]]:
+            for text in texts:
+                ids_1T = self._ids_ST[int(text)][None]
+                with cache(self._model, context=ids_1T.shape[1]) as held, torch.no_grad():
+                    forward_with(self._model, ids_1T, held, logits_to_keep=1)
+                    assert held.store is not None
+                    for layer in range(self.spec.layers):
+                        block = held.store.view(layer).dense()
+                        if "keys" in taps:
+                            yield "keys", layer, undo(block.keys, *turned)
+                        if "values" in taps:
+                            yield "values", layer, block.values
+
+        yield walk()
+
+    def weights(self, name: str) -> Tensor:
+        """Return one weight in float32 [out, in], "layer.3.k_proj"."""
+        _, layer, tensor = name.split(".", 2)
+        where = f"model.layers.{layer}.{_their_name(tensor)}"
+        found = self._model.state_dict().get(where)
+        if found is None:
+            raise ParameterError("this model has no such weight", value=where)
+        return found.detach().float()
+
+    def folder(self) -> Path:
+        """Refuse: nothing of a transformers model is kept on disk."""
+        raise ParameterError("what is prepared for a transformers model is not kept on disk")
+
+    def artefact(
+        self, method: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> Artefact:
+        """Return tensors and facts as what was prepared by a method for this model."""
+        return Artefact(
+            method=method, fingerprint=self.spec.fingerprint, tensors=tensors, facts=facts or {}
+        )
 
 
 class _Probe:
@@ -604,6 +697,11 @@ def _attach(model: PreTrainedModel) -> None:
         held.hooks = [
             model.register_forward_pre_hook(_begin, with_kwargs=True),
             model.register_forward_hook(_end, with_kwargs=True),
+            *(
+                module.register_forward_pre_hook(_show, with_kwargs=True)
+                for module in model.modules()
+                if hasattr(module, "layer_idx") and hasattr(module, "k_proj")
+            ),
         ]
         model.__dict__["_loci"] = held
     held.caches += 1
@@ -634,6 +732,14 @@ def _end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
         embeds = kwargs.get("inputs_embeds")
         tokens = ids if ids is not None else embeds
         held.end(0 if tokens is None else int(tokens.shape[1]))
+
+
+def _show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a layer's projections: note what they are given, for methods that keep it."""
+    held = _held(kwargs)
+    if held is not None and held.wants_hidden:
+        states = kwargs.get("hidden_states", args[0] if args else None)
+        held.hidden[int(module.layer_idx)] = states  # type: ignore[arg-type, assignment]
 
 
 def _held(kwargs: dict[str, Any]) -> LociCache | None:

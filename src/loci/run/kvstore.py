@@ -779,7 +779,9 @@ class KVStore:
     def _checked(self, artefacts: Mapping[str, Artefact]) -> dict[str, Artefact]:
         """Return the artefacts of the chain's methods, each made for this method and model."""
         found = {}
-        for method in self.chain:
+        for method in (self._select, self._codec):
+            if method is None:
+                continue
             name, made = method.about.name, artefacts.get(method.about.name)
             if made is None:
                 if Need.ARTEFACT in method.about.needs:
@@ -788,7 +790,7 @@ class KVStore:
                         way_out=f"loci methods prepare '{method}'",
                     )
                 continue
-            expected = (str(method), self.spec.fingerprint)
+            expected = (method.preparation, self.spec.fingerprint)
             if (made.method, made.fingerprint) != expected:
                 raise FingerprintError(
                     f"what was prepared for {name} is for something else",

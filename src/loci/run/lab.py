@@ -6,27 +6,33 @@ be held side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any  # facts are JSON values
 
 import torch
 from torch import Tensor
 
 from loci.core.ledger import Ledger
-from loci.core.method import Method
-from loci.errors import ParameterError
-from loci.methods.kv.base import decoded_tokens
+from loci.core.method import Method, Need
+from loci.errors import NotFoundError, ParameterError
+from loci.methods.kv.base import KVMethod, decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
 from loci.nn.packing import dequantise
+from loci.nn.rope import Rope, undo
+from loci.run import artefacts
+from loci.run.artefacts import Artefact
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
 from loci.run.runner import FLOAT_BITS, Runner
 from loci.run.weights import Repack, RepackedWeights, ResidentWeights, WeightSource
+from loci.text.prose import first_half
 
 NO_LIMIT = {"dram": 2**62, "disk": 2**62, "gpu": 2**62}
-TAPS = ("queries",)
+TAPS = ("queries", "keys", "values")
+TEXTS, CHARACTERS = 16, 5000  # what a model is looked at with, some 1,000 tokens each
 
 
 class Lab:
@@ -75,7 +81,7 @@ class Lab:
         budget_bytes: int | None = None,
         seed: int = 0,
     ) -> KVStore:
-        """Return an empty KV store for this model."""
+        """Return an empty KV store for this model; what the chain needs is prepared if missing."""
         return KVStore(
             self.spec,
             tuple(chain),
@@ -85,7 +91,25 @@ class Lab:
             chunk=self.chunk,
             ledger=self.ledger,
             generator=torch.Generator().manual_seed(seed),
+            artefacts={
+                method.about.name: self.prepared(method)
+                for method in chain
+                if Need.ARTEFACT in method.about.needs
+            },
         )
+
+    def prepared(self, method: Method) -> Artefact:
+        """Return what was prepared for a method of the KV cache; prepare and keep it if missing."""
+        assert isinstance(method, KVMethod)
+        name = method.preparation
+        path = artefacts.path_of(self.pack.folder, name, self.fingerprint)
+        try:
+            return artefacts.load(path, method=name, fingerprint=self.fingerprint)
+        except NotFoundError:
+            made = method.prepare(self)
+            assert isinstance(made, Artefact)
+            artefacts.save(made, path)
+            return made
 
     @contextmanager
     def reading(self, store: KVStore, chain: Sequence[Method] = ()) -> Iterator[Prefiller]:
@@ -148,25 +172,51 @@ class Lab:
     ) -> Iterator[Iterator[tuple[str, int, Tensor]]]:
         """Lend an iterator of (tap, layer, tensor) over all texts.
 
-        "queries" gives rotated queries [1, H, T, D], valid until the next item.
+        "queries" gives rotated queries [1, H, T, D], valid until the next item. "keys" gives keys
+        before their rotation and "values" values, [1, K, T, D] in float32.
         """
         unknown = [tap for tap in taps if tap not in TAPS]
         if unknown:
             raise ParameterError("no such tap", value=unknown, allowed=", ".join(TAPS))
-        store = self.store()
+        store, rope = self.store(), Rope(self.spec)
 
         def walk() -> Iterator[tuple[str, int, Tensor]]:
             with self.reading(store) as prefiller:
                 for text in texts:
                     ids = self.tokenizer.encode(text)[: self.context]
-                    for seen in prefiller.probe(ids):
+                    for seen in prefiller.probe(ids) if "queries" in taps else ():
                         assert seen.queries is not None
                         yield "queries", seen.layer, seen.queries
+                    if "keys" not in taps and "values" not in taps:
+                        continue
+                    prefiller.prefill(ids)
+                    turned = rope.table(torch.arange(len(ids))[None])
+                    for layer in range(self.spec.layers):
+                        block = store.view(layer).dense()
+                        if "keys" in taps:
+                            yield "keys", layer, undo(block.keys, *turned)
+                        if "values" in taps:
+                            yield "values", layer, block.values
+                    store.crop(0)
 
         try:
             yield walk()
         finally:
             store.release()
+
+    def texts(self) -> Sequence[str]:
+        """Return pieces of English prose, evenly spread over the half that may be looked at."""
+        prose = first_half()
+        step = (len(prose) - CHARACTERS) // (TEXTS - 1)
+        return [prose[at * step : at * step + CHARACTERS] for at in range(TEXTS)]
+
+    def artefact(
+        self, method: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> Artefact:
+        """Return tensors and facts as what was prepared by a method for this model."""
+        return Artefact(
+            method=method, fingerprint=self.fingerprint, tensors=tensors, facts=facts or {}
+        )
 
     def weights(self, name: str) -> Tensor:
         """Return one weight in float32, [out, in]; `name` is like "layer.3.q_proj"."""

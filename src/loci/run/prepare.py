@@ -1,4 +1,4 @@
-"""What a method of weights does once for a model: a stack, or a model of its own."""
+"""What a method does once for a model: a stack, a model of its own, or what a KV cache needs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any  # results are JSON values
 
+from loci.core.method import Need
 from loci.errors import BudgetError, MethodError, ParameterError
 from loci.methods import catalogue
+from loci.methods.kv.base import KVMethod
 from loci.methods.quant.base import Nested, Quant
 from loci.models.pack import Pack
 from loci.models.stack import table_of
+from loci.run.artefacts import path_of
 from loci.run.correct import Training
+from loci.run.lab import Lab
 from loci.run.quantised import pack_model
 from loci.run.stack_build import prepare_stack
 from loci.units import format_bytes, parse_bytes
@@ -28,11 +32,20 @@ def prepare(
 ) -> dict[str, Any]:
     """Return what was made, or found made before; see `loci.api.prepare`."""
     found = catalogue.find(method)
+    if isinstance(found, KVMethod) and Need.ARTEFACT in found.about.needs:
+        if weights is not None or train is not None:
+            raise ParameterError("a method of the KV cache changes no weights", value=method)
+        return _prepare_kv(pack, found, progress)
     if not isinstance(found, Quant):
+        needing = [
+            cls.about.name
+            for cls in catalogue.all_methods("kv")
+            if Need.ARTEFACT in cls.about.needs
+        ]
         raise MethodError(
-            "only methods that pack weights are prepared",
+            "this method has nothing to prepare",
             value=method,
-            allowed=", ".join(catalogue.names("quant")),
+            allowed=", ".join([*catalogue.names("quant"), *needing]),
         )
     if isinstance(found, Nested) and weights is None:
         if train is not None:
@@ -61,6 +74,27 @@ def prepare(
         "path": str(folder / made.name),
         "bytes": _rest(pack) + made.linear_bytes,
         "kl": made.loss,
+    }
+
+
+def _prepare_kv(
+    pack: Pack, method: KVMethod, progress: Callable[[str, int, int], None] | None
+) -> dict[str, Any]:
+    if progress is not None:
+        progress("looking at keys and values", 0, 1)
+    lab = Lab(pack)
+    try:
+        made = lab.prepared(method)
+    finally:
+        lab.close()
+    if progress is not None:
+        progress("looking at keys and values", 1, 1)
+    return {
+        "kind": "artefact",
+        "method": str(method),
+        "path": str(path_of(pack.folder, method.preparation, pack.spec.fingerprint)),
+        "bytes": made.nbytes(),
+        "facts": dict(made.facts),
     }
 
 

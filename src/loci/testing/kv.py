@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
 
 SCALE = 0.25
+LONG = 256  # tokens, of texts that must be long for a method to encode any
 RANK, NOISE = 6, 0.02  # of texts whose layers share what they say
 
 # Shapes: B batch, L layers, H query heads, K key/value heads, T tokens, D head size.
@@ -272,6 +273,8 @@ def store_of(
 ) -> KVStore:
     """Return a store for tests; `keep` is the number of slots its budget has room for."""
     spec = spec or spec_of()
+    if any(_span(method) > LONG for method in chain):
+        chunk = max(chunk, LONG)  # few steps, where much is read
     budget = None
     if keep is not None:
         budget = budget_for(
@@ -356,14 +359,15 @@ def check(make_store: type[KVStore], method: Method) -> None:
 def check_bytes(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError unless predicted bytes are held bytes, always and to the last."""
     spec = spec_of(layers=3, kv_heads=1, heads=3)
-    for keep, tokens in ((None, 70), (9, 70), (64, 70)):
+    tokens = 70 + _span(method)
+    for keep in (None, 9, 64):
         keep = keep if isinstance(method, Select) else None
         ledger = Ledger({"dram": 2**30})
         store = store_of(
             make_store, (method,), keep=keep, max_tokens=tokens, spec=spec, ledger=ledger
         )
         predicted = predict_store(
-            spec, (method,), max_tokens=tokens, budget_bytes=store.budget_bytes, chunk=16
+            spec, (method,), max_tokens=tokens, budget_bytes=store.budget_bytes, chunk=store.chunk
         )
         for stop in (50, tokens):
             read(store, text_for(method, spec, stop), start=store.length)

@@ -55,8 +55,16 @@ class KVMethod(Method):
         exact = predict_store(spec, (), max_tokens=load.context, batch=load.batch)
         return Cost(held={"dram": held}, freed={"dram": exact - held}, loss=None)
 
+    @property
+    def preparation(self) -> str:
+        """The method, as far as what it prepares depends on its parameters."""
+        return str(self)
+
     def prepare(self, lab: Lab) -> Artefact:
-        """Return what the method needs to know of a model, found out once; see `Need.ARTEFACT`."""
+        """Return what the method needs to know of a model, found out once; see `Need.ARTEFACT`.
+
+        The artefact is made out to `preparation`.
+        """
         raise MethodError(f"{self.about.name} needs nothing prepared")
 
     def shared_table(self, spec: ModelSpec) -> Shapes:

@@ -1,0 +1,175 @@
+"""xKV: neighbouring layers share one row of numbers for each token.
+
+C.-C. Chang et al., "xKV: Cross-Layer KV-Cache Compression via Aligned Singular Vector Extraction",
+2025, arXiv:2503.18893.
+
+Keys of one token differ from layer to layer, but the dominant left singular vectors of the layers'
+matrices [tokens, channels] are nearly the same. So put the matrices of G layers side by side and
+decompose them together, keys before their rotation and values each for themselves:
+
+    X = [X_1 .. X_G]  [S, G w]      X ~ A R,  R [r, G w] the top r of eig(X^T X),  A = X R^T [S, r]
+
+Layer j reads A R_j. What a token needs is a row of r numbers for G layers. Generated tokens wait
+exact until a segment is full; each segment has a basis R of its own, which is stored and counted:
+r (S + G w) numbers in place of S G w.
+
+Differs from the paper: a prompt is encoded segment by segment instead of once at its end, which
+bounds what is exact at any time; R comes from the Gram matrix, which gives the same product; the
+selective reconstruction of its second version is left out. Without ranks, the paper's shares of
+G w are taken.
+Not for: contexts that are short beside G w, where the bases take what the rows save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from loci.core.method import About, Granularity, Kind, Param, Phase
+from loci.core.spec import ModelSpec
+from loci.errors import ParameterError
+from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loci.nn.kv import KVBlock
+
+# Shapes: B batch, N segments, S tokens of one, T = N S, K key/value heads, D head size, w = K D
+# channels of a layer, G layers, r rank.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Xkv(EncodeLayers):
+    """Keys and values of several layers as one low-rank product."""
+
+    about = About(
+        name="xkv",
+        kind=Kind.KV,
+        paper="arXiv:2503.18893",
+        idea="neighbouring layers share one low-rank row per token",
+        phases=(Phase.PREFILL, Phase.DECODE),
+        reconstruction="segments, and where generated tokens join them",
+    )
+    granularity: ClassVar[Granularity] = Granularity.LAYER_GROUP
+
+    group: Annotated[
+        int, Param(help="layers that share rows; 1 decomposes each by itself", ge=1, source="4.1")
+    ] = 4
+    rank_k: Annotated[
+        int | None, Param(help="numbers of a token's keys in a group; an eighth by default", ge=1)
+    ] = None
+    rank_v: Annotated[
+        int | None, Param(help="the same of values; three sixteenths by default", ge=1)
+    ] = None
+    segment: Annotated[
+        int, Param(help="tokens that share a basis and wait for each other", unit="tokens", ge=2)
+    ] = 2048
+    window: Annotated[
+        int, Param(help="newest tokens that always stay exact", unit="tokens", ge=0)
+    ] = 32
+    dtype: Annotated[
+        str, Param(help="what rows and bases are kept in", choices=("float16", "float32"))
+    ] = "float16"
+
+    @property
+    def closes_every(self) -> int:
+        """Tokens of a segment."""
+        return self.segment
+
+    @property
+    def exact_tokens(self) -> int:
+        """Newest tokens that stay exact."""
+        return self.window
+
+    @property
+    def group_layers(self) -> int:
+        """Layers that share rows."""
+        return self.group
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse ranks that no matrix has."""
+        most = min(self.segment, self.group * spec.kv_heads * spec.head_dim)
+        for name, rank in zip(("rank_k", "rank_v"), self._ranks(spec, self.group), strict=True):
+            if rank > most:
+                raise ParameterError(
+                    f"xkv.{name} is more than a segment's matrix has",
+                    value=rank,
+                    allowed=f"<= {most}",
+                    way_out="fewer, or a longer segment, or more layers in a group",
+                )
+
+    def row_table(self, spec: ModelSpec, layers: range) -> Shapes:
+        """Return the coefficients of one token."""
+        keys, values = self._ranks(spec, len(layers))
+        return {"keys": ((keys,), self.dtype), "values": ((values,), self.dtype)}
+
+    def basis_table(self, spec: ModelSpec, layers: range) -> Shapes:
+        """Return the bases of one segment."""
+        keys, values = self._ranks(spec, len(layers))
+        width = len(layers) * spec.kv_heads * spec.head_dim
+        return {"keys": ((keys, width), self.dtype), "values": ((values, width), self.dtype)}
+
+    def encode(
+        self, blocks: Sequence[KVBlock], group: LayerGroup
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return coefficients and bases of whole segments."""
+        import torch
+
+        rows, bases = {}, {}
+        ranks = self._ranks(group.spec, len(group.layers))
+        for name, rank in zip(("keys", "values"), ranks, strict=True):
+            parts = [getattr(block, name).transpose(1, 2).flatten(2) for block in blocks]
+            x_BNSw = torch.cat(parts, -1).unflatten(1, (-1, self.segment))
+            basis_BNrw = top_rows(x_BNSw, rank)
+            rows[name] = (x_BNSw @ basis_BNrw.mT).flatten(1, 2)
+            bases[name] = basis_BNrw
+            if self.dtype == "float16" and rows[name].abs().max() > torch.finfo(torch.half).max:
+                raise ParameterError(
+                    f"these {name} are too large for rows in 16 bits",
+                    value=float(rows[name].abs().max()),
+                    way_out="xkv(dtype=float32)",
+                )
+        return rows, bases
+
+    def decode(
+        self,
+        rows: Mapping[str, Tensor],
+        bases: Mapping[str, Tensor],
+        layer: int,
+        group: LayerGroup,
+        carried_BTc: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of one layer: its columns of the product."""
+        width = group.spec.kv_heads * group.spec.head_dim
+        first = (layer - group.layers[0]) * width
+        found = []
+        for name in ("keys", "values"):
+            rows_BNSr = rows[name].float().unflatten(1, (-1, self.segment))
+            basis_BNrw = bases[name][..., first : first + width].float()
+            x_BTw = (rows_BNSr @ basis_BNrw).flatten(1, 2)
+            found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
+        return found[0], found[1]
+
+    def _ranks(self, spec: ModelSpec, layers: int) -> tuple[int, int]:
+        """Return the ranks of keys and values of so many layers; a shorter group has less."""
+        width = self.group * spec.kv_heads * spec.head_dim
+        keys = self.rank_k if self.rank_k is not None else -(-width // 8)
+        values = self.rank_v if self.rank_v is not None else -(-3 * width // 16)
+        return -(-keys * layers // self.group), -(-values * layers // self.group)
+
+
+def top_rows(x: Tensor, rank: int) -> Tensor:
+    """Return the top right singular vectors [..., r, w] of matrices [..., S, w], as rows.
+
+    From the smaller of the two Gram matrices, which costs a fraction of a decomposition.
+    """
+    import torch
+
+    tokens, width = x.shape[-2:]
+    if width <= tokens:
+        vectors = torch.linalg.eigh(x.mT @ x).eigenvectors  # rising
+        return vectors[..., -rank:].flip(-1).mT
+    left = torch.linalg.eigh(x @ x.mT).eigenvectors[..., -rank:].flip(-1)
+    return torch.linalg.qr(x.mT @ left).Q.mT
