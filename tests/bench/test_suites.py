@@ -11,7 +11,7 @@ import pytest
 
 from loci.bench import suite
 from loci.bench.cards import EXACT
-from loci.bench.suites import needle, reference, streaming
+from loci.bench.suites import needle, reference, scbench, streaming
 from loci.cli.output import plain
 from loci.errors import ParameterError
 from loci.methods import catalogue
@@ -21,6 +21,7 @@ QUICK_ON_TINY = {
     "reference": ("kv_dtype=float16", "bfp(bits=4,block=8)", "groupwise(bits=4,group=16)"),
     "perplexity": ("groupwise(bits=4,group=16)",),
     "needle": ("random", "snapkv(window=8)"),
+    "scbench": ("random(window=8)", "snapkv(window=8)", "bfp(bits=4,block=16)"),
     "streaming": ("tpi_llm",),
     "prediction": ("roofline",),
     "schedule": ("fcfs", "fcfs(chunk=64)"),
@@ -41,6 +42,7 @@ def results(folder: Path) -> Mapping[str, dict[str, Any]]:
         patch.setattr(reference, "PROMPT", 96)
         patch.setattr(reference, "REST", 32)
         patch.setattr(needle, "SHARES", (0.5,))
+        patch.setattr(scbench, "SHARES", (0.9,))
         patch.setattr(streaming, "PASSES", 2)
         return {
             name: plain(
