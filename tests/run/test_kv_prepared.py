@@ -9,6 +9,7 @@ import torch
 
 from loci.errors import FingerprintError, MethodError, NotFoundError, ParameterError
 from loci.methods.kv.cskv import Cskv
+from loci.methods.kv.prefixkv import PrefixKVOffline
 from loci.methods.kv.snapkv import SnapKV
 from loci.models.pack import open_pack
 from loci.plan import plan as make_plan
@@ -118,3 +119,21 @@ def test_transformers_models_are_looked_at_with_ids(tmp_path: Path) -> None:
 def test_the_name_of_what_is_prepared_leaves_out_what_does_not_matter() -> None:
     assert Cskv(density_k=0.3).preparation == Cskv().preparation == "cskv"
     assert SnapKV(window=3).preparation == "snapkv(window=3)"
+
+
+def test_attention_of_a_text_adds_up_to_its_queries(folder: Path) -> None:
+    with open_pack(folder / "small") as pack:
+        lab = Lab(pack, context=100, chunk=32)
+        try:
+            text = "What everybody looks at is the beginning, and then the end."
+            with lab.activations([text], ("attention",)) as walk:
+                found = [(layer, sums.clone()) for _, layer, sums in walk]
+            assert [layer for layer, _ in found] == list(range(pack.spec.layers))
+            for _, sums in found:
+                assert sums.shape == (32,) and float(sums.sum()) == pytest.approx(32, rel=1e-4)
+                assert float(sums[0]) > 1.0  # the first query has nothing else to look at
+            made = lab.prepared(PrefixKVOffline(samples=2))
+            curves = made.tensors["curves"]
+            assert (curves.diff(dim=1) >= 0).all() and torch.allclose(curves[:, -1], torch.ones(1))
+        finally:
+            lab.close()

@@ -42,6 +42,8 @@ class Uneven(Select):
         tokens: int,
         spec: ModelSpec,
         prepared: Mapping[str, Tensor],
+        *,
+        context: int,
     ) -> Sequence[float] | None:
         return [1.0 + layer for layer in range(spec.layers)]
 
@@ -62,6 +64,8 @@ class ByNeed(Uneven):
         tokens: int,
         spec: ModelSpec,
         prepared: Mapping[str, Tensor],
+        *,
+        context: int,
     ) -> Sequence[float] | None:
         if scores is None:
             return None
@@ -85,6 +89,8 @@ class ByHead(ByNeed):
         tokens: int,
         spec: ModelSpec,
         prepared: Mapping[str, Tensor],
+        *,
+        context: int,
     ) -> Sequence[float] | None:
         if scores is None:
             return None

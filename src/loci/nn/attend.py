@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loci.errors import ParameterError
 from loci.nn import native
-from loci.nn.kv import DenseSegment, KVView, RaggedSegment, Segment
+from loci.nn.kv import DenseSegment, KVView, RaggedSegment, Seen, Segment
 
 TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
 
@@ -129,6 +129,15 @@ def attention_mass(
                     mass_BKs += scores.sum(dim=(2, 3)) / (grouped_BKGTD.shape[2] * count)
             masses.append(mass_BKs)
     return torch.cat(masses, 2)
+
+
+def attention_sums(view: KVView, seen: Seen) -> Tensor:
+    """Return what each token of row 0 gets from all queries, the mean over heads, [S]."""
+    assert seen.queries is not None
+    queries_BHTD, count = seen.queries, seen.queries.shape[2]
+    scale = queries_BHTD.shape[-1] ** -0.5
+    mass_BKS = attention_mass(queries_BHTD, view, positions=seen.positions, scale=scale)
+    return mass_BKS[0].mean(0) * count
 
 
 def attend_reference(

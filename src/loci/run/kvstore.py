@@ -663,6 +663,7 @@ class KVStore:
         self._tail_count, self._staged_count = [0] * layers, [0] * layers
         self._pending = None
         self._has_evicted = self._evicted_now = False
+        self._before: dict[int, Tensor] = {}  # scores before the last eviction
         self._is_regular = True
         self._probed = 0
         if self._reallocates:
@@ -1222,14 +1223,8 @@ class KVStore:
         """Return the scores of the slots of a layer [B, K, S]; -inf where a head has fewer."""
         lanes = self._lanes[layer]
         counts = [self._count[lane.number] for lane in lanes] if counts is None else counts
-        if len(lanes) == 1:
-            return lanes[0].parts["scores"][:, :, : counts[0]]
-        most, found = max(counts), []
-        for lane, count in zip(lanes, counts, strict=True):
-            held = lane.parts["scores"][:, :, :count]
-            empty = held.new_full((*held.shape[:2], most - count), -math.inf)
-            found.append(torch.cat([held, empty], 2))
-        return torch.cat(found, 1)
+        pairs = zip(lanes, counts, strict=True)
+        return _level([lane.parts["scores"][:, :, :count] for lane, count in pairs])
 
     def _remember(self, layer: int, fresh_BKS: Tensor) -> None:
         """Merge new scores of the tokens in the slots into those remembered."""
@@ -1275,12 +1270,13 @@ class KVStore:
                     )
                 fresh_BKS = self._scored(layer, seen)
         chosen: list[Tensor | None] = []
-        most = max(counts)
+        most, all_scores = max(counts), []
         for lane, count, part, over in zip(lanes, counts, scores, is_over, strict=True):
             if fresh_BKS is not None:
                 mine = fresh_BKS[:, lane.heads]
                 mine = torch.cat([mine[:, :, :count], mine[:, :, most : most + moved]], 2)
                 part = select.merge(part, mine)
+            all_scores.append(part)
             held = lane.parts["scores"]
             if not over:
                 held[:, :, : count + moved] = part
@@ -1299,6 +1295,8 @@ class KVStore:
             chosen.append(best)
         if any(is_over):
             self._has_evicted = self._evicted_now = True
+            if self._reallocates:
+                self._before[layer] = _level(all_scores)
         self._check_granularity(layer, chosen)
         return chosen
 
@@ -1328,7 +1326,9 @@ class KVStore:
         if not self._allocates:
             return even
         assert self._select is not None
-        wanted = self._select.allocate(scores, self._plan.slots, self.spec, self._prepared)
+        wanted = self._select.allocate(
+            scores, self._plan.slots, self.spec, self._prepared, context=self.max_tokens
+        )
         if wanted is None:
             return even if scores is None else self._slots()
         if len(wanted) != len(even):
@@ -1345,8 +1345,9 @@ class KVStore:
         if not (self._reallocates and self._evicted_now):
             return
         self._evicted_now = False
-        scores = [self._remembered(layer) for layer in range(self.spec.layers)]
-        slots = self._slots_wanted(scores)
+        layers, before = range(self.spec.layers), self._before
+        self._before = {}
+        slots = self._slots_wanted([before.get(i, self._remembered(i)) for i in layers])
         if slots == self._slots():
             return
         limit = self._select.limit() if self._select is not None else None
@@ -1380,6 +1381,20 @@ class KVStore:
                 moved = {n: p[:, :, :count].clone() for n, p in old[number].parts.items()}
                 for name, part in moved.items():
                     new[number].parts[name][:, :, :count] = part
+
+
+def _level(parts: Sequence[Tensor]) -> Tensor:
+    """Return scores of heads with unequal numbers of tokens as one tensor, -inf behind."""
+    if len(parts) == 1:
+        return parts[0]
+    most = max(part.shape[2] for part in parts)
+    return torch.cat(
+        [
+            torch.cat([part, part.new_full((*part.shape[:2], most - part.shape[2]), -math.inf)], 2)
+            for part in parts
+        ],
+        1,
+    )
 
 
 def _best(scores_BKS: Tensor, keep: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any  # facts are JSON values
 
@@ -20,6 +21,7 @@ from loci.errors import NotFoundError, ParameterError
 from loci.methods.kv.base import KVMethod, decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
+from loci.nn.attend import attention_sums
 from loci.nn.packing import dequantise
 from loci.nn.rope import Rope, undo
 from loci.run import artefacts
@@ -31,7 +33,7 @@ from loci.run.weights import Repack, RepackedWeights, ResidentWeights, WeightSou
 from loci.text.prose import first_half
 
 NO_LIMIT = {"dram": 2**62, "disk": 2**62, "gpu": 2**62}
-TAPS = ("queries", "keys", "values")
+TAPS = ("queries", "keys", "values", "attention")
 TEXTS, CHARACTERS = 16, 5000  # what a model is looked at with, some 1,000 tokens each
 
 
@@ -173,7 +175,9 @@ class Lab:
         """Lend an iterator of (tap, layer, tensor) over all texts.
 
         "queries" gives rotated queries [1, H, T, D], valid until the next item. "keys" gives keys
-        before their rotation and "values" values, [1, K, T, D] in float32.
+        before their rotation and "values" values, [1, K, T, D] in float32. "attention" gives what
+        each token gets from all queries of the text, the mean over heads, [T]; texts are cut to
+        one chunk then.
         """
         unknown = [tap for tap in taps if tap not in TAPS]
         if unknown:
@@ -183,12 +187,18 @@ class Lab:
         def walk() -> Iterator[tuple[str, int, Tensor]]:
             with self.reading(store) as prefiller:
                 for text in texts:
-                    ids = self.tokenizer.encode(text)[: self.context]
+                    most = min(self.context, self.chunk) if "attention" in taps else self.context
+                    ids = self.tokenizer.encode(text)[:most]
                     for seen in prefiller.probe(ids) if "queries" in taps else ():
                         assert seen.queries is not None
                         yield "queries", seen.layer, seen.queries
-                    if "keys" not in taps and "values" not in taps:
+                    if not {"keys", "values", "attention"} & set(taps):
                         continue
+                    seen_by = {}
+                    if "attention" in taps:
+                        for seen in prefiller.probe(ids):
+                            assert seen.queries is not None
+                            seen_by[seen.layer] = replace(seen, queries=seen.queries.clone())
                     prefiller.prefill(ids)
                     turned = rope.table(torch.arange(len(ids))[None])
                     for layer in range(self.spec.layers):
@@ -197,6 +207,12 @@ class Lab:
                             yield "keys", layer, undo(block.keys, *turned)
                         if "values" in taps:
                             yield "values", layer, block.values
+                        if "attention" in taps:
+                            yield (
+                                "attention",
+                                layer,
+                                attention_sums(store.view(layer), seen_by[layer]),
+                            )
                     store.crop(0)
 
         try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # facts of an artefact are JSON values
+from zlib import crc32
 
 import torch
 from torch import Generator, Tensor
@@ -39,7 +40,7 @@ from loci.methods.kv.base import (
 )
 from loci.nn.attend import attend
 from loci.nn.kv import Seen
-from loci.nn.rope import Rope, rotate
+from loci.nn.rope import Rope, rotate, undo
 
 if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
@@ -107,17 +108,32 @@ class Text:
 
 
 def low_rank(spec: ModelSpec, tokens: int, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return keys before their rotation, and values, [L, B, K, T, D]: what one token says in all
-    layers are a few numbers, of one basis for every text, and a little noise."""
+    """Return keys before their rotation, and values, [L, B, K, T, D].
+
+    They are products of `weight_of` with hidden states that are nearly the same in all layers and
+    have few directions, which are those of every text.
+    """
     draw, basis = Generator().manual_seed(seed + 1000), Generator().manual_seed(7)
-    shape = (spec.layers, batch, spec.kv_heads, tokens, spec.head_dim)
-    found = []
-    for _ in range(2):
-        says_BTr = torch.randn(batch, tokens, RANK, generator=draw)
-        way_LKrD = torch.randn(spec.layers, spec.kv_heads, RANK, spec.head_dim, generator=basis)
-        plain = torch.einsum("btr,lkrd->lbktd", says_BTr, way_LKrD) / RANK**0.5
-        found.append(plain + NOISE * torch.randn(shape, generator=draw))
-    return found[0], found[1]
+    says_BTr = torch.randn(batch, tokens, RANK, generator=draw)
+    states_BTd = says_BTr @ torch.randn(RANK, spec.hidden, generator=basis) / RANK**0.5
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    for layer in range(spec.layers):
+        noise_BTd = torch.randn(states_BTd.shape, generator=draw)
+        for found, name in ((keys, "k_proj"), (values, "v_proj")):
+            weight = weight_of(spec, f"layer.{layer}.{name}")
+            flat_BTw = (states_BTd + NOISE * noise_BTd) @ weight.t()
+            found.append(flat_BTw.unflatten(2, (spec.kv_heads, -1)).transpose(1, 2))
+    return torch.stack(keys), torch.stack(values)
+
+
+def weight_of(spec: ModelSpec, name: str) -> Tensor:
+    """Return a weight [out, in] that is the same every time; a norm is all ones."""
+    if name.endswith("norm"):
+        return torch.ones(spec.hidden)
+    shape = spec.layer_linears()[name.rpartition(".")[2]]
+    draw = Generator().manual_seed(crc32(name.encode()))
+    return torch.randn(shape, generator=draw) / shape[1] ** 0.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -150,16 +166,19 @@ class FakeLab:
             for text in texts:
                 keys_LBKTD, values_LBKTD = low_rank(self.spec, 200, seed=500 + int(text))
                 for layer in range(self.spec.layers):
-                    found = {"keys": keys_LBKTD[layer], "values": values_LBKTD[layer]}
+                    draw = Generator().manual_seed(layer)
+                    found = {
+                        "keys": keys_LBKTD[layer],
+                        "values": values_LBKTD[layer],
+                        "attention": torch.rand(200, generator=draw) ** (1 + layer),
+                    }
                     yield from ((tap, layer, found[tap]) for tap in taps)
 
         yield walk()
 
     def weights(self, name: str) -> Tensor:
         """Return a weight that is the same every time."""
-        shape = self.spec.layer_linears()[name.rpartition(".")[2]]
-        number = int.from_bytes(name.encode(), "little") % 2**31
-        return torch.randn(shape, generator=Generator().manual_seed(number)) / shape[1] ** 0.5
+        return weight_of(self.spec, name)
 
     def folder(self) -> Path:
         """Nothing is written."""
@@ -249,13 +268,18 @@ def read(
 
 
 def hidden_of(store: KVStore, text: Text, layer: int, first: int, last: int) -> Tensor | None:
-    """Return hidden states that a store wants to be shown, which have nothing to do with keys."""
+    """Return hidden states [B, T, d] that give a text's keys and values, where a store wants them.
+
+    They solve states W = [keys values] with the keys turned back, as well as can be.
+    """
     if not store.wants_hidden:
         return None
-    rows = text.keys_LBKTD.shape[1]
-    draw = Generator().manual_seed(layer)
-    states = torch.randn(rows, text.tokens, store.spec.hidden, generator=draw)
-    return states[:, first:last]
+    spec = store.spec
+    turned = Rope(spec).table(torch.arange(first, last)[None])
+    keys = undo(text.keys_LBKTD[layer][:, :, first:last], *turned)
+    both = torch.cat([keys, text.values_LBKTD[layer][:, :, first:last]], 1)
+    weight = torch.cat([weight_of(spec, f"layer.{layer}.{n}") for n in ("k_proj", "v_proj")])
+    return both.transpose(1, 2).flatten(2) @ torch.linalg.pinv(weight.double()).t().float()
 
 
 def store_of(

@@ -117,6 +117,8 @@ class Select(KVMethod):
         tokens: int,
         spec: ModelSpec,
         prepared: Mapping[str, Tensor],
+        *,
+        context: int,
     ) -> Sequence[float] | None:
         """Return how many tokens each layer [L] should have, or each head [L * K], by its number.
 
@@ -124,10 +126,12 @@ class Select(KVMethod):
         least one token and nobody more than the context. None leaves things as they are.
 
         Args:
-            scores: of the stored tokens, by layer [1, K, S]; -inf where a head has fewer than
-                others. None when the store is made, before anything is known of the text.
+            scores: by layer, of its tokens before the last eviction [1, K, S]; -inf where a head
+                has fewer than others. None when the store is made, before anything is known of
+                the text.
             tokens: what each has when all have the same.
             prepared: the method's shared tensors.
+            context: tokens of a row, kept or not, at most.
         """
         return None
 
