@@ -1,7 +1,8 @@
 """Long contexts that are asked many things, made from a seed; candidates instead of free answers.
 
 A context is tokens, and a list of turns. A turn is the start of a sentence that the context
-completes, and candidates: the right answer among others that also stand in the context. A small
+completes, and candidates: the right answer among others that also stand in the context (where it
+has so many). A small
 model cannot discuss a text, but it can complete it. Where an answer's evidence stands is known to
 the token, because contexts are put together from pieces that were tokenised apart.
 
@@ -262,6 +263,9 @@ class _Maker:
         if not others:
             pool = [answer for answer in answers if answer != fact.answer]
             others = self.draw.sample(pool, min(CANDIDATES - 1, len(pool)))
+            few = CANDIDATES - 1 - len(others)
+            if few:  # a lone needle has no other values beside it
+                others += [f" {word}" for word in self.words(few, [a.strip() for a in answers])]
         return tuple(tuple(self.encode(text)) for text in (fact.answer, *others))
 
 

@@ -284,12 +284,11 @@ def one_session(item: SharedContext, session: Session, last: Sequence[int]) -> l
     Args:
         last: the tokens of the first question that were held back.
     """
-    answers = []
+    answers, before = [], list(last)
     for index, turn in enumerate(item.turns):
-        after_V = session.append(last if index == 0 else turn.question)
+        after_V = session.append(before if index == 0 else [*before, *turn.question])
         answers.append(_judged(session, turn, after_V))
-        if index + 1 < len(item.turns):
-            session.append(turn.candidates[0])
+        before = list(turn.candidates[0])
     return answers
 
 

@@ -79,6 +79,22 @@ def nested_difference(
     return Estimate(value=float(np.concatenate(groups).mean()), low=_low(draws), high=_high(draws))
 
 
+def mean_of_groups(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """Return the mean over groups of their means, with its bootstrap interval.
+
+    Each group counts the same whatever its size, and items are resampled inside their group: for
+    the mean over tasks that have items of their own.
+    """
+    if not groups:
+        raise ParameterError("there is nothing to average", value=0)
+    samples = [_checked(group) for group in groups]
+    draws = np.mean(
+        [_resampled(part, seed + at).mean(axis=1) for at, part in enumerate(samples)], axis=0
+    )
+    value = float(np.mean([part.mean() for part in samples]))
+    return Estimate(value=value, low=_low(draws), high=_high(draws))
+
+
 def ratio(over: Sequence[float], under: Sequence[float], seed: int = 0) -> Estimate:
     """Return the median of over / under of neighbouring turns, with its bootstrap interval."""
     if len(over) != len(under):

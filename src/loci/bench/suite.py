@@ -1,14 +1,15 @@
 """What a suite is: a file in `bench/suites` with `ABOUT` and one function `run`.
 
 A suite that measures methods also says of which kinds (`KINDS`), and turns a result into what goes
-into their cards (`card_rows`). One that measures certain methods alone names them (`METHODS`):
-methods that act each have a suite of their own.
+into their cards (`card_rows`). One that compares them has tables to print as well (`sheet`). One
+that measures certain methods alone names them (`METHODS`): methods that act each have a suite of
+their own.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -137,3 +138,45 @@ def run(name: str, context: Context) -> dict[str, Any]:
 
     result = find(name).run(context)
     return {"format": FORMAT, "version": VERSION, "suite": name, **provenance(), **result}
+
+
+# -- options of suites ------------------------------------------------------------------------
+
+
+def refuse_unknown(options: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raise ParameterError if there is an option a suite does not have."""
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ParameterError("no such option", value=unknown, allowed=", ".join(known))
+
+
+def words_of(options: Mapping[str, str], name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Return an option that is a list of words."""
+    found = tuple(word.strip() for word in options.get(name, "").split(",") if word.strip())
+    return found or default
+
+
+def count_of(options: Mapping[str, str], name: str, default: int) -> int:
+    """Return an option that is a whole number of at least 1."""
+    text = options.get(name)
+    if text is None:
+        return default
+    if not text.isdigit() or int(text) < 1:
+        raise ParameterError(f"{name} is a whole number", value=text, allowed=">= 1")
+    return int(text)
+
+
+def shares_of(options: Mapping[str, str], default: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the option `shares`: parts of the full cache's bytes."""
+    text = options.get("shares")
+    if text is None:
+        return default
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < share <= 1 for share in found):
+        raise ParameterError(
+            "shares are parts of the full cache", value=text, allowed="above 0 up to 1: 0.5,0.25"
+        )
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any  # results are whatever JSON can hold
 
@@ -20,18 +20,37 @@ def command() -> None:
     """Run benchmarks and compare their results. Every run is kept in the cache folder."""
 
 
+def _what_to_measure(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what a suite measures."""
+    for option in reversed(
+        (
+            click.option("--model", help="The model to measure; else the configured one."),
+            click.option(
+                "--data",
+                type=click.Path(exists=True, path_type=Path),
+                help="Your own data, where the suite needs some; else the configured data_dir.",
+            ),
+            click.option(
+                "--method", "methods", multiple=True, help="A chain to measure; may be repeated."
+            ),
+            click.option(
+                "--option", "options", multiple=True, metavar="KEY=VALUE", help="For the suite."
+            ),
+            click.option(
+                "--seed", type=int, default=0, help="The seed of everything drawn; else 0."
+            ),
+            click.option(
+                "--quick", is_flag=True, help="A small run that only shows that the suite works."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 @command.command()
 @click.argument("name")
-@click.option("--model", help="The model to measure; else the configured one.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, path_type=Path),
-    help="Your own data, where the suite needs some; else the configured data_dir.",
-)
-@click.option("--method", "methods", multiple=True, help="A chain to measure; may be repeated.")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="For the suite.")
-@click.option("--seed", type=int, default=0, help="The seed of everything drawn; else 0.")
-@click.option("--quick", is_flag=True, help="A small run that only shows that the suite works.")
+@_what_to_measure
 @click.option(
     "--cards",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -108,13 +127,70 @@ def show(name: str | None, as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 @click.argument("other", required=False)
+@_what_to_measure
 @as_json_option
-def compare(name: str, other: str | None, as_json: bool) -> None:
-    """Compare a result with another: the last two runs of a suite, or two files.
+def compare(
+    name: str,
+    other: str | None,
+    model: str | None,
+    data: Path | None,
+    methods: tuple[str, ...],
+    options: tuple[str, ...],
+    seed: int,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """Compare methods on the sheet of a suite, or a result with another.
 
-    Every number that both have is shown with its ratio, second by first.
+    NAME alone, for a suite that compares methods (kv, quant): its sheet, from the last result; the
+    suite runs where there is none, or where something is asked of it.
+
+    Else the last two runs of a suite, or two files: every number that both have is shown with its
+    ratio, second by first.
     """
-    folder = _folder(config.load())
+    from loci.bench import suite
+
+    settings = config.load()
+    asked = bool(model or data or methods or options or seed or quick)
+    sheet = None
+    if other is None and name in suite.names():
+        sheet = getattr(suite.find(name), "sheet", None)
+    if sheet is None:
+        if asked:
+            raise click.UsageError("two results are compared as they are; run the suite first")
+        _two(name, other, _folder(settings), as_json)
+        return
+    if asked or not _runs(name, _folder(settings)):
+        with progress() as report:
+            context = suite.Context(
+                folder=settings.models_dir,
+                model=model if model is not None else settings.model,
+                data=data if data is not None else settings.data_dir,
+                methods=methods,
+                quick=quick,
+                seed=seed,
+                options=dict(_pair(text) for text in options),
+                progress=report,
+            )
+            result = plain(suite.run(name, context))
+        note(f"kept in {_keep(name, result, _folder(settings))}")
+    else:
+        result = _last(name, _folder(settings))[-1]
+    if as_json:
+        emit(result)
+        return
+    machine = result.get("machine", {}).get("name", "unknown machine")
+    say(f"{result['model']} on {machine}, {result.get('date', 'no date')}")
+    for title, head, rows in sheet(result):
+        say(f"\n{title}")
+        table(rows, head, right=range(1, len(head)))
+
+
+# -- private ----------------------------------------------------------------------------------
+
+
+def _two(name: str, other: str | None, folder: Path, as_json: bool) -> None:
+    """Show every number that two results have."""
     if other is None:
         kept = _last(name, folder)
         if len(kept) < 2:
@@ -135,9 +211,6 @@ def compare(name: str, other: str | None, as_json: bool) -> None:
         return
     shown = [(key, _short(a), _short(b), _short(ratio)) for key, a, b, ratio in rows]
     table(shown, ("key", "first", "second", "ratio"), right=(1, 2, 3))
-
-
-# -- private ----------------------------------------------------------------------------------
 
 
 def _about(suite: object) -> str:

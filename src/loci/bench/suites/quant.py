@@ -32,6 +32,7 @@ from loci.nn.form import Form
 from loci.run.calibrate import calibration_ids
 from loci.run.correct import Training, corrected
 from loci.run.quantise import Packer, has_corrections
+from loci.units import format_bytes
 
 ABOUT = "quality of quantisation methods at equal bytes, beside llama.cpp's k-quants"
 KINDS = ("quant",)
@@ -135,6 +136,41 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
                 )
             )
     return rows
+
+
+def sheet(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return tables to print: one a size, then each k-quant with ours in as many bytes."""
+    head = ["method", "bits", "bytes", "KL", "95 %", "perplexity"]
+    full = result["full"]["perplexity"]
+    points = [(p["target_bits"], name, p) for name, ps in result["methods"].items() for p in ps]
+    found = []
+    for bits in sorted({target for target, _, _ in points}):
+        here = [(p["kl"]["value"], name, p) for target, name, p in points if target == bits]
+        lines = [_line(name, point) for _, name, point in sorted(here, key=lambda x: x[:2])]
+        found.append((f"{bits:g} bits a weight; perplexity in full {full:.2f}", head, lines))
+    rows = [(kind, row) for kind, row in result["rivals"].items() if "kl" in row]
+    if rows:
+        lines = []
+        for kind, row in rows:
+            lines.append([*_line(kind, row), "1.00"])
+            if "loci" in row:
+                ours = row["loci"] | {"bits": row["bits"]}
+                name = f"  {row['loci']['method']} in these bytes"
+                lines.append([*_line(name, ours), f"{row['kl_ratio']:.2f}"])
+        found.append(("k-quants of llama.cpp, and ours at their sizes", [*head, "KL ratio"], lines))
+    return found
+
+
+def _line(name: str, point: Mapping[str, Any]) -> list[str]:
+    kl = point["kl"]
+    return [
+        name,
+        f"{point['bits']:.2f}",
+        format_bytes(point["bytes"]),
+        f"{kl['value']:.4f}",
+        f"{kl['low']:.4f} to {kl['high']:.4f}",
+        f"{point['perplexity']:.2f}",
+    ]
 
 
 # -- private ----------------------------------------------------------------------------------

@@ -20,15 +20,9 @@ part=test|dev, chunk=N (tokens a prompt is read by; else whole), rounds=3 (of ti
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any  # results hold whatever JSON can hold
-
-import torch
-from safetensors.torch import load_file, save_file
 
 from loci.bench import contexts, texts
 from loci.bench.cards import Row
@@ -39,16 +33,14 @@ from loci.bench.reading import (
     Answer,
     Contender,
     Reading,
-    Session,
     contenders,
-    payload_hash,
     prompt_of,
 )
-from loci.bench.stats import alternate, mcnemar, mean, paired_difference, ratio
-from loci.bench.suite import Context
+from loci.bench.stages import DECODED, sizes_of, timed, to_disk_and_back
+from loci.bench.stats import mcnemar, mean, paired_difference
+from loci.bench.suite import Context, count_of, refuse_unknown, shares_of, words_of
 from loci.errors import ParameterError
 from loci.models.load import resolve
-from loci.run.kvstore import KVStore
 from loci.run.lab import Lab
 
 ABOUT = "one context asked many things: what a KV method keeps beyond the first question"
@@ -65,7 +57,6 @@ DEFAULT = (
 )
 TASKS = ("lookup", "needle", "dialogue", "many_shot", "mixed")
 SHARES = (0.5, 0.25)
-_DECODED = 16  # tokens that are decoded to time one
 _OPTIONS = ("tasks", "modes", "size", "contexts", "turns", "shares", "part", "chunk", "rounds")
 
 Asked = dict[Contender, list[list[Answer]]]  # of each context, of each turn
@@ -199,21 +190,11 @@ def asked(
     try:
         with reading.sessions(ids, cells) as sessions:
             return {
-                cell: (MODES[mode](item, session, ids[-1:]), bytes_of(reading, session))
+                cell: (MODES[mode](item, session, ids[-1:]), sizes_of(reading, session))
                 for cell, session in sessions.items()
             }
     finally:
         reading.close()
-
-
-def bytes_of(reading: Reading, session: Session) -> dict[str, int]:
-    """Return what a store holds, what was predicted, and both with the work buffers."""
-    held = sum(session.store.nbytes().values())
-    return {
-        "kv_bytes": held,
-        "predicted_bytes": reading.predicted(session.contender),
-        "peak_bytes": held + session.reader.runner.nbytes(),
-    }
 
 
 # -- private ----------------------------------------------------------------------------------
@@ -235,9 +216,7 @@ class _Settings:
     @classmethod
     def of(cls, context: Context) -> _Settings:
         options = context.options
-        unknown = [name for name in options if name not in _OPTIONS]
-        if unknown:
-            raise ParameterError("no such option", value=unknown, allowed=", ".join(_OPTIONS))
+        refuse_unknown(options, _OPTIONS)
         name = options.get("size", "short" if context.quick else "default")
         tasks = words_of(options, "tasks", TASKS[:2] if context.quick else TASKS)
         modes = words_of(options, "modes", tuple(MODES))
@@ -254,38 +233,6 @@ class _Settings:
             part=options.get("part", "test"),
             chunk=count_of(options, "chunk", 1) if "chunk" in options else None,
         )
-
-
-def words_of(options: Mapping[str, str], name: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Return an option that is a list of words."""
-    found = tuple(word.strip() for word in options.get(name, "").split(",") if word.strip())
-    return found or default
-
-
-def count_of(options: Mapping[str, str], name: str, default: int) -> int:
-    """Return an option that is a whole number of at least 1."""
-    text = options.get(name)
-    if text is None:
-        return default
-    if not text.isdigit() or int(text) < 1:
-        raise ParameterError(f"{name} is a whole number", value=text, allowed=">= 1")
-    return int(text)
-
-
-def shares_of(options: Mapping[str, str], default: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the option `shares`: parts of the full cache's bytes."""
-    text = options.get("shares")
-    if text is None:
-        return default
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or not all(0 < share <= 1 for share in found):
-        raise ParameterError(
-            "shares are parts of the full cache", value=text, allowed="above 0 up to 1: 0.5,0.25"
-        )
-    return found
 
 
 def _of(asked: Asked, key: str) -> list[list[Answer]]:
@@ -347,107 +294,14 @@ def _stages(lab: Lab, how: _Settings, context: Context) -> dict[str, dict[str, A
     cells = contenders(
         context.methods or DEFAULT, how.shares, lab.spec.kv_bytes(size.tokens), how.chunk
     )
-    reading = Reading(
-        lab, max_tokens=len(item.ids) + item.longest() + _DECODED, chunk=len(item.ids)
-    )
+    reading = Reading(lab, max_tokens=len(item.ids) + item.longest() + DECODED, chunk=len(item.ids))
     found: dict[str, dict[str, Any]] = {}
     try:
         with reading.sessions(item.ids, cells) as sessions:
             keys = {cell.key: session for cell, session in sessions.items()}
-            generation = alternate(
-                {key: _prefill(reading, s, item.ids) for key, s in keys.items()}, how.rounds
-            )
-            retrieval = alternate(
-                {key: _decoded(s, item.ids[-1]) for key, s in keys.items()}, how.rounds
-            )
+            found = timed(reading, keys, item.ids, how.rounds)
             for key, session in keys.items():
-                found[key] = {
-                    "generation": _timed(generation, key),
-                    "retrieval": _timed(retrieval, key),
-                    "loading": _loaded(session, item),
-                }
+                found[key]["loading"] = to_disk_and_back(session, item)
     finally:
         reading.close()
     return found
-
-
-def _timed(times: Mapping[str, Sequence[float]], key: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"seconds": sorted(times[key])[len(times[key]) // 2]}
-    if key != FULL:
-        found["ratio"] = ratio(times[key], times[FULL]).to_json()
-    return found
-
-
-def _prefill(reading: Reading, session: Session, ids: Sequence[int]) -> Callable[[], float]:
-    """Return what reads the context into a fresh store, with a forward of its own."""
-
-    def once() -> float:
-        store = reading.open(session.contender)
-        try:
-            fresh = Session.over(session.reader.runner, store, session.contender)
-            began = time.perf_counter()
-            fresh.reader.prefill(ids[:-1])
-            store.finish_prompt(fresh.reader)
-            return time.perf_counter() - began
-        finally:
-            store.release()
-
-    return once
-
-
-def _decoded(session: Session, token: int) -> Callable[[], float]:
-    """Return what decodes some tokens from a copy of the cache; seconds per token."""
-
-    def once() -> float:
-        fork = session.fork()
-        try:
-            began = time.perf_counter()
-            for _ in range(_DECODED):
-                fork.append([token])
-            return (time.perf_counter() - began) / _DECODED
-        finally:
-            fork.release()
-
-    return once
-
-
-def _loaded(session: Session, item: SharedContext) -> dict[str, Any]:
-    """Ask from forks, then write the cache to disk, take it back, and compare to the bit."""
-    before = payload_hash(session.store)
-    store = session.store
-    fork = session.fork()
-    try:
-        MODES["multi_request"](item, fork, item.ids[-1:])
-    finally:
-        fork.release()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kv.safetensors"
-        began = time.perf_counter()
-        tensors, meta = store.snapshot(ids=session.reader.ids)
-        save_file(tensors, path)
-        saved = time.perf_counter()
-        back = KVStore.restore(
-            store.spec,
-            store.chain,
-            load_file(path),
-            meta,
-            ids=session.reader.ids,
-            generator=torch.Generator(),
-        )
-        loaded = time.perf_counter()
-        nbytes = path.stat().st_size
-    twin = Session.over(session.reader.runner, back, session.contender)
-    twin.reader.ids = list(session.reader.ids)
-    fork = session.fork()
-    try:
-        same = torch.equal(fork.append(item.ids[-1:]), twin.append(item.ids[-1:]))
-    finally:
-        fork.release()
-        back.release()
-    return {
-        "save_s": saved - began,
-        "load_s": loaded - saved,
-        "file_bytes": nbytes,
-        "is_exact": same,
-        "is_untouched_by_forks": payload_hash(store) == before,
-    }
