@@ -4,6 +4,10 @@ Every piece of text is read up to a prompt; the method then does its work, and t
 teacher-forced in short steps, so that each step sees what the method left of everything before.
 KL(full || method) is averaged over the tokens of a piece, then over pieces, with a bootstrap
 interval over pieces. Perplexities of the same tokens stand beside it.
+
+Methods of the KV cache that need a long text to save anything are measured beside that with
+`--option prompt=3840`: the prompt is then read in chunks of CHUNK tokens, and what is kept as it is
+takes 16 bits, so that chunks and exact tails count little. Other lengths are other measurements.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from loci.bench.suite import Context
 from loci.core.method import Kind, Method
 from loci.errors import ParameterError
 from loci.methods import catalogue
+from loci.methods.kv.base import Select
 from loci.methods.quant.base import Quant
 from loci.models.load import resolve
 from loci.models.pack import Pack
@@ -35,6 +40,7 @@ KINDS = ("kv", "quant")
 PROMPT, REST, STEP = 768, 256, 16
 PIECES, QUICK_PIECES = 8, 1
 CHARACTERS = 6000  # of one piece; more than PROMPT + REST tokens of English
+CHUNK = 128  # tokens of a long prompt that are read at once
 DEFAULT = (
     "kv_dtype=float16",
     "bfp(bits=8)",
@@ -57,12 +63,13 @@ class Piece:
     full_TV: Tensor
 
 
-def pieces_of(lab: Lab, count: int, part: str) -> list[tuple[int, ...]]:
-    """Return `count` pieces of PROMPT + REST tokens from one half of the text."""
-    found = []
-    for text in texts.slices(texts.prose(), count, CHARACTERS, part):
-        ids = lab.tokenizer.encode(text)[: PROMPT + REST]
-        if len(ids) < PROMPT + REST:
+def pieces_of(lab: Lab, count: int, part: str, prompt: int | None = None) -> list[tuple[int, ...]]:
+    """Return `count` pieces of prompt + REST tokens from one half of the text."""
+    found, tokens = [], (prompt or PROMPT) + REST
+    characters = CHARACTERS * tokens // (PROMPT + REST)
+    for text in texts.slices(texts.prose(), count, characters, part):
+        ids = lab.tokenizer.encode(text)[:tokens]
+        if len(ids) < tokens:
             raise ParameterError("a piece of text is too short", value=len(ids))
         found.append(tuple(ids))
     return found
@@ -76,11 +83,12 @@ def log_probs(
     dtype: torch.dtype = torch.float32,
     budget_bytes: int | None = None,
     seed: int = 0,
+    prompt: int | None = None,
 ) -> tuple[Tensor, int]:
     """Return log-probabilities [REST, V] (float16 would lose the tail: float32) and bytes held."""
     rows, held = [], 0
     for logits, nbytes in lab.continuation(
-        ids, PROMPT, chain, step=STEP, dtype=dtype, budget_bytes=budget_bytes, seed=seed
+        ids, prompt or PROMPT, chain, step=STEP, dtype=dtype, budget_bytes=budget_bytes, seed=seed
     ):
         rows.append(torch.log_softmax(logits, dim=-1))
         held = max(held, nbytes)
@@ -94,7 +102,7 @@ def kl(full_TV: Tensor, other_TV: Tensor) -> float:
 
 def loss_of(full_TV: Tensor, ids: Sequence[int]) -> float:
     """Return the mean negative log-likelihood of the tokens after the prompt."""
-    target_T1 = torch.tensor(ids[PROMPT:])[:, None]
+    target_T1 = torch.tensor(ids[-REST:])[:, None]
     return float(-full_TV.gather(1, target_T1).mean())
 
 
@@ -106,27 +114,38 @@ def run(context: Context) -> dict[str, Any]:
     methods = context.methods or DEFAULT
     pack = resolve(context.model, context.folder)
     results: dict[str, dict[str, Any]] = {}
-    lab = Lab(pack, context=PROMPT + REST)
+    prompt = int(context.options.get("prompt", PROMPT))
+    is_long = prompt != PROMPT
+    chunk = CHUNK if is_long else 512
+    lab = Lab(pack, context=prompt + REST, chunk=chunk)
     try:
-        pieces = pieces_of(lab, count, part)
+        pieces = pieces_of(lab, count, part, prompt)
+        if is_long and any(_is_quant(name) or name == ROUNDED for name in methods):
+            raise ParameterError("weights are measured at one length", value=prompt, allowed=PROMPT)
         chains = [name for name in methods if not _is_quant(name) and name != ROUNDED]
         full_nll: list[float] = []
         rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chains}
         done, total = 0, count * (len(chains) + 1) + count * 2 * (len(methods) - len(chains))
         for ids in pieces:
-            full_TV, _ = log_probs(lab, ids)
+            full_TV, _ = log_probs(lab, ids, prompt=prompt)
             full_nll.append(loss_of(full_TV, ids))
             for name in chains:
                 chain, dtype = chain_of(name)
                 other_TV, held = log_probs(
-                    lab, ids, chain, dtype=dtype, budget_bytes=_budget(context), seed=seed
+                    lab,
+                    ids,
+                    chain,
+                    dtype=torch.float16 if is_long else dtype,
+                    budget_bytes=_budget(context) if _selects(chain) else None,
+                    seed=seed,
+                    prompt=prompt,
                 )
                 rows[name].append((kl(full_TV, other_TV), loss_of(other_TV, ids), held))
                 done += 1
                 context.progress(name, done, total)
         full = {
             "nll": mean(full_nll).to_json(),
-            "kv_bytes": pack.spec.kv_bytes(PROMPT + REST),
+            "kv_bytes": pack.spec.kv_bytes(prompt + REST),
             "weight_bytes": pack.spec.full_bytes(),
         }
         for name in methods:
@@ -148,7 +167,8 @@ def run(context: Context) -> dict[str, Any]:
         "fingerprint": pack.spec.fingerprint,
         "text": texts.digest(texts.prose()),
         "part": part,
-        "prompt_tokens": PROMPT,
+        "prompt_tokens": prompt,
+        "kv_budget_bytes": _budget(context),
         "scored_tokens": REST * count,
         "full": full,
         "methods": results,
@@ -158,6 +178,8 @@ def run(context: Context) -> dict[str, Any]:
 def card_rows(result: Mapping[str, Any]) -> list[Row]:
     """Return the KL of every method, beside those of the others of its kind in the same run."""
     rows, methods = [], result["methods"]
+    part = f"{result['prompt_tokens']} tokens" if result["prompt_tokens"] != PROMPT else ""
+    budget = result.get("kv_budget_bytes")
     for name, found in methods.items():
         if "|" in name:  # a chain has no card; its KL is measured when it is planned
             continue
@@ -176,6 +198,7 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
                 },
                 bytes={"full": result["full"][what], "measured": found[what]},
                 interval={"kl": (found["kl"]["low"], found["kl"]["high"])},
+                part=_part(part, name, budget, result["full"][what]),
             )
         )
     return rows
@@ -245,6 +268,18 @@ def chain_of(name: str) -> tuple[tuple[Method, ...], torch.dtype]:
     if name == HALF:
         return (), torch.float16
     return catalogue.parse_chain(name, "kv"), torch.float32
+
+
+def _part(part: str, name: str, budget: int | None, full: int) -> str:
+    """Return what a row is besides the suite: its length, and its share of the bytes."""
+    if budget is None or not part or not _selects(chain_of(name)[0]):
+        return part
+    return f"{part}, {budget / full:.0%} of the bytes"
+
+
+def _selects(chain: Sequence[Method]) -> bool:
+    """Return whether a chain keeps what fits; the size of others is their own."""
+    return any(isinstance(method, Select) for method in chain)
 
 
 def _budget(context: Context) -> int | None:
