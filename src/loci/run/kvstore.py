@@ -23,7 +23,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any  # JSON values; a prefiller's extra attributes
 
 import torch
@@ -57,7 +57,6 @@ from loci.methods.kv.base import (
 )
 from loci.nn import native
 from loci.nn.kv import (
-    TILE_TOKENS,
     DenseSegment,
     KVBlock,
     KVView,
@@ -65,7 +64,9 @@ from loci.nn.kv import (
     Seen,
     Segment,
 )
-from loci.nn.rope import Rope, rotate, undo
+from loci.nn.rope import Rope, undo
+from loci.run.kv_lanes import Lane, best_of, keep_only, levelled
+from loci.run.kv_segments import CodesSegment, LayersSegment
 
 FORMAT, VERSION = "loci-kv", 1
 _DTYPES = {
@@ -78,115 +79,6 @@ _DTYPES = {
 }
 
 # Shapes: B batch, L layers, K key/value heads, T new tokens, S stored tokens, D head size.
-
-
-class CodesSegment:
-    """Tokens kept as codes, decoded a tile at a time."""
-
-    __slots__ = ("_codec", "_codes", "_head_dim", "clear", "order", "positions_BKS", "tokens")
-
-    def __init__(
-        self,
-        codec: Encode,
-        codes: Mapping[str, Tensor],
-        tokens: int,
-        head_dim: int,
-        positions_BKS: Tensor,
-        order: Tensor | None,
-        clear: bool,
-    ) -> None:
-        self._codec, self._codes, self._head_dim = codec, codes, head_dim
-        self.tokens, self.order, self.clear = tokens, order, clear
-        self.positions_BKS: Tensor | None = positions_BKS
-
-    def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yield decoded keys (in stored order), values, and positions."""
-        for start in range(0, self.tokens, TILE_TOKENS):
-            stop = min(start + TILE_TOKENS, self.tokens)
-            part = {name: codes[:, :, start:stop] for name, codes in self._codes.items()}
-            places = self.positions_BKS
-            yield (
-                *self._codec.decode(part, self._head_dim),
-                None if places is None else places[:, :, start:stop],
-            )
-
-
-class LayersSegment:
-    """Tokens of one layer kept as rows of its group, decoded and rotated a tile at a time."""
-
-    def __init__(
-        self,
-        codec: EncodeLayers,
-        group: LayerGroup,
-        layer: int,
-        rows: Mapping[str, Tensor],
-        bases: Mapping[str, Tensor],
-        tokens: int,
-        positions_BKS: Tensor,
-        rope: Rope,
-        carried_BSc: Tensor | None,
-        clear: bool,
-    ) -> None:
-        self._codec, self._group, self._layer = codec, group, layer
-        self._rows, self._bases, self._rope = rows, bases, rope
-        self._carried_BSc = carried_BSc
-        self.tokens, self.clear = tokens, clear
-        self.positions_BKS: Tensor | None = positions_BKS
-        self.order: Tensor | None = None
-
-    def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yield rotated keys, values, and positions."""
-        closes = self._codec.closes_every
-        step = TILE_TOKENS
-        if self._codec.keeps_groups:
-            step = max(1, TILE_TOKENS // closes) * closes
-        assert self.positions_BKS is not None
-        for start in range(0, self.tokens, step):
-            stop = min(start + step, self.tokens)
-            places_BKs = self.positions_BKS[:, :, start:stop]
-            keys, values = self._decoded(start, stop)
-            rotate(keys, *self._rope.table(places_BKs[:, 0]), out=keys)
-            yield keys, values, places_BKs
-
-    def _decoded(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        rows = {name: tensor[:, start:stop] for name, tensor in self._rows.items()}
-        closes, group = self._codec.closes_every, self._group
-        bases = {
-            name: tensor[:, start // closes : -(-stop // closes)]
-            for name, tensor in self._bases.items()
-        }
-        if self._carried_BSc is None:
-            return self._codec.decode(rows, bases, self._layer, group, None)
-        # What is carried counts for the layer before; where another was read last, begin again.
-        carried = self._carried_BSc[:, start:stop, :-1]
-        at = self._carried_BSc[:, start:stop, -1]
-        first = group.layers[0]
-        if self._layer == first or not bool((at == self._layer - 1).all()):
-            carried.zero_()
-            for before in range(first, self._layer):
-                self._codec.decode(rows, bases, before, group, carried)
-        at.fill_(self._layer)
-        return self._codec.decode(rows, bases, self._layer, group, carried)
-
-
-@dataclass(eq=False)
-class _Lane:
-    """The slots of a layer, or of one head of it, as views of the pool.
-
-    Attributes:
-        number: among all lanes.
-        heads: which KV heads of the layer they belong to.
-        slots: how many there are.
-        keep: tokens that an eviction leaves in them.
-        parts: {name: [B, k, slots, ...]} of everything that is kept for every slot.
-    """
-
-    number: int
-    layer: int
-    heads: slice
-    slots: int
-    keep: int
-    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class KVStore:
@@ -221,7 +113,7 @@ class KVStore:
     _has_evicted: bool
     _is_regular: bool  # every row's token i stands at position i
     _probed: int  # logical tokens that a probe has scored
-    _lanes: list[list[_Lane]]  # by layer
+    _lanes: list[list[Lane]]  # by layer
     _tail: list[tuple[Tensor, Tensor]]
 
     def __init__(
@@ -724,7 +616,7 @@ class KVStore:
             layer, head = divmod(number, spec.kv_heads) if self._by_head else (number, 0)
             group = self._group_of[layer]
             keep = kept_tokens(count, limit) if self._allocates else self._plan.keep
-            lane = _Lane(number, layer, slice(head, head + heads), count, keep)
+            lane = Lane(number, layer, slice(head, head + heads), count, keep)
             for name, tensor in self._tensors.items():
                 if name == "slots":
                     flat = tensor.flatten(1, 4).narrow(1, 2 * first, 2 * heads * count)
@@ -934,7 +826,7 @@ class KVStore:
             keys, values, keys.shape[2], positions_BKS=places, causal=self._is_regular
         )
 
-    def _places(self, lane: _Lane, count: int) -> Tensor | None:
+    def _places(self, lane: Lane, count: int) -> Tensor | None:
         """Return the positions of a lane's slots; None where slot i stands at position i."""
         if self._select is not None:
             return lane.parts["slot_positions"][:, :, :count]
@@ -987,7 +879,7 @@ class KVStore:
         parts = [self._lane_segment(lane, n, None) for lane, n in zip(lanes, counts, strict=True)]
         return RaggedSegment(parts, order)
 
-    def _lane_segment(self, lane: _Lane, count: int, order: Tensor | None) -> Segment:
+    def _lane_segment(self, lane: Lane, count: int, order: Tensor | None) -> Segment:
         places = self._places(lane, count)
         if self._codec is None:
             return self._dense(lane.parts["keys"], lane.parts["values"], count, places)
@@ -1185,7 +1077,7 @@ class KVStore:
                 if chosen_BKs is None:
                     slots[:, :, count : count + moved] = part
                 else:
-                    _keep(slots, count, part, chosen_BKs[:, : slots.shape[1]])
+                    keep_only(slots, count, part, chosen_BKs[:, : slots.shape[1]])
             self._count[lane.number] = count + moved if chosen_BKs is None else chosen_BKs.shape[-1]
 
     def _waiting(self, layer: int, part: int, tail: int, staged: int) -> Tensor:
@@ -1224,7 +1116,7 @@ class KVStore:
         lanes = self._lanes[layer]
         counts = [self._count[lane.number] for lane in lanes] if counts is None else counts
         pairs = zip(lanes, counts, strict=True)
-        return _level([lane.parts["scores"][:, :, :count] for lane, count in pairs])
+        return levelled([lane.parts["scores"][:, :, :count] for lane, count in pairs])
 
     def _remember(self, layer: int, fresh_BKS: Tensor) -> None:
         """Merge new scores of the tokens in the slots into those remembered."""
@@ -1290,17 +1182,17 @@ class KVStore:
                 2,
             )
             part = part.masked_fill(places < 0, -math.inf)  # padding goes first
-            best = _best(part, lane.keep)
+            best = best_of(part, lane.keep)
             held[:, :, : best.shape[-1]] = part.gather(-1, best)
             chosen.append(best)
         if any(is_over):
             self._has_evicted = self._evicted_now = True
             if self._reallocates:
-                self._before[layer] = _level(all_scores)
+                self._before[layer] = levelled(all_scores)
         self._check_granularity(layer, chosen)
         return chosen
 
-    def _asks(self, lane: _Lane, scores: Tensor, moved: int) -> bool:
+    def _asks(self, lane: Lane, scores: Tensor, moved: int) -> bool:
         """Return whether remembered scores are not enough to choose by."""
         assert self._select is not None
         known = int(scores.isfinite().sum(-1).min())
@@ -1357,14 +1249,14 @@ class KVStore:
                     self._shrink(lane, kept_tokens(slots[lane.number], limit))
         self._repack(slots)
 
-    def _shrink(self, lane: _Lane, keep: int) -> None:
+    def _shrink(self, lane: Lane, keep: int) -> None:
         """Evict from a lane by remembered scores."""
         count = self._count[lane.number]
         scores = lane.parts["scores"][:, :, :count]
         is_pad = lane.parts["slot_positions"][:, :, :count] < 0
-        best = _best(scores.masked_fill(is_pad, -math.inf), keep)
+        best = best_of(scores.masked_fill(is_pad, -math.inf), keep)
         for part in lane.parts.values():
-            _keep(part, count, part[:, :, :0], best)
+            keep_only(part, count, part[:, :, :0], best)
         self._count[lane.number] = keep
 
     def _repack(self, slots: Sequence[int]) -> None:
@@ -1381,35 +1273,6 @@ class KVStore:
                 moved = {n: p[:, :, :count].clone() for n, p in old[number].parts.items()}
                 for name, part in moved.items():
                     new[number].parts[name][:, :, :count] = part
-
-
-def _level(parts: Sequence[Tensor]) -> Tensor:
-    """Return scores of heads with unequal numbers of tokens as one tensor, -inf behind."""
-    if len(parts) == 1:
-        return parts[0]
-    most = max(part.shape[2] for part in parts)
-    return torch.cat(
-        [
-            torch.cat([part, part.new_full((*part.shape[:2], most - part.shape[2]), -math.inf)], 2)
-            for part in parts
-        ],
-        1,
-    )
-
-
-def _best(scores_BKS: Tensor, keep: int) -> Tensor:
-    """Return the `keep` best tokens, in order; among equals the newer."""
-    newest_first = scores_BKS.flip(-1).sort(dim=-1, descending=True, stable=True).indices
-    chosen = (scores_BKS.shape[-1] - 1) - newest_first[..., :keep]
-    return chosen.sort(dim=-1).values
-
-
-def _keep(slots: Tensor, count: int, new: Tensor, chosen_BKs: Tensor) -> None:
-    """Overwrite slots by the chosen ones of slots[:count] + new."""
-    both = torch.cat([slots[:, :, :count], new.to(slots.dtype)], 2)
-    index = chosen_BKs.reshape(*chosen_BKs.shape, *([1] * (both.dim() - 3)))
-    index = index.expand(*chosen_BKs.shape, *both.shape[3:])
-    slots[:, :, : chosen_BKs.shape[-1]] = both.gather(2, index)
 
 
 def _check_finite(layer: int, k: Tensor, v: Tensor, largest: float) -> None:
