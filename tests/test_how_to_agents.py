@@ -23,6 +23,7 @@ SECTIONS = {
 }
 SAYS = {
     "tme": ["destination was Seattle", "Said: What was the destination before?"],
+    "arcmemo": [", then recolor(?old0, ?new1)", "[[[0, 0, 8, 8]]] ['c"],
     "l2mac": ["done ['rate.py', 'test_total.py', 'total.py'] syntax and tests"],
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from loci.bench import suite
 from loci.bench.suite import Context
-from loci.errors import ParameterError
+from loci.errors import FormatError, ParameterError
 from loci.run.agents import acting
 
 
@@ -54,3 +55,22 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
         [only], _ = suite.chosen(name)
         with pytest.raises(ParameterError, match="no such option"):
             quick(only, tmp_path, nonsense="1")
+
+
+def test_concepts(tmp_path: Path) -> None:
+    tasks = tmp_path / "small_arc.jsonl"
+    flip = {"train": [{"input": [[1, 0]], "output": [[0, 1]]}], "test": [flipped([[2, 0]])]}
+    tasks.write_text("\n".join(json.dumps({"id": f"t{n}", **flip}) for n in range(3)))
+    context = Context(folder=tmp_path, quick=True, data=tasks, options={"arc_budget": "200"})
+    result = suite.run("concepts", context)
+    assert result["arc"]["none"]["solved"] == result["arc"]["concepts"]["solved"] == 3
+    assert result["solved"]["continual"]["value"] >= result["solved"]["none"]["value"] + 0.25
+    [row] = suite.find("concepts").card_rows(result)
+    assert row.metrics["arc_tasks_solved"]["this"] == 3
+    tasks.write_text('{"id": 1}')
+    with pytest.raises(FormatError, match="line 1"):
+        suite.run("concepts", context)
+
+
+def flipped(grid: list[list[int]]) -> dict[str, list[list[int]]]:
+    return {"input": grid, "output": [row[::-1] for row in grid]}
