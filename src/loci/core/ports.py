@@ -212,6 +212,14 @@ class Lab(Protocol):
         """Run texts and collect what the taps see."""
         ...
 
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the tokens of a text."""
+        ...
+
+    def attention(self, ids: Sequence[int], last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, by layer, what the last tokens give to all, [H, last, T], and values [K, T, D]."""
+        ...
+
     def weights(self, name: str) -> Tensor:
         """Return one weight in float32, shape [out, in]."""
         ...

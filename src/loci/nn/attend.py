@@ -140,6 +140,18 @@ def attention_sums(view: KVView, seen: Seen) -> Tensor:
     return mass_BKS[0].mean(0) * count
 
 
+def end_weights(q_HtD: Tensor, keys_KTD: Tensor, scale: float) -> Tensor:
+    """Return what the last t of T tokens give to each of them, [H, t, T], every weight in memory.
+
+    For looking at a model, not for running one.
+    """
+    (heads, last, _), (kv_heads, tokens, _) = q_HtD.shape, keys_KTD.shape
+    places_T = torch.arange(tokens)
+    rows_KRD = q_HtD.float().unflatten(0, (kv_heads, -1)).flatten(1, 2)
+    scores = (rows_KRD @ keys_KTD.float().mT).view(heads, last, tokens) * scale
+    return scores.masked_fill(places_T > places_T[-last:, None], -math.inf).softmax(-1)
+
+
 def attend_reference(
     q: Tensor,
     keys_BKSD: Tensor,

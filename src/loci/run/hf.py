@@ -39,7 +39,7 @@ from loci.methods.quant.base import Quant
 from loci.models.hf_folder import spec_of_config
 from loci.models.load import resolve
 from loci.models.pack import Pack
-from loci.nn.attend import attend
+from loci.nn.attend import attend, end_weights
 from loci.nn.form import Form
 from loci.nn.kv import KVView, Seen
 from loci.nn.packed_linear import matmul
@@ -217,12 +217,19 @@ def cache(
     )
 
 
-def prepare(model: PreTrainedModel, method: str | Method, ids: Tensor) -> Artefact:
+def prepare(
+    model: PreTrainedModel,
+    method: str | Method,
+    ids: Tensor,
+    *,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Artefact:
     """Return what a method of the KV cache must know of a model, for `cache(artefacts=[...])`.
 
     Args:
         method: as chains write it, "cskv(density=0.5)".
         ids: token ids [texts, tokens] of texts to look at the model with.
+        tokenizer: the model's, for methods that ask it questions of their own.
 
     Raises:
         MethodError: if the method needs nothing prepared.
@@ -230,7 +237,7 @@ def prepare(model: PreTrainedModel, method: str | Method, ids: Tensor) -> Artefa
     found = catalogue.find(method, "kv") if isinstance(method, str) else method
     if not isinstance(found, KVMethod):
         raise ParameterError("this is no method of the KV cache", value=str(method))
-    made = found.prepare(_HfLab(model, ids))
+    made = found.prepare(_HfLab(model, ids, tokenizer))
     assert isinstance(made, Artefact)
     return made
 
@@ -548,8 +555,13 @@ class LociCache(Cache):
 class _HfLab:
     """A transformers model taken apart; satisfies `loci.core.ports.Lab`. Texts are row numbers."""
 
-    def __init__(self, model: PreTrainedModel, ids_ST: Tensor) -> None:
-        self._model, self._ids_ST = model, ids_ST
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ids_ST: Tensor,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> None:
+        self._model, self._ids_ST, self._tokenizer = model, ids_ST, tokenizer
         with LociCache(
             model, (), budget_bytes=None, context=ids_ST.shape[1], chunk=None,
             dtype=torch.float32, seed=0,
@@ -584,6 +596,31 @@ class _HfLab:
                             yield "values", layer, block.values
 
         yield walk()
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of a row, or what the tokenizer makes of another text."""
+        if text.isdigit() and int(text) < len(self._ids_ST):
+            return list(map(int, self._ids_ST[int(text)]))
+        if self._tokenizer is None:
+            raise ParameterError(
+                "this method asks the model questions of its own",
+                value=text,
+                way_out="loci.hf.prepare(..., tokenizer=tokenizer)",
+            )
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def attention(self, ids: Sequence[int], last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, by layer, what the last tokens give to all, [H, last, T], and values [K, T, D]."""
+        scale = self.spec.head_dim**-0.5
+        with cache(self._model, context=len(ids)) as held, torch.no_grad():
+            forward_with(self._model, torch.tensor([ids[:-last]]), held, logits_to_keep=1)
+            seen = list(_Probe(held, self._model).probe(ids[-last:]))
+            forward_with(self._model, torch.tensor([ids[-last:]]), held, logits_to_keep=1)
+            assert held.store is not None
+            for one in seen:
+                assert one.queries is not None
+                block = held.store.view(one.layer).dense()
+                yield end_weights(one.queries[0], block.keys[0], scale), block.values[0]
 
     def weights(self, name: str) -> Tensor:
         """Return one weight in float32 [out, in], "layer.3.k_proj"."""

@@ -21,7 +21,7 @@ from loci.errors import NotFoundError, ParameterError
 from loci.methods.kv.base import KVMethod, decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
-from loci.nn.attend import attention_sums
+from loci.nn.attend import attention_sums, end_weights
 from loci.nn.packing import dequantise
 from loci.nn.rope import Rope, undo
 from loci.run import artefacts
@@ -217,6 +217,37 @@ class Lab:
 
         try:
             yield walk()
+        finally:
+            store.release()
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the tokens of a text."""
+        return self.tokenizer.encode(text)
+
+    def attention(self, ids: Sequence[int], last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, by layer, what the last tokens give to all, [H, last, T], and values [K, T, D].
+
+        The softmax runs over everything a token may see. Values are valid until the next layer.
+        """
+        if not 0 < last <= min(len(ids), self.chunk):
+            raise ParameterError(
+                "the tokens that ask are the end of the text, in one chunk",
+                value=last,
+                allowed=f"1 to {min(len(ids), self.chunk)}",
+            )
+        spec, queries = self.spec, []
+        store = self.store(max_tokens=len(ids))
+        try:
+            with self.reading(store) as prefiller:
+                prefiller.prefill(ids[:-last])
+                for seen in prefiller.probe(ids[-last:]):
+                    assert seen.queries is not None
+                    queries.append(seen.queries[0].clone())
+                prefiller.prefill(ids[-last:])
+            for layer in range(spec.layers):
+                block = store.view(layer).dense()
+                weights_HtT = end_weights(queries[layer], block.keys[0], spec.head_dim**-0.5)
+                yield weights_HtT, block.values[0]
         finally:
             store.release()
 

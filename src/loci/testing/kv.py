@@ -41,6 +41,7 @@ from loci.methods.kv.base import (
 from loci.nn.attend import attend
 from loci.nn.kv import Seen
 from loci.nn.rope import Rope, rotate, undo
+from loci.testing.needles import FakeAttention
 
 if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
@@ -146,7 +147,7 @@ class FakeArtefact:
     facts: Mapping[str, Any]
 
 
-class FakeLab:
+class FakeLab(FakeAttention):
     """A model of random weights whose keys and values are those of `low_rank`."""
 
     def __init__(self, spec: ModelSpec) -> None:
