@@ -77,6 +77,25 @@ def test_temperature_zero_takes_the_first_of_the_largest() -> None:
     assert choose(logits, Sampling(), Generator()).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-10, 1.0])
+@pytest.mark.parametrize("top_p", [None, 5e-324, 1e-45, 1e-8])
+def test_the_smallest_settings_take_the_likeliest(temperature: float, top_p: float | None) -> None:
+    if temperature == 1.0 and top_p is None:
+        return
+    logits, sampling = logits_of(2, 300, 1), Sampling(temperature=temperature, top_p=top_p)
+    uniform = torch.tensor([0.999, 0.5], dtype=torch.float64)
+    best = logits.argmax(-1).tolist()
+    assert choose_reference(logits, sampling, uniform).tolist() == best
+    assert choose(logits, sampling, Generator()).tolist() == best
+
+
+def test_logits_that_are_no_numbers_end_in_some_token() -> None:
+    for bad in (float("nan"), float("-inf")):
+        logits = torch.full((1, 300), bad)
+        for sampling in (Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=5, top_p=0.5)):
+            assert 0 <= int(choose(logits, sampling, Generator())[0]) < 300
+
+
 def test_a_seed_repeats_itself() -> None:
     logits, sampling = logits_of(1, 500, 3), Sampling(temperature=1.0, seed=7)
     runs = []

@@ -76,7 +76,9 @@ def choose_reference(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -
         # Keep the smallest set whose sum reaches top_p: those before which less was collected.
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
         enough_B1 = sampling.top_p * sorted_BV.sum(-1, keepdim=True)
-        sorted_BV = sorted_BV.masked_fill(before_BV >= enough_B1, 0.0)
+        drop_BV = before_BV >= enough_B1
+        drop_BV[:, 0] = False  # also where top_p times the sum rounds to nothing
+        sorted_BV = sorted_BV.masked_fill(drop_BV, 0.0)
         chances_BV = torch.zeros_like(chances_BV).scatter(-1, order_BV, sorted_BV)
     reached_BV = chances_BV.cumsum(dim=-1)
     passed_BV = reached_BV > uniform_B[:, None] * reached_BV[:, -1:]

@@ -293,7 +293,7 @@ PYBIND11_MODULE(_native, m) {
     kernels().to_half(at<float>(from), count, at<uint16_t>(to));
   });
   m.def("argmax", [](uintptr_t x, int64_t count) { return kernels().argmax(at<float>(x), count); });
-  m.def("sample", [](uintptr_t logits, int64_t count, float temperature, int64_t top_k, float top_p,
+  m.def("sample", [](uintptr_t logits, int64_t count, double temperature, int64_t top_k, double top_p,
                      double uniform) {
     py::gil_scoped_release release;
     return sample(at<float>(logits), count, temperature, top_k, top_p, uniform);

@@ -35,7 +35,7 @@ float kth_largest(const float* x, int64_t count, int64_t k) {
 
 }  // namespace
 
-int64_t sample(const float* logits, int64_t count, float temperature, int64_t top_k, float top_p,
+int64_t sample(const float* logits, int64_t count, double temperature, int64_t top_k, double top_p,
                double uniform) {
   const float most = *std::max_element(logits, logits + count);
   float least = -std::numeric_limits<float>::infinity();
@@ -43,8 +43,9 @@ int64_t sample(const float* logits, int64_t count, float temperature, int64_t to
   std::vector<Candidate> kept;
   for (int64_t i = 0; i < count; ++i)
     if (logits[i] >= least) kept.push_back({logits[i], int32_t(i)});
+  if (kept.empty()) return 0;  // no logit is a number
   const auto chance = [&](const Candidate& c) {
-    return std::exp(double(c.logit - most) / double(temperature));
+    return std::exp(double(c.logit - most) / temperature);
   };
   std::vector<double> chances(kept.size());
   double total = 0;
@@ -58,7 +59,8 @@ int64_t sample(const float* logits, int64_t count, float temperature, int64_t to
     };
     double collected = 0;
     size_t taken = 0, sorted = 0;
-    while (taken < order.size() && collected < double(top_p) * total) {
+    // The likeliest always takes part, also where top_p times the sum rounds to nothing.
+    while (taken < order.size() && (taken == 0 || collected < top_p * total)) {
       if (taken == sorted) {
         const size_t end = std::min(order.size(), std::max<size_t>(64, 4 * sorted));
         std::nth_element(order.begin() + sorted, order.begin() + (end - 1), order.end(), before);
