@@ -200,10 +200,43 @@ class FromHidden(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Uneven(StreamingLLM):
-    """Gives layers numbers of tokens of their own."""
+    """Gives later layers more tokens."""
 
     about = About(name="uneven", kind=Kind.KV, paper="none", idea="for tests")
     allocates: ClassVar[Granularity | None] = Granularity.LAYER
+
+    def allocate(
+        self,
+        scores: Sequence[Tensor] | None,
+        tokens: int,
+        spec: ModelSpec,
+        prepared: Mapping[str, Tensor],
+        *,
+        context: int,
+    ) -> Sequence[float] | None:
+        return [1.0 + layer for layer in range(spec.layers)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(Whole):
+    """Loses everything but the first tokens, which stay exact."""
+
+    about = About(name="first", kind=Kind.KV, paper="none", idea="for tests")
+
+    @property
+    def first_tokens(self) -> int:
+        return 11
+
+    def decode(
+        self,
+        rows: Mapping[str, Tensor],
+        bases: Mapping[str, Tensor],
+        layer: int,
+        group: LayerGroup,
+        carried_BTc: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = super().decode(rows, bases, layer, group, carried_BTc)
+        return keys * 0, values * 0
 
 
 METHODS = (Whole(), Whole(group=1), Whole(group=None), Rows(), Sums(), Whole(exact=0, closes=1))
@@ -301,10 +334,42 @@ def test_tokens_leave_rows_that_stand_alone() -> None:
     )
     with pytest.raises(MethodError, match="evicts by head"):
         store_of(KVStore, (SnapKV(), Rows()), spec=SPEC)
-    with pytest.raises(MethodError, match="numbers of tokens of their own"):
-        store_of(KVStore, (Uneven(), Rows()), spec=SPEC)
+    with pytest.raises(MethodError, match="rows of several layers"):
+        store_of(KVStore, (StreamingLLM(), Rows(group=2)), spec=SPEC)
     with pytest.raises(MethodError, match="decodes whole groups"):
         store_of(KVStore, (StreamingLLM(), Whole()), spec=SPEC)
+
+
+def test_rows_of_layers_with_numbers_of_their_own_stay_together() -> None:
+    text, chain = Text.of(SPEC, 120), (Uneven(sinks=2, window=500), Rows())
+    store = store_of(KVStore, chain, keep=40, max_tokens=120, spec=SPEC)
+    before = store.nbytes()
+    read(store, text)
+    held = [store.held_tokens(layer) for layer in range(SPEC.layers)]
+    assert held[0] < held[2] < held[4] and store.nbytes() == before
+    for layer in (0, 4):
+        block = store.view(layer).dense()
+        places = block.positions[0, 0]
+        assert places[:2].tolist() == [0, 1] and int(places[-1]) == 119
+        want = text.keys_LBKTD[layer][:, :, places]
+        torch.testing.assert_close(block.keys, want, rtol=1e-4, atol=1e-4)
+    tensors, meta = store.snapshot()
+    twin = KVStore.restore(SPEC, chain, tensors, meta)
+    assert torch.equal(twin.view(3).dense().keys, store.view(3).dense().keys)
+
+
+@pytest.mark.parametrize("group", [1, 2, None])
+def test_first_tokens_stay_exact(group: int | None) -> None:
+    text = Text.of(SPEC, 60)
+    store = store_of(KVStore, (First(group=group, closes=8, exact=3),), max_tokens=60, spec=SPEC)
+    read(store, text)
+    tensors, meta = store.snapshot()
+    twin = KVStore.restore(SPEC, (First(group=group, closes=8, exact=3),), tensors, meta)
+    for held in (store, store.fork(), twin):
+        block = held.view(4).dense()
+        assert torch.equal(block.keys[:, :, :11], text.keys_LBKTD[4][:, :, :11])
+        assert not block.keys[:, :, 11:48].any() and not block.values[:, :, 11:48].any()
+        assert torch.equal(block.values[:, :, -3:], text.values_LBKTD[4][:, :, -3:])
 
 
 def test_hidden_states_and_what_was_prepared_reach_the_method() -> None:

@@ -59,10 +59,11 @@ class LayersSegment:
         rope: Rope,
         carried_BSc: Tensor | None,
         clear: bool,
+        first: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._codec, self._group, self._layer = codec, group, layer
         self._rows, self._bases, self._rope = rows, bases, rope
-        self._carried_BSc = carried_BSc
+        self._carried_BSc, self._first = carried_BSc, first
         self.tokens, self.clear = tokens, clear
         self.positions_BKS: Tensor | None = positions_BKS
         self.order: Tensor | None = None
@@ -79,6 +80,9 @@ class LayersSegment:
             places_BKs = self.positions_BKS[:, :, start:stop]
             keys, values = self._decoded(start, stop)
             rotate(keys, *self._rope.table(places_BKs[:, 0]), out=keys)
+            if start == 0 and self._first is not None:
+                for decoded, exact in zip((keys, values), self._first, strict=True):
+                    decoded[:, :, : exact.shape[2]] = exact
             yield keys, values, places_BKs
 
     def _decoded(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -185,6 +185,7 @@ class KVStore:
         }
         self._groups = layer_groups(spec, self._codec)
         self._group_of = [number for number, group in enumerate(self._groups) for _ in group]
+        self._is_stacked = len(self._groups) == spec.layers  # rows of all layers are one tensor
         self._rope = Rope(spec) if isinstance(self._codec, EncodeLayers) else None
         try:
             for method in () if is_copy else (self._select, self._codec):
@@ -409,7 +410,8 @@ class KVStore:
             if name.startswith("shared."):
                 continue
             # Layer by layer, so that little is copied at once.
-            by_layer = tensor.dim() > 2 and not name.startswith(("rows.", "bases.", "carried"))
+            of_group = name.startswith(("rows.", "bases.", "carried")) and not self._is_stacked
+            by_layer = tensor.dim() > 2 and not of_group and not name.startswith("bases.")
             for part in tensor.unbind(1) if by_layer else (tensor,):
                 part.copy_(part.index_select(0, rows))
 
@@ -611,7 +613,7 @@ class KVStore:
         spec, limit = self.spec, self._select.limit() if self._select is not None else None
         heads = 1 if self._by_head else spec.kv_heads
         self._lanes = [[] for _ in range(spec.layers)]
-        first = 0
+        first = rows_first = 0
         for number, count in enumerate(slots):
             layer, head = divmod(number, spec.kv_heads) if self._by_head else (number, 0)
             group = self._group_of[layer]
@@ -625,10 +627,14 @@ class KVStore:
                 elif name.startswith("codes.") or name in ("slot_positions", "scores"):
                     flat = tensor.flatten(1, 3).narrow(1, first, heads * count)
                     lane.parts[name] = flat.unflatten(1, (heads, count))
+                elif name.startswith("rows.") and self._is_stacked:
+                    flat = tensor.flatten(1, 2).narrow(1, rows_first, count)
+                    lane.parts[name] = flat.unsqueeze(1)
                 elif name.startswith(f"rows.{group}.") and layer == self._groups[group][0]:
                     lane.parts[f"rows.{name.split('.', 2)[2]}"] = tensor.unsqueeze(1)
             self._lanes[layer].append(lane)
             first += heads * count
+            rows_first += count
 
     def _slots(self) -> list[int]:
         return [lane.slots for lanes in self._lanes for lane in lanes]
@@ -647,13 +653,15 @@ class KVStore:
         return layer - self._groups[self._group_of[layer]][0]
 
     def _token_axis(self, name: str) -> int:
+        if name.startswith("rows.") and self._is_stacked:
+            return 2
         if name.startswith(("rows.", "bases.", "positions")):
             return 1
         return {"slots": 4, "tail": 4, "tail_hidden": 2}.get(name, 3)
 
     def _used(self, name: str) -> int | None:
         """Return how many tokens of a tensor are in use, None for tensors kept whole."""
-        if name.startswith(("fixed.", "shared.")):
+        if name.startswith(("fixed.", "shared.", "first")):
             return None
         if name == "positions":
             return 0 if self._is_regular else self.length
@@ -906,19 +914,36 @@ class KVStore:
             codec,
             self._group(number),
             layer,
-            self._of_group("rows", number, count),
+            self._rows_of(layer, count),
             self._of_group("bases", number, -(-count // codec.closes_every)),
             count,
             places,
             self._rope,
             None if carried is None else carried[:, :count],
             self._is_regular,
+            self._first(layer, count),
         )
+
+    def _first(self, layer: int, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values of the first tokens, where they stay exact."""
+        held = self._tensors.get("first")
+        if held is None:
+            return None
+        first = held[:, layer, :, :, : min(count, held.shape[4])]
+        return first[:, 0], first[:, 1]
 
     def _group(self, number: int) -> LayerGroup:
         return LayerGroup(
             spec=self.spec, layers=self._groups[number], shared=self._shared_of(self._codec)
         )
+
+    def _rows_of(self, layer: int, count: int) -> dict[str, Tensor]:
+        lane = self._lanes[self._groups[self._group_of[layer]][0]][0]
+        return {
+            name.removeprefix("rows."): part[:, 0, :count]
+            for name, part in lane.parts.items()
+            if name.startswith("rows.")
+        }
 
     def _of_group(self, kind: str, number: int, count: int) -> dict[str, Tensor]:
         first = f"{kind}.{number}."
@@ -998,6 +1023,7 @@ class KVStore:
             parts = [self._waiting(layer, i, tail, staged) for i in (0, 1)]
             hidden = self._waiting_hidden(layer, tail, staged)
             if moved:
+                self._keep_first(layer, parts)
                 blocks.append(self._unturned(parts, hidden, moved, places_B1T))
             self._leave(layer, parts, moved)
             if hidden is not None:
@@ -1018,6 +1044,16 @@ class KVStore:
             if moved:
                 self._move(layer, new, moved, places_B1T, chosen)
             self._tail_count[layer], self._staged_count[layer] = tail + staged - moved, 0
+
+    def _keep_first(self, layer: int, parts: Sequence[Tensor]) -> None:
+        """Keep the first tokens of all exact, when they are encoded."""
+        held = self._tensors.get("first")
+        if held is None:
+            return
+        start, room = self._count[self._lanes[layer][0].number], held.shape[4]
+        for index, part in enumerate(parts):
+            new = part[:, :, : max(0, room - start)]
+            held[:, layer, index, :, start : start + new.shape[2]] = new
 
     def _waiting_places(self, layer: int, moved: int) -> Tensor:
         """Return the positions of the oldest `moved` tokens that wait, [B, 1, moved]."""

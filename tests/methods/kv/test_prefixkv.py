@@ -109,6 +109,6 @@ def test_prepared_curves_decide_before_anything_is_read() -> None:
     curves = torch.stack([flat, steep, flat])
     method = PrefixKVOffline()
     asked = method.allocate(None, 25, SPEC, {"curves": curves}, context=100)
-    assert asked is not None and asked[0] == asked[2] > 2 * asked[1]
+    assert asked is not None and abs(asked[0] - asked[2]) <= 1 and asked[2] > 2 * asked[1]
     assert sum(asked) == round(3 * POINTS * 0.25)
     assert method.allocate([flat.view(1, 1, -1)] * 3, 25, SPEC, {}, context=100) is None

@@ -229,6 +229,11 @@ class EncodeLayers(KVMethod):
         return 0
 
     @property
+    def first_tokens(self) -> int:
+        """Tokens at the beginning that stay exact beside their rows, while nothing selects."""
+        return 0
+
+    @property
     def group_layers(self) -> int | None:
         """Neighbouring layers that are encoded together; None is all of them."""
         return 1
@@ -341,11 +346,11 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]
             f"{select.about.name} evicts by {select.granularity}, and {encode.about.name} "
             f"tolerates nothing finer than {encode.granularity}",
         )
-    if select and select.allocates and isinstance(encode, EncodeLayers):
+    if select and isinstance(encode, EncodeLayers) and encode.group_layers != 1:
         raise _illegal(
             chain,
-            f"{select.about.name} gives layers numbers of tokens of their own, which rows of "
-            f"{encode.about.name} do not have",
+            f"{select.about.name} selects layer by layer, and {encode.about.name} keeps rows of "
+            "several layers together",
         )
     return select, encode
 
@@ -543,12 +548,18 @@ def _table(
     else:
         groups = layer_groups(spec, encode)
         tail, group = min(encode.exact_tokens + encode.closes_every, max_tokens), len(groups[0])
+        for name, (shape, dtype) in encode.row_table(spec, groups[0]).items() if group == 1 else ():
+            tensors[f"rows.{name}"] = ((batch, layers, slots, *shape), dtype)
         for number, of_group in enumerate(groups):
             for name, (shape, dtype) in encode.row_table(spec, of_group).items():
-                tensors[f"rows.{number}.{name}"] = ((batch, slots, *shape), dtype)
+                if group > 1:
+                    tensors[f"rows.{number}.{name}"] = ((batch, slots, *shape), dtype)
             bases = -(-slots // encode.closes_every)
             for name, (shape, dtype) in encode.basis_table(spec, of_group).items():
                 tensors[f"bases.{number}.{name}"] = ((batch, bases, *shape), dtype)
+        if encode.first_tokens and select is None:
+            first = min(encode.first_tokens, slots)
+            tensors["first"] = ((batch, layers, 2, heads, first, size), real)
         if carried := encode.carried(spec):
             # One number more says which layer it was left by.
             tensors["carried"] = ((batch, slots, carried + 1), "float32")

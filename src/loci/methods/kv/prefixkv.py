@@ -192,19 +192,18 @@ def prefix_lengths(masses: Sequence[Tensor], total: int) -> list[int]:
         middle = (low + high) / 2
         low, high = (low, middle) if sum(lengths(middle)) > total else (middle, high)
     found = lengths(low)
-    # Between two plateaus something is left over: it goes to the largest of those left out.
-    rises = [torch.diff(curve, prepend=curve.new_zeros(1)) for curve in curves]
-    queue = [
-        (-float(rise[n]), layer)
-        for layer, (rise, n) in enumerate(zip(rises, found, strict=True))
-        if n < len(rise)
-    ]
+
+    # Between two plateaus something is left over: it goes to those who hold the smallest share.
+    def held(layer: int) -> float:
+        return float(curves[layer][found[layer] - 1]) if found[layer] else 0.0
+
+    queue = [(held(i), i) for i, curve in enumerate(curves) if found[i] < len(curve)]
     heapq.heapify(queue)
     for _ in range(max(0, total - sum(found))):
         _, layer = heapq.heappop(queue)
         found[layer] += 1
-        if found[layer] < len(rises[layer]):
-            heapq.heappush(queue, (-float(rises[layer][found[layer]]), layer))
+        if found[layer] < len(curves[layer]):
+            heapq.heappush(queue, (held(layer), layer))
     return found
 
 
