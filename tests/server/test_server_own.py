@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from served import CHAT, Served
 
+from loci.errors import StorageError
 from loci.plan.solve import Plan
 from loci.run.memory import Memory
 from loci.server import keys
@@ -65,6 +66,38 @@ def test_streams_and_the_other_protocols_use_it_too(remembering: Served) -> None
         message = other.messages.create(model="tiny", messages=ASK, max_tokens=3, extra_body=body)
     for found in (told, response.memory, message.memory):
         assert any("nuts" in used["text"] for used in found["used"])
+
+
+def test_what_cannot_be_remembered_is_told_in_every_form(
+    remembering: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(Memory, "add", full)
+    asked = {"model": "tiny", "max_tokens": 2, "messages": ASK, "memory": True}
+    response = {"model": "tiny", "max_output_tokens": 16, "input": "Hello", "memory": True}
+    with remembering.http() as http:
+        for path, body in (
+            ("/v1/chat/completions", asked),
+            ("/v1/messages", asked),
+            ("/v1/responses", response),
+        ):
+            whole = http.post(path, json=body)
+            assert whole.status_code == 507 and "the disk is full" in whole.text
+            lines = http.post(path, json={**body, "stream": True}).text
+            assert "the disk is full" in lines and "[DONE]" not in lines
+            assert "message_stop" not in lines and "response.completed" not in lines
+
+
+@pytest.mark.parametrize("odd", [{"session": ""}, {"user": " "}, {"agent": "a\ud800"}])
+def test_a_scope_that_cannot_be_is_refused_before_anything(
+    remembering: Served, odd: dict[str, str]
+) -> None:
+    body = {**CHAT, "stream": True, "memory": {"recall": False, **odd}}
+    with remembering.http() as http:
+        assert http.post("/v1/chat/completions", content=json.dumps(body)).status_code == 400
+        assert http.get("/api/v1/memories", params={"kinds": "turn"}).json()["memories"] == []
 
 
 def test_a_key_reaches_its_own_tenant_and_user_alone(serve: Serve, tmp_path: Path) -> None:

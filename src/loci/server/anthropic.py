@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from loci.run.requests import End, Piece, Ticket
 from loci.server.forms import CountForm, MessagesForm, conversation, memory_of
-from loci.server.openai import check_model, check_whole, failed
+from loci.server.openai import check_model, check_whole, failed, remembered
 from loci.server.service import Recalled, Service, sampling_of
 from loci.server.streams import Sse, arrivals, event, whole
 
@@ -93,7 +93,10 @@ async def _events(
         yield one("content_block_stop", index=0)
         more: Json = {}
         if recalled is not None:
-            await service.remember(recalled, item.text)
+            problem = await remembered(service, recalled, item, "/v1/messages")
+            if problem is not None:
+                yield event(problem, "error")
+                return
             more["memory"] = recalled.told()
         yield one("message_delta", delta=_stop(item), usage=_usage(item), **more)
         yield one("message_stop")

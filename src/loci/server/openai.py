@@ -11,7 +11,7 @@ from typing import Any  # JSON values
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from loci.errors import OverloadError, ParameterError
+from loci.errors import LociError, OverloadError, ParameterError
 from loci.run.requests import End, Odds, Piece, Ticket
 from loci.server import refusals
 from loci.server.forms import ChatForm, CompletionForm, EmbeddingForm, memory_of
@@ -205,6 +205,15 @@ def failed(end: End, path: str) -> Json | None:
     return None if error is None else refusals.body(refusals.of(error), path)
 
 
+async def remembered(service: Service, recalled: Recalled, end: End, path: str) -> Json | None:
+    """Remember what was said in a stream; return the error with which it ends, if it could not."""
+    try:
+        await service.remember(recalled, end.text)
+    except LociError as error:
+        return refusals.body(refusals.of(error), path)
+    return None
+
+
 # -- private ----------------------------------------------------------------------------------
 
 
@@ -238,7 +247,10 @@ async def _chat_events(
             return
         last = chunk({}, finish=finish_of(item))
         if recalled is not None:
-            await service.remember(recalled, item.text)
+            problem = await remembered(service, recalled, item, "/v1/chat/completions")
+            if problem is not None:
+                yield event(problem)
+                return
             last["memory"] = recalled.told()
         yield event(last)
         if usage:

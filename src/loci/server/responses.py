@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from loci.run.requests import End, Piece, Ticket
 from loci.server.forms import ResponseForm, memory_of
-from loci.server.openai import check_model, check_whole, failed
+from loci.server.openai import check_model, check_whole, failed, remembered
 from loci.server.refusals import Refusal
 from loci.server.service import Recalled, Service, sampling_of
 from loci.server.streams import Sse, arrivals, event, whole
@@ -128,7 +128,9 @@ async def create(request: Request, form: ResponseForm) -> Response:
         return Sse(_events(what, ticket), ticket)
     _, end = await whole(ticket, request)
     check_whole(end)
-    return JSONResponse(await _finish(what, end, f"msg_{uuid.uuid4().hex}"))
+    if recalled is not None:
+        await service.remember(recalled, end.text)
+    return JSONResponse(_finish(what, end, f"msg_{uuid.uuid4().hex}"))
 
 
 @router.get("/{id}", response_model=None)
@@ -195,10 +197,8 @@ def _item(id: str, text: str, status: str) -> Json:
     }
 
 
-async def _finish(what: _Asked, end: End, item: str) -> Json:
-    """Return the whole response, once it is remembered and stored."""
-    if what.recalled is not None:
-        await what.service.remember(what.recalled, end.text)
+def _finish(what: _Asked, end: End, item: str) -> Json:
+    """Return the whole response, and store it if that was asked."""
     is_cut = end.reason == "length"
     status = "incomplete" if is_cut else "completed"
     body: Json = {
@@ -244,13 +244,15 @@ async def _events(what: _Asked, ticket: Ticket) -> AsyncIterator[str]:
                 yield one("response.output_text.delta", **place, delta=delta, logprobs=[])
             continue
         problem = failed(arrived, "/v1/responses")
+        if problem is None and what.recalled is not None:
+            problem = await remembered(what.service, what.recalled, arrived, "/v1/responses")
         if problem is not None:
             error = {"code": problem["error"]["code"] or "server_error"}
             error["message"] = problem["error"]["message"]
             yield one("error", **error, param=None)
             yield one("response.failed", response={**what.head, "status": "failed", "error": error})
             return
-        body = await _finish(what, arrived, item)
+        body = _finish(what, arrived, item)
         text = arrived.text
         yield one("response.output_text.done", **place, text=text, logprobs=[])
         yield one("response.content_part.done", **place, part={**empty, "text": text})

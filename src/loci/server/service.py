@@ -19,6 +19,7 @@ from loci.run.memory import Memory
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
 from loci.server.keys import Caller, Keys
+from loci.store.messages import key_text
 from loci.text.quote import listed
 
 EMBEDDER = "minilm"
@@ -218,6 +219,10 @@ class Service:
     ) -> Recalled:
         memory = self.memory(caller.tenant)
         named = self.whose(caller, asked.get("user") or user)
+        for what in ("user", "agent", "session"):  # refused now, not when the answer was given
+            if asked.get(what) is not None:
+                key_text(asked[what], what)
+        key_text(named, "user")
         found = Recalled(
             user=named, agent=asked.get("agent"), session=asked.get("session"), messages=messages
         )

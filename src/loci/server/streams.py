@@ -34,6 +34,7 @@ async def arrivals(ticket: Ticket) -> AsyncIterator[Piece | End]:
             yield item
             if isinstance(item, End):
                 return
+            await asyncio.sleep(0)  # a client that has gone is noticed between two pieces
     finally:
         if ticket.end is None:
             ticket.cancel()
