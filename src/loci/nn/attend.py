@@ -140,6 +140,21 @@ def attention_sums(view: KVView, seen: Seen) -> Tensor:
     return mass_BKS[0].mean(0) * count
 
 
+def head_votes(q: Tensor, view: KVView, positions: Tensor) -> Tensor:
+    """Return what the queries of each head give to each stored token, summed, [B, H, S].
+
+    Args:
+        q: rotated queries [B, H, T, D].
+        positions: [B, T].
+    """
+    grouped_BKGTD = q.unflatten(1, (view.heads, -1))
+    found = [  # one head of each group at a time
+        attention_mass(part, view, positions=positions, scale=q.shape[-1] ** -0.5)
+        for part in grouped_BKGTD.unbind(2)
+    ]
+    return torch.stack(found, 2).flatten(1, 2) * q.shape[2]
+
+
 def end_weights(q_HtD: Tensor, keys_KTD: Tensor, scale: float) -> Tensor:
     """Return what the last t of T tokens give to each of them, [H, t, T], every weight in memory.
 

@@ -557,6 +557,7 @@ class KVStore:
         self._tail_count, self._staged_count = [0] * layers, [0] * layers
         self._pending = None
         self._has_evicted = self._evicted_now = False
+        self._shared_scores = ((-1, -1), torch.empty(0))
         self._before: dict[int, Tensor] = {}  # scores before the last eviction
         self._is_regular = True
         self._probed = 0
@@ -1140,12 +1141,18 @@ class KVStore:
     def _scored(self, layer: int, seen: Seen | None) -> Tensor:
         """Return what the method says of all tokens of a layer, float32 [B, K, S]."""
         assert self._select is not None
+        end = self._end[layer]
+        group = layer // self._select.scores_layers(), end
+        if group == self._shared_scores[0]:  # the first layer of the group was asked
+            return self._shared_scores[1]
         if self._prepared:
             if seen is None:
-                end = self._end[layer]
                 seen = Seen(layer, None, self._positions(end - 1, end)[:, 0])
             seen = replace(seen, prepared=self._prepared)
-        return self._select.score(self._view(layer), seen, self._generator)
+        scores = self._select.score(self._view(layer), seen, self._generator)
+        if self._select.scores_layers() > 1:
+            self._shared_scores = (group, scores)
+        return scores
 
     def _remembered(self, layer: int, counts: Sequence[int] | None = None) -> Tensor:
         """Return the scores of the slots of a layer [B, K, S]; -inf where a head has fewer."""
@@ -1266,7 +1273,10 @@ class KVStore:
                 value=len(wanted),
                 allowed=str(len(even)),
             )
-        return fitted([float(x) for x in wanted], sum(even), self.max_tokens)
+        slots = fitted([float(x) for x in wanted], sum(even), self.max_tokens)
+        size = self._select.scores_layers()
+        groups = [slots[at : at + size] for at in range(0, len(slots), size)]
+        return [min(group) for group in groups for _ in group]  # by one score, so as many
 
     def _reallocate(self) -> None:
         """Ask how many slots lanes should have now, after a chunk that evicted."""

@@ -47,10 +47,12 @@ DEFAULT = (
     "h2o",
     "keydiff",
     "kvzip",
+    "compresskv",
+    "prefixkv",
     *(f"kivi(bits={bits},waiting=1)" for bits in (2, 3, 4, 6)),
     *(f"bfp(bits={bits})" for bits in (2, 3, 4, 5, 6)),
     *(f"keydiff | bfp(bits={bits})" for bits in (4, 5, 6)),
-    *(f"snapkv | bfp(bits={bits})" for bits in (4, 5, 6)),
+    *(f"compresskv | bfp(bits={bits})" for bits in (4, 5, 6)),
 )
 
 

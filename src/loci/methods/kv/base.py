@@ -143,6 +143,10 @@ class Select(KVMethod):
         """Return the most tokens the method ever keeps, or None when only the budget decides."""
         return None
 
+    def scores_layers(self) -> int:
+        """Return how many neighbouring layers go by the scores of the first; all get as much."""
+        return 1
+
 
 class Encode(KVMethod):
     """Turns tokens into codes, token by token, once and for all.

@@ -133,8 +133,11 @@ class CompressKV(Select):
         """Return smoothed votes of the chosen heads, alike for all heads; the window stays."""
         from torch.nn.functional import avg_pool1d
 
+        from loci.nn.attend import head_votes
+
         assert seen is not None and seen.queries is not None
-        votes_BHS = _votes(view, seen.queries[:, :, -self.window :], seen.positions)
+        last_BW = seen.positions[:, -self.window :]
+        votes_BHS = head_votes(seen.queries[:, :, -self.window :], view, last_BW)
         heads = seen.prepared["heads"][seen.layer].tolist()
         chosen_BhS = votes_BHS if heads[0] < 0 else votes_BHS[:, heads]
         votes_BhS = avg_pool1d(
@@ -185,26 +188,6 @@ def budgets(errors: Sequence[float], tokens: int) -> list[float]:
         if not open_layers:  # those without an error take what is left
             open_layers = [at for at in range(count) if found[at] < MOST * tokens]
     return found
-
-
-def _votes(view: KVView, queries_BHWD: Tensor, positions_BT: Tensor) -> Tensor:
-    """Return what the queries of each head give to each token, [B, H, S], summed over queries."""
-    import torch
-
-    from loci.nn.attend import attention_mass
-
-    _, heads, window, size = queries_BHWD.shape
-    grouped_BKGWD = queries_BHWD.unflatten(1, (view.heads, -1))
-    found = [
-        attention_mass(
-            grouped_BKGWD[:, :, at],
-            view,
-            positions=positions_BT[:, -window:],
-            scale=size**-0.5,
-        )
-        for at in range(heads // view.heads)  # one head of each group at a time
-    ]
-    return torch.stack(found, 2).flatten(1, 2) * window
 
 
 def _asked(lab: Lab, count: int) -> Iterator[tuple[list[int], range, int]]:
