@@ -27,7 +27,8 @@ _TAIL = re.compile(
         r"|with (?:my|our|his|her|their|a|an|two|three)|for (?:my|our)|instead|so far"
         r"|by the way|though|for"
         r" (?:some time|a (?:while|long time|bit)|many|ages|years)\b|and that"
-        r"|originally|by trade|in the end|a while (?:ago|back)|after all|if you"
+        r"|originally|by (?:trade|profession|day|training)"
+        r"|for a living|for good|professionally|in the end|a while (?:ago|back)|after all|if you"
         r"|you know|to be"
         r" honest|btw|thank god|thankfully|actually|haha|lol)\b).*$"
     ),

@@ -34,6 +34,8 @@ _OPPOSITE = {
 }
 # Slots that answer the same question: a new value of one ends the others' too.
 _FAMILY = {"drives": ("drives",), "partner": ("partner",)}
+# "I am still with Orbex": whichever of these holds that name is meant.
+_WITH = ("with", "works_at", "partner", "lives_in")
 _NAMED = re.compile(r"\b[A-Z][\w'-]*")
 
 
@@ -57,6 +59,8 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
     same_slot = [i for i in mine if i.predicate and _same_slot(candidate, i)]
     if candidate.ends:
         return _end(candidate, same_slot, made_by)
+    if candidate.predicate == "with":
+        same_slot = [i for i in mine if i.predicate and i.predicate.partition(":")[0] in _WITH]
     when = candidate.valid_from
     for item in same_slot:
         if same_value(candidate.object, item.object) or candidate.text == item.text:
@@ -100,8 +104,11 @@ def decide(candidate: Candidate, neighbours: Sequence[Item], made_by: str = "rul
 def related(candidate: Candidate) -> list[str]:
     """Return the predicates whose items `decide` must see."""
     predicate = candidate.predicate or ""
+    partners = ["partner", "partner:status", *(f"partner:{word}" for word in sorted(PARTNERS))]
     if predicate.partition(":")[0] == "partner":
-        return ["partner", "partner:status", *(f"partner:{word}" for word in sorted(PARTNERS))]
+        return partners
+    if predicate == "with":
+        return ["with", "works_at", "lives_in", *partners]
     return [predicate, *_OPPOSITE.get(predicate, ())]
 
 

@@ -16,6 +16,7 @@ from datetime import datetime
 
 from loci.core.item import Candidate, Turn
 from loci.text.clause import ANY, NAME, clause_of
+from loci.text.cues import guessed
 from loci.text.entities import PLAIN, entities, names
 from loci.text.makers import as_list, has
 from loci.text.mine import KIN_SUBJECT, SAME_KIN, mine
@@ -31,23 +32,29 @@ from loci.text.phrases import (
     kin_of,
     words,
 )
+from loci.text.restate import restated
 from loci.text.sentences import sentences
 from loci.text.speech import spoken
 from loci.text.stem import fold
+from loci.text.straight import straight
 from loci.text.times import resolve
 from loci.text.verb_table import RULES
+from loci.text.wording import LONGEST
 
 __all__ = ["ANY", "extract"]
 
 _CLAUSE = re.compile(
     (
-        r"\s*(?:;|\s[-–—]+\s|,?\s+but\s+|,?\s+and\s+(?=(?:i|we|my|our|he|she"
+        r"\s*(?:;|\s[-–—]+\s|,?\s+but\s+|,?\s+and\s+(?=(?:now )?(?:i|we|my|our|he|she"
         r"|they)(?:'\w+)?\s)"
-        r"|,\s*(?=(?:i|my|our|we|her name|his name|its name|she's|he's|she is"
+        r"|,?\s+since\s+(?=(?:i|we)(?:'m| am| do not| don't| cannot| can't)\b)"
+        r"|,\s*(?=(?:now |so now |these days )?(?:i|my|our|we|her name|his name|its "
+        r"name|she's|he's|she is"
         r"|he is)(?:'\w+)?\s)"
         r"|,?\s+so\s+(?=(?:i|we|my)(?:'\w+)?\s)"
-        r"|,?\s+and\s+(?=(?:moved|started|quit|bought|got|adopted|joined|sold|became"
-        r"|switched|broke|left"
+        r"|,?\s+and\s+(?:now\s+)?(?=(?:moved|started|quit|bought|got|adopted|joined"
+        r"|sold|became"
+        r"|switched|broke|left|gave|drive|scrapped"
         r"|am|work|live|love|hate|changed|found|took|began)\s)"
         r"|,?\s+because\s+|,?\s+(?:although|though|(?<!a )while)\s+)\s*"
     ),
@@ -134,16 +141,47 @@ _THEIR_KIN = re.compile(
 # What may stand before "I" without a comma and leave the statement the speaker's own.
 _SAFE_LEAD = re.compile(
     (
-        r"(?:now|then|also|still|again|today|here|by now|so far|(?:the|my) (?:doctor"
+        r"(?:now|then|also|still|again|today|here|by now|so far|professionally|by "
+        r"(?:day|night|trade"
+        r"|profession|training|birth)|for (?:fun|a living|pleasure|exercise"
+        r"|relaxation|my living)"
+        r"|(?:on|at|in|during|over) (?:my |the |our )?(?:[\w-]+ )?(?:weekends?"
+        r"|weekdays|weeknights|\w+days|evenings?"
+        r"|mornings?|afternoons?|nights?|time|hours|summers?|winters?|holidays?|home"
+        r"|days)"
+        r"|(?:every|each|most|some) (?:other |second )?\w+|(?:once|twice|\w+ times) "
+        r"(?:a|every) \w+"
+        r"|(?:among|besides|apart from|alongside) [\w ]+|as of [\w ]+|from [\w ]+ "
+        r"on(?:wards)?|(?:the|my) (?:doctor"
         r"|dentist|vet|nurse|physio"
-        r"|specialist|optician)s? (?:says?|said|thinks?|tells? me|told me)(?: that)?)$"
+        r"|specialist|optician)s? (?:says?|said|thinks?|tells? me|told me)(?: "
+        r"that)?)$"
     ),
     re.IGNORECASE,
 )
 _HAS_DONE = re.compile(r"(?:been|got|gone|\w+ed)$")
 _NOBODY = words(
     "nobody everybody everyone somebody someone anybody anyone both half most none "
-    "neither either they he she it we there here this that these those who what which"
+    "neither either they he she it we there here this that these those who what which home"
+)
+
+
+_WEAK = words("did doing attribute thinks owns")
+# What holds a clause together that is else cut in two.
+_ACROSS = re.compile(
+    (
+        r", (?:my|our)\b|[:?]|\band (?:i|me)\b|^(?:i|me) and\b|\b(?:best|most) of "
+        r"all\b|^(?:of|among) all\b"
+        r"|\b(?:an?|another|my|our) [\w ]+, (?:an? |(?-i:[A-Z]))|^as an? |^in my \w+ "
+        r"as |, where (?:i|we)\b"
+        r"|\b(?:left|dumped|leaving) me\b|\b(?:changed|switched)\b|\bsome(?:one"
+        r"|body)\b"
+    ),
+    re.IGNORECASE,
+)
+_SHORT_IS = re.compile(
+    r"(?<=[a-z])'s(?= (?:my|our|the|where|what|no|not|over|gone|in|at|been|called"
+    r"|named|still|now)\b)"
 )
 
 
@@ -155,6 +193,7 @@ def extract(turns: Sequence[Turn], context: Sequence[Turn] = ()) -> list[Candida
         for candidate in _of_turn(turn, before, found):
             if not any(
                 (c.text, c.ends, c.sources) == (candidate.text, candidate.ends, candidate.sources)
+                and (c.predicate == candidate.predicate or not c.ends)
                 for c in found
             ):
                 found.append(candidate)
@@ -181,18 +220,23 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
         and before[-1].content.rstrip().endswith("?")
         and not re.search(r"\byou(?:r|rs)?\b", _last_sentence(before[-1]), re.I)
     )
-    for said in sentences(text.replace("’", "'")):
+    for said in straight(sentences(text.replace("’", "'"))):
         sentence = _TAG.sub(".", said)
         sentence = _AS_KNOWN.sub("", _ASIDE.sub("", sentence))
         if len(sentence) < 5 or sentence.endswith("?") or HYPOTHETICAL.search(sentence):
             continue
         if fixed and _MEANT.search(sentence):
             continue
+        whole = sentence
         both = _WITH.match(FILLERS.sub("", sentence))
         if both is not None:  # "Tom and I broke up": the speaker's fact, with Tom
             last_named, rest = both["name"], both["rest"].rstrip(" .!")
             sentence = f"I {rest} with {last_named}" if len(rest.split()) < 4 else f"I {rest}"
         follows: str | None = None
+        told_before = len(found)
+        early = _plain(whole, speaker, turn) if _ACROSS.search(whole) else []
+        found += early
+        taken = {_head(c) for c in early}
         for part in _CLAUSE.split(sentence):
             told = _IS_CALLED.match(part.strip())
             if told is not None and mentioned is not None:
@@ -203,6 +247,7 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
                 continue
             before_named = last_named
             new, last_named = _of_clause(part, speaker, turn, last_named, follows, aside)
+            new = [c for c in new if _head(c) not in taken]
             if re.match(r"\W*(?:\w+\W+){0,3}?(?:i|we)\b", part, re.I):
                 follows = speaker
             elif last_named != before_named or re.match(r"(?:he|she)\b", part, re.I):
@@ -216,7 +261,8 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
                     continue
                 clause = clause_of(speaker, part, part, turn)
                 if slot_seen == "partner":
-                    found += as_list(clause.fact(f"partner:{noun}", name, keep_time=True))
+                    if "partner" not in taken:
+                        found += as_list(clause.fact(f"partner:{noun}", name, keep_time=True))
                 else:
                     found += as_list(has(clause, slot_seen, noun, name))
             if last_named is not None:
@@ -232,7 +278,54 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
             kin = _MENTION.findall(part)
             if kin and (slot_found := kin_of(kin[-1])) not in (None, "partner"):
                 mentioned = (str(slot_found), kin[-1].lower())
+        if _is_weak(found[told_before:]):
+            parts = sentence.split(",") if "," in sentence else []
+            for guess in (False, True):
+                for part in (*parts, whole) if guess else parts:
+                    more = _plain(part, speaker, turn, guess=guess)
+                    if more and _is_weak(found[told_before:]):
+                        found[told_before:] = more
     return found
+
+
+def _plain(part: str, speaker: str, turn: Turn, *, guess: bool = False) -> list[Candidate]:
+    """Return the facts of a clause that speaks of the speaker from elsewhere."""
+    clause = part.strip()
+    if re.match(r"no\b(?!,)", clause, re.I) is None:
+        clause = FILLERS.sub("", clause).strip()
+    clause = CONTRACTED.sub(lambda m: CONTRACTIONS[m.group().lower()], clause)
+    clause = _SHORT_IS.sub(" is", clause)
+    first = clause.split(" ", 1)[0].lower()
+    lead = None if first in ("i", "we", "my", "our") else _time_lead(clause, turn.time)
+    if lead is not None and (lead[1] or _SAFE_LEAD.match(clause.removesuffix(lead[0]).strip(" ,"))):
+        clause = f"{lead[0]} {lead[1]}".strip()
+    if len(clause) > LONGEST:
+        return []
+    found = _from_plain(restated(clause), speaker, turn)
+    if found or not guess:
+        return found
+    plain = guessed(clause)
+    return _from_plain([plain] if plain else [], speaker, turn)
+
+
+def _from_plain(clauses: Sequence[str], speaker: str, turn: Turn) -> list[Candidate]:
+    found: list[Candidate] = []
+    for plain in clauses:
+        if plain.startswith("my "):
+            found += mine(plain, speaker, turn, None)[0]
+        else:
+            found += spoken(speaker, plain.split(" ", 1)[1], turn)
+    return [] if _is_weak(found) else found
+
+
+def _is_weak(found: Sequence[Candidate]) -> bool:
+    """Whether facts are none, or none of a slot of its own."""
+    return all(_head(c) in _WEAK for c in found)
+
+
+def _head(candidate: Candidate) -> str:
+    """Return the predicate without its parameter."""
+    return (candidate.predicate or "").partition(":")[0]
 
 
 def _named_before(turn: Turn, before: Sequence[Turn]) -> str | None:
@@ -334,6 +427,21 @@ def _of_clause(
     follows: str | None = None,
     aside: bool = False,
 ) -> tuple[list[Candidate], str | None]:
+    """Return the facts of a clause, and who was named in it or before."""
+    found, who = _read(part, speaker, turn, named, follows, aside)
+    if _is_weak(found):
+        found = _plain(part, speaker, turn) or found
+    return found, who
+
+
+def _read(
+    part: str,
+    speaker: str,
+    turn: Turn,
+    named: str | None,
+    follows: str | None = None,
+    aside: bool = False,
+) -> tuple[list[Candidate], str | None]:
     clause = FILLERS.sub("", part.strip()).strip()
     if len(clause) < 4:
         return [], named
@@ -374,6 +482,8 @@ def _of_clause(
     if named_match is not None and _is_subject(named_match["name"], named_match["rest"]):
         name = named_match["name"]
         return spoken(name, named_match["rest"], turn, teller=speaker), name
+    if first in _BARE and re.match(r"(?:work|live|love) .* (?:is|was|has|had|goes|went)\b", low):
+        return found, named  # "work at the mill was busy": a noun
     if first in _BARE and not follows and not aside:
         found = spoken(speaker, clause, turn)
     elif first in _BARE and follows is not None:

@@ -34,6 +34,8 @@ CONTRACTIONS = {
     "she's": "she is",
     "it's": "it is",
     "that's": "that is",
+    "there's": "there is",
+    "what's": "what is",
     "name's": "name is",
     "birthday's": "birthday is",
     "don't": "do not",
@@ -89,6 +91,25 @@ BASE = table(
     run: runs
     swim: swims
     volunteer: volunteers
+    get: gets
+    keep: keeps
+    know: knows
+    understand: understands
+    reside: resides
+    stay: stays
+    rent: rents
+    share: shares
+    call: calls
+    make: makes
+    earn: earns
+    look: looks
+    take: takes
+    react: reacts
+    crave: craves
+    practise: practises practices
+    commute: commutes
+    care: cares
+    swear: swears
     was: were
     """
 )
@@ -113,6 +134,28 @@ PARTICIPLE = table(
     have: had
     """
 )
+# Participles behind "have", as the past that the rules know.
+PERFECT = {
+    "taken": "took",
+    "given": "gave",
+    "begun": "began",
+    "gone": "went",
+    "become": "became",
+    "gotten": "got",
+    "broken": "broke",
+    "grown": "grew",
+    "fallen": "fell",
+    "chosen": "chose",
+    "come": "came",
+    "sworn": "swore",
+    "forgotten": "forgot",
+    "thrown": "threw",
+    "split": "split",
+    "overcome": "overcame",
+    "outgrown": "outgrew",
+    "driven": "drove",
+    "cut": "cut",
+}
 ADVERBS = words(
     "just recently actually really currently still also finally now always"
     " absolutely totally only "
@@ -120,7 +163,8 @@ ADVERBS = words(
     " completely probably "
     "officially even especially mostly mainly usually generally particularly ever"
     " super very "
-    "quite pretty fully entirely strictly badly severely deathly obviously "
+    "quite pretty fully entirely strictly badly severely deathly obviously highly extremely "
+    "terribly dangerously mildly "
     "apparently sadly luckily fortunately unfortunately"
 )
 FILLERS = re.compile(
@@ -288,4 +332,33 @@ VAGUE = words(
     "morning evening afternoon dinner lunch breakfast meal vacation holiday"
     " journey impact "
     "effect "
+)
+LANGUAGE = (
+    r"(?:English|French|German|Spanish|Italian|Portuguese|Dutch|Flemish|Frisian|Swedish|Norwegian"
+    r"|Danish|Finnish|Icelandic|Polish|Czech|Slovak|Hungarian|Romanian|Bulgarian|Greek|Turkish"
+    r"|Russian|Ukrainian|Belarusian|Serbian|Croatian|Bosnian|Albanian|Macedonian|Slovene|Slovenian"
+    r"|Estonian|Latvian|Lithuanian|Maltese|Luxembourgish|Arabic|Hebrew|Persian|Farsi|Kurdish|Pashto"
+    r"|Armenian|Georgian|Kazakh|Uzbek|Mongolian|Hindi|Urdu|Bengali|Punjabi|Gujarati|Marathi|Nepali"
+    r"|Sinhala|Tamil|Telugu|Malayalam|Kannada|Chinese|Mandarin|Cantonese|Japanese|Korean|Vietnamese"
+    r"|Thai|Lao|Khmer|Burmese|Indonesian|Malay|Javanese|Tagalog|Filipino|Hawaiian|Maori|Samoan"
+    r"|Swahili|Yoruba|Igbo|Hausa|Zulu|Xhosa|Amharic|Somali|Afrikaans|Welsh|Irish|Gaelic|Breton"
+    r"|Scots|Catalan|Basque|Galician|Latin|Esperanto|Yiddish|Quechua|Sign Language)\b"
+)
+PRONOUNS = words(
+    "i we you he she it they this that there here these those what which who nobody somebody "
+    "someone everyone everybody anyone anybody both none one"
+)
+GAME = (
+    r"(?:(?:the )?(?:(?:acoustic|electric|bass|double|french) )?(?:piano|guitar"
+    r"|violin|viola|cello|flute|clarinet"
+    r"|oboe|bassoon|trumpet|trombone|saxophone|sax|tuba|harp|drums?|ukulele|banjo"
+    r"|mandolin|accordion"
+    r"|harmonica|recorder|organ|keyboards?|sitar|bagpipes|lute|fiddle|synth)"
+    r"|(?:table |beach |lawn |field |ice |water |ultimate )?(?:tennis|football"
+    r"|soccer|rugby|cricket|hockey"
+    r"|golf|badminton|basketball|volleyball|squash|netball|padel|pickleball"
+    r"|handball|floorball|lacrosse"
+    r"|baseball|softball|polo|frisbee|bowls|bowling|darts|billiards|snooker|pool)"
+    r"|chess|checkers|draughts|poker|bridge|backgammon|scrabble|dominoes|mahjong"
+    r"|mah-jong|board games)"
 )

@@ -93,6 +93,7 @@ SLOTS: dict[str, Slot] = {
         ),
         "who",
     ),
+    "with": _slot("{S} is with {O}", "{S} was with {O}", True, ""),
     "child": _slot(
         "{S} has {O}", "{S} had {O}", True, "child children kid kids son daughter baby twins", "who"
     ),

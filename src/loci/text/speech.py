@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from loci.core.item import Candidate, Turn
 from loci.text.clause import Clause, clause_of, statement, third_person, told_by
-from loci.text.phrases import ADVERBS, BASE, DULL, PARTICIPLE, PAST
+from loci.text.phrases import ADVERBS, BASE, DULL, PARTICIPLE, PAST, PERFECT
 from loci.text.verb_table import RULES
+from loci.text.wording import verb_phrase
 
 _ENDED = re.compile(r"\b(?:no longer|any ?more|any longer)\b", re.IGNORECASE)
 _NOT = re.compile(r"^(?:do not|does not|did not|cannot|could not|am not|have not|never)\b\s*", re.I)
@@ -48,17 +49,23 @@ def spoken(subject: str, rest: str, turn: Turn, *, teller: str | None = None) ->
             rest = PARTICIPLE[verb] + rest[have_been.end() :]
         elif have_been["ing"]:
             rest = f"am {verb}" + rest[have_been.end() :]
-        elif verb.endswith("ed") or verb in PAST:
-            rest = verb + rest[have_been.end() :]
+        elif verb.endswith("ed") or verb in PAST or verb in PERFECT:
+            rest = PERFECT.get(verb, verb) + rest[have_been.end() :]
         elif verb == "been":
             rest = "am" + rest[have_been.end() :]
+    said = rest
+    rest, negative, ended = verb_phrase(rest, negative or ended, ended)
     clause = replace(
-        clause_of(subject, rest, rest, turn),
+        clause_of(subject, rest, said, turn),
         ended=ended,
         negative=negative or ended,
         other=teller is not None,
     )
     verb = rest.split(" ", 1)[0].lower() if rest else ""
+    if verb == "used" and rest.startswith("used to ") and not negative:
+        past = _past(subject, rest[8:], turn, teller)
+        if past:
+            return past
     for pattern, rule in RULES.get(verb, ()):
         match = pattern.match(rest)
         if match is not None:
@@ -71,6 +78,16 @@ def spoken(subject: str, rest: str, turn: Turn, *, teller: str | None = None) ->
     if not negative and (verb in PAST or (verb.endswith("ed") and len(verb) > 4)):
         return _event(clause, verb)
     return []
+
+
+def _past(subject: str, rest: str, turn: Turn, teller: str | None) -> list[Candidate]:
+    """Return what "used to" tells: it held once, and ends what the store still believes."""
+    now = re.sub(r"^be\b", "am", rest)
+    found = spoken(subject, f"no longer {now}", turn, teller=teller)
+    if any(not fact.ends or fact.predicate == "did" for fact in found):
+        return []
+    first = [replace(fact, valid_from=None, valid_to=turn.time) for fact in found[:1]]
+    return [*first, *found[1:]]
 
 
 def _event(clause: Clause, verb: str) -> list[Candidate]:

@@ -45,6 +45,8 @@ RULES = _compiled(
                 lambda c, m: c.fact("diet", (DIETS.match(m["o"]) or m)[1]),
             ),
             (r"am (?:originally )?from (?P<o>.+)$", verbs.take("from")),
+            (r"am together with (?P<o>[A-Z].+)$", verbs.together),
+            (r"am (?:together )?(?:with|at) (?P<o>[A-Z].+)$", verbs.beside),
             (
                 r"am (?:now )?(?:based|living|residing|settled) (?:in|at) (?P<o>.+)$",
                 verbs.take("lives_in"),
@@ -75,6 +77,8 @@ RULES = _compiled(
                 lambda c, m: (
                     c.fact("dislikes", m["o"], ends=False)
                     if c.negative and not c.ended
+                    else verbs.ends_any(c, m["o"], ("likes", "hobby"), None)
+                    if c.ended
                     else c.fact("likes", m["o"])
                 ),
             ),
@@ -165,7 +169,8 @@ RULES = _compiled(
         "moved": (
             (
                 (
-                    r"moved (?:back |out |away )?(?:here )?(?:from .+? )?(?:in)?to (?P<o>.+?)(?:"
+                    r"moved (?:(?:back|out|away|over|up|down) )?(?:here )?(?:from .+? )?(?:in)?to "
+                    r"(?P<o>.+?)(?:"
                     r" from .+)?$"
                 ),
                 verbs.moved,
@@ -193,15 +198,7 @@ RULES = _compiled(
         "joined": (
             (
                 r"joined (?P<o>.+?)(?: as (?P<j>.+))?$",
-                lambda c, m: (
-                    [c.fact("works_at", m["o"]), c.fact("job", m["j"])]
-                    if m["j"]
-                    else c.fact(
-                        "member_of",
-                        m["o"],
-                        text=c.told("joined " + m["o"]),
-                    )
-                ),
+                verbs.joined,
             ),
         ),
         "became": ((r"became (?:a|an|the) (?P<o>.+)$", verbs.job),),
@@ -318,7 +315,10 @@ RULES = _compiled(
             (r"used to live in (?P<o>.+)$", verbs.was("lives_in")),
             (r"used to work (?:at|for) (?P<o>.+)$", verbs.was("works_at")),
             (r"used to work as (?P<o>.+)$", verbs.was("job")),
-            (r"used to be (?:a|an|the) (?P<o>.+)$", verbs.was("job")),
+            (
+                r"used to be (?:a|an|the) (?P<o>.+)$",
+                lambda c, m: verbs.was("job")(c, m) if verbs.job(c, m) else None,
+            ),
             (r"used to be (?P<o>vegan|vegetarian|pescatarian)", verbs.was("diet")),
             (r"used to (?:love|like|enjoy) (?P<o>.+)$", verbs.was("likes")),
             (r"used to (?:hate|dislike) (?P<o>.+)$", verbs.was("dislikes")),

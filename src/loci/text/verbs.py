@@ -85,10 +85,7 @@ def no_more(clause: Clause, match: re.Match[str]) -> Made:
         return None
     value = match["o"]
     text = f"{clause.subject} is no longer {trim(value)}"
-    return [
-        clause.fact(slot, value, ends=True, text=text)
-        for slot in ("hobby", "doing", "routine", "likes", "learning")
-    ]
+    return ends_any(clause, value, ("hobby", "doing", "routine", "likes", "learning"), text)
 
 
 def taste(clause: Clause, match: re.Match[str]) -> Made:
@@ -126,6 +123,15 @@ def job(clause: Clause, match: re.Match[str]) -> Made:
     value = clause.timeless(match["o"])
     at = re.match(rf"^(?P<job>.+?) (?:at|for|in|with) (?:the )?(?P<place>{PLACE})", value)
     title = trim(at["job"] if at else value)
+    if re.match(
+        (
+            r"(?:very |really |such a )?(?:great|good|wonderful|terrible|amazing|bad"
+            r"|awful|decent)\b"
+        ),
+        title,
+    ):
+        return None  # a great cook need not be one by trade
+    title = re.split(r"\s+(?:and|by|who|these|at|for)\s", title)[0]
     if title.split()[-1].lower() not in JOBS and not re.search(
         r"(?:ist|ian|eer|man|woman|yst|ologist|grapher|ector|ager|oper)$", title.lower()
     ):
@@ -194,9 +200,9 @@ def have(clause: Clause, match: re.Match[str]) -> Made:
         head = " ".join(words)
     count = re.match(r"^(?:a|an|one|two|three|four|five|six|\d+|another|some|no)\b", value, re.I)
     if slot is not None and (count or called):
-        if clause.negative:
-            return clause.fact(slot, noun, ends=True)
         name = called["name"] if called else None
+        if clause.negative:
+            return clause.fact(slot, f"{noun} {name}" if name else noun, ends=True)
         label = re.sub(r"^(?:a|an|one|another) ", "", head, flags=re.I)
         if slot == "partner":
             if name is None:
@@ -349,6 +355,14 @@ CAR = re.compile(
 DRINK = re.compile(r"^(?:coffee|tea|alcohol|beer|wine|soda|milk|espresso|decaf|juice|cola)\b", re.I)
 
 
+def ends_any(
+    clause: Clause, value: str, slots: tuple[str, ...], text: str | None
+) -> list[Candidate | None]:
+    """End a value in whichever of these slots it stands; of a slot unsure, no past is told."""
+    made = [clause.fact(slot, value, ends=True, text=text) for slot in slots]
+    return [made[0], *(fact and replace(fact, valid_to=None) for fact in made[1:])]
+
+
 def stopped(clause: Clause, match: re.Match[str]) -> Made:
     value = trim(clause.timeless(match["o"]))
     words = value.split(" ", 1)
@@ -360,7 +374,7 @@ def stopped(clause: Clause, match: re.Match[str]) -> Made:
             clause.fact("likes", rest, ends=True, text=text),
         ]
     if verb == "drinking" and rest:
-        return [clause.fact(p, rest, ends=True, text=text) for p in ("drinks", "likes")]
+        return ends_any(clause, rest, ("drinks", "likes"), text)
     if verb in ("working",):
         return [gone(clause, "works_at"), gone(clause, "job")]
     if verb == "being" and rest:
@@ -370,10 +384,8 @@ def stopped(clause: Clause, match: re.Match[str]) -> Made:
     if verb in ("learning", "studying"):
         return [clause.fact(p, rest or ANY, ends=True, text=text) for p in ("learning", "studies")]
     if DRINK.match(value):
-        return [clause.fact(p, value, ends=True, text=text) for p in ("drinks", "likes")]
-    return [
-        clause.fact(p, value, ends=True, text=text) for p in ("hobby", "likes", "routine", "doing")
-    ]
+        return ends_any(clause, value, ("drinks", "likes"), text)
+    return ends_any(clause, value, ("hobby", "likes", "routine", "doing"), text)
 
 
 def hobby(clause: Clause, match: re.Match[str]) -> Made:
@@ -499,10 +511,56 @@ def appointment_with(clause: Clause, match: re.Match[str]) -> Made:
 
 def seeing(clause: Clause, match: re.Match[str]) -> Made:
     """ "I'm seeing Tom" tells of a partner; "I'm seeing the doctor" does not."""
-    named = re.match(rf"(?:a \w+ (?:named|called) )?(?P<name>{NAME})", match["o"])
+    someone = r"(?:(?:a \w+|someone|somebody)(?: new)? (?:named|called) )?"
+    named = re.match(rf"{someone}(?P<name>{NAME})", match["o"])
     if named is None or clause.spans:
         return None
     return clause.fact("partner:partner", named["name"], keep_time=True)
+
+
+_CLUB = re.compile(
+    (
+        r"\b(?:club|choir|team|society|church|gym|association|union|party|group|band"
+        r"|committee|board|rotary|scouts?|army|navy"
+        r"|force|orchestra|league|class|course|crew|squad|network|community|centre"
+        r"|center|guild|council|army|reserve|facebook|instagram"
+        r"|twitter|reddit|discord|zoom|linkedin)\b"
+    ),
+    re.I,
+)
+
+
+def joined(clause: Clause, match: re.Match[str]) -> Made:
+    """A firm by its name, with or without a post; a club, a choir or a cause."""
+    firm = re.match(PLACE, match["o"])
+    if match["j"]:
+        return [clause.fact("works_at", match["o"]), clause.fact("job", match["j"])]
+    text = clause.told("joined " + match["o"])
+    if firm is not None and _CLUB.search(match["o"]) is None and not clause.negative:
+        return clause.fact("works_at", firm.group(), text=text)
+    return clause.fact("member_of", match["o"], text=text)
+
+
+def together(clause: Clause, match: re.Match[str]) -> Made:
+    """A partner by name; over when it is denied."""
+    named = re.match(NAME, match["o"])
+    if named is None:
+        return None
+    if clause.negative:
+        return clause.fact("partner", named.group(), ends=True, text=clause.told())
+    return clause.fact("partner:partner", named.group(), keep_time=True)
+
+
+def beside(clause: Clause, match: re.Match[str]) -> Made:
+    """ "I'm still with Orbex", "I left Jonas": the store knows what each is to whom."""
+    named = re.match(PLACE, match["o"])
+    if named is None:
+        return None
+    if clause.negative:
+        slots = ("partner", "works_at", "lives_in", "hobby", "likes")
+        text = f"{clause.subject} is no longer with {named.group()}"
+        return ends_any(clause, named.group(), slots, text)
+    return clause.fact("with", named.group(), ends=False)
 
 
 def moving(clause: Clause, match: re.Match[str]) -> Made:
