@@ -121,7 +121,7 @@ def run(context: Context) -> dict[str, Any]:
     try:
         pieces = pieces_of(lab, count, part, prompt)
         if is_long and any(_is_quant(name) or name == ROUNDED for name in methods):
-            raise ParameterError("weights are measured at one length", value=prompt, allowed=PROMPT)
+            raise ParameterError("weights are measured at one length", value=prompt)
         chains = [name for name in methods if not _is_quant(name) and name != ROUNDED]
         full_nll: list[float] = []
         rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chains}

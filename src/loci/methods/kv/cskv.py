@@ -85,29 +85,14 @@ class Cskv(EncodeLayers):
 
     def prepare(self, lab: Lab) -> Artefact:
         """Return directions [L, w, w], best first, means [L, w] and energies [L, w]."""
-        import torch
+        from loci.nn.directions import directions_of
 
-        spec = lab.spec
-        width, texts = spec.kv_heads * spec.head_dim, lab.texts()
-        sums = torch.zeros(2, spec.layers, width, dtype=torch.float64)
-        squares = torch.zeros(2, spec.layers, width, width, dtype=torch.float64)
-        tokens = 0
-        with lab.activations(texts, ("keys", "values")) as walk:
-            for tap, layer, x_1KTD in walk:
-                part = 0 if tap == "keys" else 1
-                x_Tw = x_1KTD[0].transpose(0, 1).flatten(1).double()
-                sums[part, layer] += x_Tw.sum(0)
-                squares[part, layer] += x_Tw.t() @ x_Tw
-                tokens += len(x_Tw) if part == layer == 0 else 0
-        means = sums / tokens
-        spread = squares / tokens - means.unsqueeze(-1) * means.unsqueeze(-2)
-        energy, vectors = torch.linalg.eigh(spread)  # rising
-        tensors = {}
-        for part, name in enumerate(("keys", "values")):
-            tensors[name] = vectors[part].flip(-1).mT.float().contiguous()
-            tensors[f"{name}_mean"] = means[part].float()
-            tensors[f"{name}_energy"] = energy[part].flip(-1).float().contiguous()
-        return lab.artefact(self.preparation, tensors, {"tokens": tokens, "texts": len(texts)})
+        spec, texts, taps = lab.spec, lab.texts(), ("keys", "values")
+        with lab.activations(texts, taps) as walk:
+            found = directions_of(walk, taps, spec.layers, spec.kv_heads * spec.head_dim)
+        tensors = found["keys"].tensors("keys") | found["values"].tensors("values")
+        facts = {"tokens": found["keys"].tokens, "texts": len(texts)}
+        return lab.artefact(self.preparation, tensors, facts)
 
     def shared_table(self, spec: ModelSpec) -> Shapes:
         """Return directions and means, once for all tokens."""
