@@ -411,3 +411,17 @@ def test_what_was_prepared_for_something_else_is_refused() -> None:
                 ledger=ledger,
             )
     assert ledger.used("dram") == 0
+
+
+@pytest.mark.parametrize("method", [Whole(), Rows(), Sums(), First(group=1)], ids=repr)
+def test_reordered_rows_go_on_as_the_rows_they_came_from(method: EncodeLayers) -> None:
+    text = Text.of(SPEC, 60, batch=2)
+    store, plain = (
+        store_of(KVStore, (method,), max_tokens=60, batch=2, spec=SPEC) for _ in range(2)
+    )
+    read(store, text, stop=50)
+    read(plain, text, stop=50)
+    store.reorder(torch.tensor([1, 1]))
+    swapped = Text(*(t[:, [1, 1]] for t in vars(text).values()))
+    got, want = read(store, swapped, 50)[0], read(plain, text, 50)[0]
+    torch.testing.assert_close(got, want[:, [1, 1]])

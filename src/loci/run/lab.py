@@ -34,7 +34,7 @@ from loci.text.prose import first_half
 
 NO_LIMIT = {"dram": 2**62, "disk": 2**62, "gpu": 2**62}
 TAPS = ("queries", "keys", "values", "attention")
-TEXTS, CHARACTERS = 16, 5000  # what a model is looked at with, some 1,000 tokens each
+TEXTS, CHARACTERS = 8, 5000  # what a model is looked at with, some 1,000 tokens each
 
 
 class Lab:

@@ -543,7 +543,8 @@ def check_evicts(make_store: type[KVStore], method: Select) -> None:
 def check_codes(make_store: type[KVStore], method: Encode | EncodeLayers) -> None:
     """Raise AssertionError unless codes are close to what they encode and never change again."""
     spec, closes = spec_of(), method.closes_every
-    middle = max(100, 2 * closes)
+    exact = method.exact_tokens if isinstance(method, EncodeLayers) else 0
+    middle = max(100, exact + 2 * closes)
     tokens = middle + max(50, closes)
     text = text_for(method, spec, tokens)
     store = store_of(make_store, (method,), max_tokens=tokens)
