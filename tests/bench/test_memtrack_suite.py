@@ -309,6 +309,10 @@ def test_the_suite_runs_every_method_that_remembers(tmp_path: Path) -> None:
     assert set(result["auto"]) - {"most similar"} == set(result["agent"])
     assert result["auto"]["full log"]["correctness"] == 1.0
     assert result["absent"]["minilm"] == "loci pull minilm" and not result["dense"]
+    auto, agent = memtrack.card_rows(result)
+    assert (auto.part, agent.part) == ("auto", "agent")
+    assert auto.metrics["correctness"]["full"] == 1.0
+    assert set(agent.metrics["redundancy"]["rivals"]) >= {"no memory", "bm25", "a_mem"}
 
 
 def test_the_suite_reads_worlds_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:

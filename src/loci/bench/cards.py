@@ -16,6 +16,7 @@ from loci.core.card import Card, Measurement
 from loci.errors import MissingExtraError, ParameterError
 from loci.methods import catalogue
 
+ROOMS = ("nn", "bench")  # what has cards and is no kind of methods
 EXACT = "exact"  # the card of a KV cache that is kept as it is, in fewer bits
 
 
@@ -80,9 +81,9 @@ def write(
 
 
 def _method(row: Row) -> tuple[str, dict[str, Any]]:
-    if row.kind == "nn":
+    if row.kind in ROOMS:
         name, _, bits = row.method.partition("=")
-        return name, {"bits": int(bits)}
+        return name, {"bits": int(bits)} if bits else {}
     if row.method.startswith(EXACT):
         return EXACT, {"dtype": row.method.partition("=")[2]}
     method = catalogue.find(row.method, row.kind)

@@ -15,10 +15,11 @@ and remembers what they show: this is about what a memory saves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast  # figures are JSON values
 
 from loci.bench import rivals, track
+from loci.bench.cards import Row
 from loci.bench.metrics import percentile
 from loci.bench.stats import mean, paired_difference
 from loci.bench.suite import Context
@@ -33,6 +34,8 @@ from loci.testing.recall import DictView
 from loci.testing.worlds import make_world
 from loci.testing.worldtrack import Event, Question, World
 
+KINDS = ("bench",)
+OURS, WHOLE = "mem0", "full log"  # the memory by default, and nothing left out
 ABOUT = "follow chat, tracker and git that contradict each other; synthetic, no judge"
 WORLDS, QUICK_WORLDS = 12, 2
 EVENTS, QUICK_EVENTS = 120, 60
@@ -173,6 +176,33 @@ def run(context: Context) -> dict[str, Any]:
         "agent": agent,
         "absent": dict(rivals.absent(embedder)),
     }
+
+
+def card_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return the three figures of the paper for agents without a memory and with each of ours."""
+    rows = []
+    for part in ("auto", "agent"):
+        table = result[part]
+        if OURS not in table:
+            continue
+        others = {n: f for n, f in table.items() if n not in (OURS, WHOLE)}
+        others["no memory"] = result["harness"]["no memory"]
+        rows.append(
+            Row(
+                method="memtrack",
+                kind="bench",
+                part=part,
+                metrics={
+                    what: {
+                        "full": table[WHOLE][what],
+                        "this": table[OURS][what],
+                        "rivals": {name: figures[what] for name, figures in others.items()},
+                    }
+                    for what in ("correctness", "efficiency", "redundancy")
+                },
+            )
+        )
+    return rows
 
 
 def turn_of(event: Event, session: str, place: int, *, by: bool = False) -> Turn:

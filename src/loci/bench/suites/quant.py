@@ -20,9 +20,10 @@ from typing import Any  # results hold whatever JSON can hold
 from loci.bench import kquants, texts
 from loci.bench.cards import Row
 from loci.bench.judge import Judge, pieces
+from loci.bench.plotting import pyplot
 from loci.bench.spot import spot
 from loci.bench.suite import Context
-from loci.errors import BudgetError, ModelError, ParameterError, missing_extra
+from loci.errors import BudgetError, ModelError, ParameterError
 from loci.methods import catalogue
 from loci.methods.quant.base import Nested, Quant
 from loci.models.load import resolve
@@ -45,9 +46,12 @@ DEFAULT = (
     "awq",
     "gptq",
     "int21(rank=8)",
+    "any_precision",
     "bipolar_int",
     "bfp_weights",
     "bitstack",
+    "comet",
+    "flexq",
 )
 _OPTIONS = ("bits", "plot", "model", "pieces", "texts", "train", "rivals", "gguf", "part")
 _NEAR = 0.04  # a method that cannot share a budget counts at a size this near to its own
@@ -62,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
     sizes = _sizes(options.get("bits"), context.quick)
     plot = options.get("plot")
     if plot is not None:
-        _plotting()  # what is missing is said before the work, not after it
+        pyplot()  # what is missing is said before the work, not after it
     pack = _model(context)
     with pack:
         count = QUICK_PIECES if context.quick else int(options.get("pieces", PIECES))
@@ -308,22 +312,10 @@ def _gguf(context: Context, pack: Pack) -> Path | None:
     return next(iter(sorted(pack.folder.glob("*.gguf"))), None)
 
 
-def _plotting() -> Any:
-    """Return matplotlib's pyplot, drawing into files."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise missing_extra("matplotlib", "bench") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _plot(result: Mapping[str, Any], path: Path) -> None:
     """Draw KL over bits per weight, one line a method, k-quants as points."""
-    pyplot = _plotting()
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    plot = pyplot()
+    figure, axes = plot.subplots(figsize=(8, 5))
     for name, points in result["methods"].items():
         if points:
             line = [(point["bits"], point["kl"]["value"]) for point in points]
@@ -352,4 +344,4 @@ def _plot(result: Mapping[str, Any], path: Path) -> None:
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plot.close(figure)
