@@ -24,6 +24,7 @@ SECTIONS = {
 SAYS = {
     "tme": ["destination was Seattle", "Said: What was the destination before?"],
     "arcmemo": [", then recolor(?old0, ?new1)", "[[[0, 0, 8, 8]]] ['c"],
+    "maple": ["second done [\"tap 'More'\", \"tap 'Drafts'\"]"],
     "l2mac": ["done ['rate.py', 'test_total.py', 'total.py'] syntax and tests"],
 }
 

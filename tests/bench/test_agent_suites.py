@@ -74,3 +74,22 @@ def test_concepts(tmp_path: Path) -> None:
 
 def flipped(grid: list[list[int]]) -> dict[str, list[list[int]]]:
     return {"input": grid, "output": [row[::-1] for row in grid]}
+
+
+def test_phone(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.csv"
+    tasks.write_text("task_app,task_description\nmail,Open the drafts\nmaps,Find a bakery nearby\n")
+    context = Context(
+        folder=tmp_path, quick=True, data=tasks, options={"phones": "3", "errands": "4"}
+    )
+    result = suite.run("phone", context)
+    ways = result["ways"]
+    assert ways["maple"]["success"]["value"] >= ways["reactive"]["success"]["value"]
+    assert ways["maple"]["actions"]["value"] < ways["reactive"]["actions"]["value"]
+    assert ways["maple"]["damage"]["value"] == 0 and result["matching"]["f1"] > 0.9
+    assert result["texts"]["tasks"] == 2
+    [row] = suite.find("phone").card_rows(result)
+    assert row.metrics["success"]["this"] == ways["maple"]["success"]["value"]
+    tasks.write_text("a,b\n1,2\n")
+    with pytest.raises(FormatError, match="no phone tasks"):
+        suite.run("phone", context)

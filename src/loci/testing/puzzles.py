@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from random import Random
 from typing import Any  # grids as JSON and as arrays
 
@@ -109,8 +110,7 @@ def make_world(
 
     first: list[Puzzle] = []
     for part in range(routines):
-        plans = iter(lambda part=part: ((part,), False), None)
-        first += series(f"lesson{part}.", plans, ALONE)
+        first += series(f"lesson{part}.", repeat(((part,), False)), ALONE)
     dice.shuffle(first)
     rest = series("lesson", teaching(), max(lessons - len(first), 0))
     return [*first, *rest][:lessons], series("exam", examining(), exams)

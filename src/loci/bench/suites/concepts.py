@@ -63,10 +63,10 @@ def run(context: Context) -> dict[str, Any]:
             context.progress(f"{name} memory", done, worlds)
             tools = Tools(records=DictRecords())
             _work(memory, lessons, tools, learn=True)
-            for puzzle, result in zip(exams, _work(memory, exams, tools, learn=learn), strict=True):
-                good = float(result["predictions"] == [puzzle.test[1].tolist()])
+            for puzzle, told in zip(exams, _work(memory, exams, tools, learn=learn), strict=True):
+                good = float(told["predictions"] == [puzzle.test[1].tolist()])
                 right[name].append(good)
-                nodes[name].append(float(result["nodes"]))
+                nodes[name].append(float(told["nodes"]))
                 depths[name][str(puzzle.depth)].append(good)
     result: dict[str, Any] = {
         "method": str(method),

@@ -182,7 +182,7 @@ def reading(tme: Tme, session: Session, count: int, context: Context) -> dict[st
     for done, (script, turn) in enumerate(cases):
         context.progress("questions read by the model", done, len(cases))
         said = script.turns[turn]
-        for name, given in _prompts(tme, script, turn).items():
+        for name, given in _prompts(tme, script, turn, asked=False).items():
             content = _ASK.format(given=given, question=said.text)
             pieces = session.generate(
                 [{"role": "user", "content": content}], max_tokens=24, stop=("\n",)
@@ -238,23 +238,35 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
 # -- private ----------------------------------------------------------------------------------
 
 
-def _prompts(tme: Tme, script: Script, turn: int) -> dict[str, str]:
-    """Return the prompt of the active path at a turn, and the transcript until then."""
+def _prompts(tme: Tme, script: Script, turn: int, *, asked: bool = True) -> dict[str, str]:
+    """Return the prompt of the active path at a turn, and the transcript until then.
+
+    Args:
+        asked: whether the words of the turn itself are in both.
+    """
     plan = [{"slot": slot} for slot in script.slots]
     tools = Tools(records=DictRecords())
     goal = "\n".join(said.text for said in script.turns[: turn + 1])
     done = tme.act(Job(goal=goal, inputs={"plan": plan}), tools)
     fields = f"A plan has these fields: {', '.join(script.slots)}."
-    talk = "\n".join(f"User: {said.text}" for said in script.turns[: turn + 1])
-    return {"path": str(done.output["prompt"]), "transcript": f"{fields}\n{talk}"}
+    path = str(done.output["prompt"])
+    if not asked:
+        path = path.rpartition("\nSaid: ")[0]
+    talk = "\n".join(f"User: {said.text}" for said in script.turns[: turn + asked])
+    return {"path": path, "transcript": f"{fields}\n{talk}"}
 
 
 def _says(reply: str, answer: str, script: Script) -> bool:
     """Return whether a reply has the right value and none of the others that were ever said."""
-    low = fold(reply)
-    others = {fold(said.value) for said in script.turns if said.value} - {fold(answer)}
+    low, wanted = fold(reply), _bare(answer)
+    others = {_bare(said.value) for said in script.turns if said.value} - {wanted}
     named = [other for other in others if re.search(rf"(?<!\w){re.escape(other)}(?!\w)", low)]
-    return fold(answer) in low and all(other in fold(answer) for other in named)
+    return wanted in low and all(other in wanted for other in named)
+
+
+def _bare(value: str) -> str:
+    """Return a value without its article: a model says "a" where a person said "the"."""
+    return re.sub(r"^(the|a|an|my) ", "", fold(value))
 
 
 def _low(value: object) -> str | None:

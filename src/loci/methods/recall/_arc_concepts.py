@@ -151,8 +151,8 @@ def learnt(
         solved: {problem: (program, features)}.
     """
     by_shape: dict[tuple[str, ...], list[tuple[str, Tree]]] = {}
-    for problem, (tree, _) in solved.items():
-        for part in routines(tree):
+    for problem, (whole, _) in solved.items():
+        for part in routines(whole):
             shape = tuple(call.name for call in steps(part))
             by_shape.setdefault(shape, []).append((problem, part))
     before = {concept.tree: concept for concept in known}

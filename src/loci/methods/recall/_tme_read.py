@@ -144,6 +144,12 @@ def read(text: str, tree: Tree, focus: str | None = None) -> list[Op] | Clarify:
     return op if isinstance(op, Clarify) else [op]
 
 
+def is_about_the_past(text: str) -> bool:
+    """Return whether a sentence speaks of earlier values: what was before, or going back."""
+    low = fold(text)
+    return bool(_PAST.search(low) or _BACK.search(low))
+
+
 # -- private ----------------------------------------------------------------------------------
 
 Mention = tuple[int, int, str]

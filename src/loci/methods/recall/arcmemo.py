@@ -94,10 +94,11 @@ class ArcMemo(Act):
         learn = given.get("learn", True)
         if not isinstance(learn, bool):
             raise ParameterError("arcmemo.learn is true or false", value=learn)
-        for task in tasks:
-            _known(task, tools)  # refuses another puzzle of the same id before anything is done
+        for one in tasks:
+            _known(one, tools)  # refuses another puzzle of the same id before anything is done
         steps: list[Step] = []
-        for task in [*tasks, None]:
+        due_after: list[Puzzle | None] = [*tasks, None]  # None: all puzzles were worked on
+        for task in due_after:
             due = learn and self._since(tools) >= (self.every if task is not None else 1)
             if due and self.memory == "concepts":
                 if len(steps) == job.max_steps:

@@ -29,7 +29,7 @@ from loci.core.agent import Job, Outcome, Record, Step
 from loci.core.method import About, Frees, Kind, Param
 from loci.errors import ParameterError
 from loci.methods.recall._tme_ask import asked_of_a_model
-from loci.methods.recall._tme_read import Clarify, Op, read
+from loci.methods.recall._tme_read import Clarify, Op, is_about_the_past, read
 from loci.methods.recall._tme_tree import OPS, Tree, line
 from loci.methods.recall.base import Act, Tools, inputs_of
 
@@ -124,7 +124,7 @@ class Tme(Act):
         above = [one for one in tree.path(key) if one != key]
         needs = [one for one in tree.needs(key) if one not in above]
         own = [line(tree, key)]
-        if (earlier := tree.before(key)) is not None:
+        if is_about_the_past(said) and (earlier := tree.before(key)) is not None:
             own.append(f"{tree.full_name(key)} before: {earlier}")
         left: list[str] = []
         while True:
