@@ -48,6 +48,7 @@ DEFAULT = (
     "keydiff",
     "kvzip",
     "compresskv",
+    "windowkv",
     "prefixkv",
     *(f"kivi(bits={bits},waiting=1)" for bits in (2, 3, 4, 6)),
     *(f"bfp(bits={bits})" for bits in (2, 3, 4, 5, 6)),
@@ -352,5 +353,6 @@ def _plot(result: Mapping[str, Any], path: Path) -> None:
     axes[0][-1].legend(fontsize=7)
     figure.suptitle(f"{result['model']}: KV methods at equal bytes, {result['tokens']} tokens")
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)

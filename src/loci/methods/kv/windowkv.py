@@ -11,9 +11,11 @@ tokens (the suffix, which always stays) look back, and keep or drop windows as a
     max:      score = mean over heads of the mean of its w / 2 largest      (looking up,  s = 32)
 
 Only the first layer of a group scores; the others keep the same windows. Earlier groups get more,
-falling evenly to `last` times the mean. Whether a prompt sums up or looks up is the strategy.
+falling evenly to `last` times the mean. Whether a prompt sums up or looks up is the strategy; a
+router tells it from the prompt (`loci.run.route.routed` sets it).
 
-Differs from the paper: windows begin at multiples of w, so that they stay the same while a prompt
+Differs from the paper: the router is a logistic regression over sentence vectors, where the paper
+has a fine-tuned BERT; windows begin at multiples of w, so that they stay the same while a prompt
 longer than the budget is read in chunks; at the edge of the budget a window may be cut, its later
 tokens stay. KV heads are kept as they are, where its code repeats them for every query head.
 Not for: prompts whose question comes after compression; the suffix cannot see it.
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from loci.core.method import About, Granularity, Kind, Need, Param, Phase
@@ -74,6 +76,10 @@ class WindowKV(Select):
     last: Annotated[
         float, Param(help="tokens of the last group as a share of the mean", ge=0.01, le=1)
     ] = 8 / 14  # the paper's 8 layers over beta = 14
+
+    def for_task(self, task: str) -> WindowKV:
+        """Return the method with the strategy for a task, "look_up" or "sum_up"."""
+        return replace(self, strategy="average" if task == "sum_up" else "max")
 
     def scores_layers(self) -> int:
         """Return how many neighbouring layers go by the scores of the first of them."""
