@@ -12,6 +12,7 @@ from loci.errors import FormatError
 from loci.hw.profiles import load_profile
 from loci.methods.sched.base import Request, StepPlan
 from loci.methods.sched.fcfs import Fcfs
+from loci.methods.sched.layered_prefill import LayeredPrefill
 
 
 class OneSecond(StepTime):
@@ -57,6 +58,37 @@ def test_step_time_of_one_token_is_reading_the_weights() -> None:
     step = StepTime(schedule.MODEL, machine)(StepPlan(decode=("a",)), {"a": request})
     weights_s = schedule.MODEL.full_bytes() / machine.tiers["gpu"].read_bytes_per_s
     assert weights_s < step < 1.001 * weights_s
+
+
+def test_a_mixture_reads_the_experts_its_tokens_want() -> None:
+    machine = load_profile("h100")
+    spec, experts = schedule.MODELS["qwen3-30b-a3b-sized"]
+    assert experts is not None
+    assert experts.wanted(1) == pytest.approx(8) and experts.wanted(512) > 127.99
+    step_s = StepTime(spec, machine, experts)
+    one = 2 * 3 * spec.hidden * spec.ffn
+    assert step_s.expert_bytes(0, 0, 1) == pytest.approx(spec.layers * 8 * one)
+    # Sixteen chunks of 512 read nearly all experts each; sixteen groups of three layers once.
+    chunks = 16 * step_s.expert_bytes(spec.layers, 512, 4)
+    groups = 16 * step_s.expert_bytes(3, 8192, 4)
+    assert groups < 0.4 * chunks
+    whole = arrival("a", 0.0, 8).request
+    parts = [StepPlan(prefill=(("a", 4),), prefill_layers=(i, i + 16)) for i in (0, 16, 32)]
+    full = step_s(StepPlan(prefill=(("a", 4),)), {"a": whole})
+    assert all(step_s(part, {"a": whole}) < full for part in parts)
+
+
+def test_layers_wait_for_nobody_and_read_fewer_experts() -> None:
+    spec, experts = schedule.MODELS["qwen3-30b-a3b-sized"]
+    step_s = StepTime(spec, load_profile("h100"), experts)
+    arrivals = schedule.random_arrivals(30, 2.0, 3, schedule.LONG_PROMPTS, spec)
+    whole, chunked, layered = (
+        serve(method, arrivals, step_s, layers=spec.layers)
+        for method in (Fcfs(), Fcfs(chunk=512), LayeredPrefill())
+    )
+    assert whole.tokens == chunked.tokens == layered.tokens
+    assert layered.end_s < chunked.end_s
+    assert max(layered.between_s) < max(whole.between_s) / 2
 
 
 def test_chunks_bound_the_wait_between_tokens() -> None:

@@ -118,8 +118,9 @@ def test_predicted_bytes_are_those_held(results: Mapping[str, dict[str, Any]]) -
 
 
 def test_a_method_stands_for_the_suites_of_its_kind() -> None:
-    assert suite.chosen("fcfs") == (["schedule"], "fcfs")
-    assert suite.chosen("fcfs(chunk=8)") == (["schedule"], "fcfs")
+    every = ["experts", "schedule", "serving"]
+    assert suite.chosen("fcfs") == (every, "fcfs")
+    assert suite.chosen("fcfs(chunk=8)") == (every, "fcfs")
     assert suite.chosen("needle") == (["needle"], "")
     with pytest.raises(ParameterError, match="did you mean 'needle'"):
         suite.chosen("needl")
@@ -129,6 +130,7 @@ def test_a_method_runs_beside_the_choice_of_the_suite() -> None:
     assert suite.contenders("schedule", "fcfs(chunk=8)", ()) == (
         "fcfs",
         "fcfs(chunk=512)",
+        "layered_prefill",
         "fcfs(chunk=8)",
     )
     assert suite.contenders("schedule", None, ()) == ()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loci.core.event import Event, Events
-from loci.errors import BudgetError, ContextError, OverloadError, ParameterError
+from loci.errors import BudgetError, ContextError, MethodError, OverloadError, ParameterError
 from loci.plan import plan as make_plan
 from loci.plan.solve import Plan
 from loci.run import engine
@@ -65,7 +65,10 @@ def batch(folder: Path) -> Iterator[Batch]:
         yield opened
 
 
-@pytest.mark.parametrize("scheduler", ["fcfs", "fcfs(chunk=16)", "fcfs(chunk=5)"])
+SCHEDULERS = ["fcfs", "fcfs(chunk=16)", "fcfs(chunk=5)", "layered_prefill(work=7)"]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize(
     "asked",
     [
@@ -81,6 +84,11 @@ def test_a_batch_says_what_each_request_alone_says(
 ) -> None:
     plan = plan_of(folder, **asked)
     wanted = asks(12)
+    if plan.kv and scheduler.startswith("layered"):
+        with Batch(plan, folder=folder, scheduler=scheduler) as batch:
+            error = batch.submit(wanted[0]).wait(LONG_S).error
+        assert isinstance(error, MethodError) and '--kv ""' in str(error)
+        return
     expected = alone(plan, folder, wanted)
     with Batch(plan, folder=folder, scheduler=scheduler) as batch:
         tickets = [batch.submit(ask) for ask in wanted]
@@ -88,6 +96,26 @@ def test_a_batch_says_what_each_request_alone_says(
         assert [ticket.wait().reason for ticket in tickets] == ["length"] * 12
         assert batch.load().waiting == batch.load().running == 0
     assert batch.ledger.used("dram") == 0
+
+
+def test_a_prompt_that_is_cancelled_between_its_layers_leaves_nothing(folder: Path) -> None:
+    plan = plan_of(folder, context=512)
+    with Batch(plan, folder=folder, scheduler="layered_prefill(work=8)") as batch:
+        busy = batch.submit(Ask(ids=prompt(1, 4), max_tokens=300, goes_on=True))
+        for _ in busy:
+            break
+        for number in range(5):
+            long = batch.submit(Ask(ids=prompt(number, 200), max_tokens=4))
+            long.cancel()
+            assert long.wait(LONG_S).reason == "cancelled"
+        last = batch.submit(Ask(ids=prompt(7, 200), max_tokens=4, goes_on=True))
+        said = ids_of(last)
+        assert last.wait().reused_tokens == 0
+        busy.cancel()
+        busy.wait(LONG_S)
+        assert "states" not in str(batch.ledger.table())
+        again = batch.submit(Ask(ids=prompt(7, 200), max_tokens=4, goes_on=True))
+        assert ids_of(again) == said
 
 
 def test_one_request_says_what_a_session_says(folder: Path) -> None:
