@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from loci.core.agent import Action
 from loci.errors import LociError, ParameterError, StoreError
 from loci.mcp.tools import Bound
 from loci.run.memory import Memory
+from loci.run.sandbox import Sandbox
+from loci.testing.phone import Faults, Phone
+from loci.testing.programmer import Programmer, make_job
 
 WORK = {"method": "tme", "name": "trip"}
 
@@ -54,3 +58,49 @@ def test_bad_calls_are_errors_with_a_way_out(tmp_path: Path) -> None:
             bound.call("agent_act", {**WORK, "user": "bob"})
         with pytest.raises(StoreError, match="fewer steps"):
             bound.call("agent_undo", WORK)
+
+
+def test_a_code_base_is_written_and_its_tests_are_run(tmp_path: Path) -> None:
+    job = make_job(4, modules=3, notes=0)
+    with Memory(tmp_path / "m.db") as memory:
+        bound = Bound(memory, user="ada", llm=Programmer(4), sandbox=Sandbox())
+        call = {"method": "l2mac", "name": "code", "goal": job.goal, "inputs": dict(job.inputs)}
+        stopped = bound.call("agent_act", {**call, "max_steps": 3})
+        assert stopped["status"] == "stopped"
+        done = bound.call("agent_act", call)
+        assert done["status"] == "done" and done["output"]["checked"] == "syntax and tests"
+        assert {"m0.py", "m1.py", "m2.py"} <= set(done["output"]["files"])
+        with pytest.raises(LociError, match="none was given"):
+            Bound(memory, user="ada").call("agent_act", {**call, "name": "other"})
+
+
+def test_a_phone_is_driven_from_outside_screen_by_screen(tmp_path: Path) -> None:
+    calm = Faults(nothing=0, elsewhere=0, dialog=0, network=0)
+    phone = Phone(3, screens=30, faults=calm)
+    [errand] = phone.errands(1, 1, cross=0.0)
+    with Memory(tmp_path / "m.db") as memory:
+        bound = Bound(memory, user="ada")
+        call = {"method": "maple", "name": "phone", "goal": errand.goal}
+        for _ in range(80):
+            shown = phone.look()
+            elements = [
+                {"role": e.role, "text": e.text, "id": e.id, "risky": e.risky}
+                for e in shown.elements
+            ]
+            screen = {"app": shown.app, "version": shown.version, "elements": elements}
+            inputs = {**errand.inputs(), "screen": screen}
+            done = bound.call("agent_act", {**call, "inputs": inputs})
+            if done["status"] != "asks":
+                break
+            phone.do(Action(**done["output"]["action"]))
+        assert done["status"] == "done" and phone.shows(errand.want[0])
+
+
+def test_puzzles_teach_over_mcp(tmp_path: Path) -> None:
+    flip = [{"input": [[1, 0]], "output": [[0, 1]]}]
+    tasks = [{"id": "a", "train": flip, "test": [{"input": [[2, 0, 0]]}]}]
+    with Memory(tmp_path / "m.db") as memory:
+        bound = Bound(memory, user="ada")
+        call = {"method": "arcmemo", "name": "grids", "inputs": {"tasks": tasks}}
+        done = bound.call("agent_act", call)
+        assert done["output"]["tasks"]["a"]["predictions"] == [[[0, 0, 2]]]

@@ -15,8 +15,9 @@ import pytest
 from loci.core.agent import Record
 from loci.errors import BusyError, MethodError, NotFoundError, ParameterError, StoreError
 from loci.methods.recall.tme import Tme
-from loci.run.agents import Agent, acting, known
+from loci.run.agents import Agent, acting, known, method_of
 from loci.run.memory import Memory
+from loci.testing.agents import Killed, Mortal, tools_for
 
 Place = Callable[[str], str]
 
@@ -156,7 +157,7 @@ from loci.run.memory import Memory
 with Memory(sys.argv[1]) as memory:
     trip = memory.agent("tme", "trip", user="ada")
     print("ready", flush=True)
-    trip.act("\\n".join(f"slot{n}: value{n}" for n in range(400)), max_steps=1000)
+    trip.act("\\n".join(f"slot{n}: value{n}" for n in range(150)), max_steps=1000)
 """
 
 
@@ -166,7 +167,11 @@ def test_a_killed_process_goes_on_where_it_was(quick_path: Path) -> None:
         [sys.executable, "-c", _WORK, file], stdout=subprocess.PIPE, env={**os.environ}
     )
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    time.sleep(0.3)
+    for _ in range(600):
+        time.sleep(0.05)
+        with Memory(file) as memory:
+            if len(memory.agent("tme", "trip", user="ada").records.all("turn/")) > 2:
+                break
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -174,8 +179,39 @@ def test_a_killed_process_goes_on_where_it_was(quick_path: Path) -> None:
         trip = memory.agent("tme", "trip", user="ada")
         meta = trip.records.get("tree")
         done = 0 if meta is None else meta.value["turn"]
-        assert done == len(trip.records.all("turn/")) and 0 < done < 400
-        goal = "\n".join(f"slot{n}: value{n}" for n in range(400))
+        assert done == len(trip.records.all("turn/")) and 0 < done < 150
+        goal = "\n".join(f"slot{n}: value{n}" for n in range(150))
         outcome = trip.act(goal, max_steps=1000)
-        assert outcome.status == "done" and len(outcome.steps) == 400 - done
-        assert len(outcome.output["state"]) == 400 and memory.check_integrity() == []
+        assert outcome.status == "done" and len(outcome.steps) == 150 - done
+        assert len(outcome.output["state"]) == 150 and memory.check_integrity() == []
+
+
+def tools_of(name: str) -> dict[str, object]:
+    """Return what a method needs beside its records."""
+    tools = tools_for(method_of(name))
+    return {"llm": tools.llm, "device": tools.device}
+
+
+@pytest.mark.parametrize("name", acting())
+def test_every_method_goes_on_from_the_store_and_can_be_taken_back(
+    name: str, quick_path: Path
+) -> None:
+    """Its example is killed in the middle, another process finishes it, and undo empties it."""
+    file, method, tools = quick_path / "work.db", method_of(name), tools_of(name)
+    example = method.example
+    with Memory(file) as memory:
+        agent = memory.agent(method, "job", user="ada", **tools)  # type: ignore[arg-type]
+        agent.records = Mortal(agent.records, 2, after=True)  # type: ignore[assignment]
+        with pytest.raises(Killed):
+            agent.act(example.goal, example.inputs)
+    with Memory(file) as memory:
+        agent = memory.agent(method, "job", user="ada", **tools)  # type: ignore[arg-type]
+        assert len(agent.history()) == 2
+        assert agent.act(example.goal, example.inputs).status == "done"
+        values = {key: record.value for key, record in agent.records.all().items()}
+        steps = agent.history()
+        assert all(step.why and step.keys for step in steps)
+        agent.undo(len(steps))
+        assert agent.records.all() == {} and memory.check_integrity() == []
+        agent.redo(len(steps))
+        assert {key: record.value for key, record in agent.records.all().items()} == values

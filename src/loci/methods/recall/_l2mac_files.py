@@ -16,7 +16,7 @@ MOST_FILES, MOST_BYTES = 200, 200_000
 _PATH = {"type": "string", "minLength": 1, "maxLength": 200}
 _PATHS = {"type": "array", "items": _PATH, "minItems": 1, "maxItems": 20}
 _TEXT = {"type": "string"}
-_LINE = {"type": "integer", "minimum": 1, "maximum": 10**6}
+_LINE = {"type": "integer"}
 TOOLS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "view_files": ("read files, or lines of one", {"paths": _PATHS, "from": _LINE, "to": _LINE}),
     "write_file": ("write a whole file, new or over the old", {"path": _PATH, "content": _TEXT}),
@@ -57,7 +57,8 @@ def described() -> str:
 
 
 def _shape(part: str) -> object:
-    return 1 if part in _OPTIONAL else [".."] if part == "paths" else ".."
+    shapes = {"path": "a.py", "paths": ["a.py"], "content": "..", "summary": ".."}
+    return shapes.get(part, 1)
 
 
 @dataclass
@@ -87,8 +88,8 @@ class Files:
                 found.append(f"there is no file {path}")
                 continue
             lines = self.texts[path].splitlines()
-            first = min(int(call.get("from", 1)), max(len(lines), 1))
-            last = min(int(call.get("to", len(lines))), len(lines))
+            first = min(max(int(call.get("from", 1)), 1), max(len(lines), 1))
+            last = min(max(int(call.get("to", len(lines))), first), len(lines))
             shown: list[str] = []
             for line in lines[first - 1 : last]:
                 cost = count(line + "\n")

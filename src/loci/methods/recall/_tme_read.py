@@ -165,7 +165,7 @@ def _mentions(said: str, tree: Tree) -> list[Mention] | Clarify:
     low = fold(said)
     if len(low) != len(said):
         low = said.lower()
-    for name in sorted(names, key=len, reverse=True):
+    for name in sorted((name for name in names if name in low), key=len, reverse=True):
         for match in re.finditer(rf"(?<!\w){re.escape(name)}(?:e?s)?(?!\w)", low):
             start, end = match.span()
             if all(end <= a or b <= start for a, b, _ in taken):
