@@ -168,6 +168,7 @@ class AsyncMemory(AsyncFace):
     forget_all = in_thread(run_memory.Memory.forget_all)
     export = in_thread(run_memory.Memory.export)
     import_ = in_thread(run_memory.Memory.import_)
+    agent = in_thread(run_memory.Memory.agent)
     embed_beside = in_thread(run_memory.Memory.embed_beside)
     wait = in_thread(run_memory.Memory.wait)
     reembed = in_thread(run_memory.Memory.reembed)
