@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from loci.core.event import Event, Events
 from loci.errors import BudgetError, ContextError, MethodError, OverloadError, ParameterError
 from loci.plan import plan as make_plan
 from loci.plan.solve import Plan
-from loci.run import engine
+from loci.run import engine, measure
 from loci.run.batch import Batch
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
@@ -310,6 +311,34 @@ def test_chances_are_told_of_the_tokens_that_came(batch: Batch) -> None:
         assert one.logprob <= 0 and len(one.top) == 3
         assert one.top[0] == (one.id, pytest.approx(one.logprob))  # greedy takes the likeliest
         assert sorted(one.top, key=lambda pair: -pair[1]) == list(one.top)
+
+
+def held(plan: Plan, folder: Path, scheduler: str) -> tuple[int, int, int]:
+    """Return bytes after a batch of requests: of tensors, of the ledger, of what is kept."""
+    storages = frozenset(measure.tensor_storages())
+    with Batch(plan, folder=folder, scheduler=scheduler) as batch:
+        for ticket in [batch.submit(ask) for ask in asks(12)]:
+            ids_of(ticket)
+
+        def counted() -> tuple[int, int, int]:
+            gc.collect()
+            tensors = measure.held_bytes(storages) + batch.tokenizer.nbytes
+            return tensors, batch.ledger.used("dram"), batch.load().kept_bytes
+
+        return batch.between_steps(counted)
+
+
+@pytest.mark.parametrize("scheduler", ["fcfs(chunk=16)", "layered_prefill(work=16)"])
+@pytest.mark.parametrize("asked", [{}, {"weights": "400KiB", "disk": "1GiB", "kv": ""}])
+def test_every_byte_is_in_the_ledger_and_given_back(
+    folder: Path, scheduler: str, asked: dict[str, object]
+) -> None:
+    gc.collect()
+    before = measure.held_bytes()
+    tensors, ledger, kept = held(plan_of(folder, **asked), folder, scheduler)
+    assert 0 < kept < tensors <= ledger * 1.03
+    gc.collect()
+    assert measure.held_bytes() <= before + 2**16
 
 
 def test_closing_waits_for_those_that_run(folder: Path) -> None:
