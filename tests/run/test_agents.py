@@ -215,3 +215,16 @@ def test_every_method_goes_on_from_the_store_and_can_be_taken_back(
         assert agent.records.all() == {} and memory.check_integrity() == []
         agent.redo(len(steps))
         assert {key: record.value for key, record in agent.records.all().items()} == values
+
+
+def test_work_is_taken_along_with_an_export(tmp_path: Path) -> None:
+    with Memory(tmp_path / "one.db") as memory:
+        memory.agent("tme", "trip", user="ada").act("hotel: the Ritz\nChange the hotel to Azul.")
+        memory.export(tmp_path / "ada.jsonl", user="ada")
+    with Memory(tmp_path / "two.db") as memory:
+        memory.import_(tmp_path / "ada.jsonl")
+        trip = memory.agent("tme", "trip", user="ada")
+        assert values(trip) == {"hotel": "Azul"}
+        assert trip.act("Go back to the previous hotel.").output["state"]["hotel"]["value"] == (
+            "the Ritz"
+        )

@@ -2,7 +2,8 @@
 
 Made-up phones (`testing.phone`) with screens that lead to each other, labels that mislead, taps
 that do nothing or lead elsewhere, dialogs and a network that fails. The rival is reactive: it takes
-the button that says most of what is wanted, any if none does, closes dialogs, remembers nothing.
+the button that says most of what is wanted, any if none does, closes dialogs, remembers nothing;
+the greedy one is the same and takes dialogs for screens like others.
 Both have the same actions and meet faults of the same odds. `again` does the same tasks a second
 time with what was learnt; two ablations leave out verification, and what earlier tasks learnt. With
 --data the texts and apps of tasks come from files of phone tasks; where their screens lead is still
@@ -89,8 +90,12 @@ class Watched(Phone):
         return sum(self.distance(want) if n == 0 else 20 for n, want in enumerate(self.left))
 
 
-def reactive(phone: Phone, errand: Errand, seed: int) -> bool:
-    """Take what says most on every screen; return whether all was shown within the actions."""
+def reactive(phone: Phone, errand: Errand, seed: int, *, closes: bool = True) -> bool:
+    """Take what says most on every screen; return whether all was shown within the actions.
+
+    Args:
+        closes: whether it knows how to close a dialog; else that is a screen like any other.
+    """
     dice = Random(f"reactive {seed}")
     wants = [Want(app, (title,)) for app, title in errand.want]
     while wants:
@@ -100,13 +105,13 @@ def reactive(phone: Phone, errand: Errand, seed: int) -> bool:
             continue
         if phone.actions >= MOST_ACTIONS:
             return False
-        phone.do(_reaction(screen, wants[0], dice))
+        phone.do(_reaction(screen, wants[0], dice, closes=closes))
     return True
 
 
-def _reaction(screen: Screen, want: Want, dice: Random) -> Action:
+def _reaction(screen: Screen, want: Want, dice: Random, *, closes: bool) -> Action:
     over = closing(screen)
-    if over is not None:
+    if over is not None and closes:
         return Action(kind="tap", target=over.text)
     if screen.app != want.app:
         return Action(kind="open", target=want.app)
@@ -180,7 +185,8 @@ def matching(seeds: Sequence[int]) -> dict[str, float]:
 def card_rows(result: Mapping[str, Any]) -> list[Row]:
     """Return success, recovery, accuracy and actions beside those of the reactive agent."""
     ways = result["ways"]
-    names = {"reactive": "reactive", "unverified": "not verified", "forgetful": "nothing kept"}
+    names = {"reactive": "reactive", "greedy": "greedy"}
+    names |= {"unverified": "not verified", "forgetful": "nothing kept"}
     metrics: dict[str, dict[str, Any]] = {}
     for what in ("success", "recovery", "accuracy", "actions"):
         metrics[what] = {
@@ -197,10 +203,10 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
     metrics["matching_f1"] = {"this": result["matching"]["f1"]}
     told = result["texts"]["ways"] if "texts" in result else {}
     for what in ("success", "recovery", "accuracy", "actions"):
-        if what in told.get("maple", {}) and what in told["reactive"]:
+        if told and all(what in told[way] for way in ("maple", "reactive", "greedy")):
             metrics[f"{what}_of_task_texts"] = {
                 "this": told["maple"][what]["value"],
-                "rivals": {"reactive": told["reactive"][what]["value"]},
+                "rivals": {name: told[name][what]["value"] for name in ("reactive", "greedy")},
             }
     success = ways["maple"]["success"]
     return [
@@ -256,14 +262,15 @@ def _phone(
     """Do the errands of one phone in every way, one after the other as a person would."""
     kept: dict[str, DictRecords] = {"maple": DictRecords(), "unverified": DictRecords()}
     blind = replace(maple, conditions=False)
-    for way in ("reactive", "maple", "again", "forgetful", "unverified"):
+    for way in ("greedy", "reactive", "maple", "again", "forgetful", "unverified"):
         for number, errand in enumerate(errands):
             phone = make()
             # The same faults for everybody on the same task; other ones when it is done again.
             phone._dice = Random(f"{seed} {number} {way == 'again'}")
             phone.begin(errand)
-            if way == "reactive":
-                table.add(way, phone, good=reactive(phone, errand, seed * 100 + number))
+            if way in ("greedy", "reactive"):
+                good = reactive(phone, errand, seed * 100 + number, closes=way == "reactive")
+                table.add(way, phone, good=good)
                 continue
             records = kept.get("maple" if way == "again" else way, DictRecords())
             job = Job(goal=errand.goal, inputs=errand.inputs(), max_steps=MOST_ACTIONS)
