@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from loci.errors import FingerprintError, MethodError, NotFoundError, ParameterError
 from loci.methods.kv.cskv import Cskv
@@ -137,3 +138,25 @@ def test_attention_of_a_text_adds_up_to_its_queries(folder: Path) -> None:
             assert (curves.diff(dim=1) >= 0).all() and torch.allclose(curves[:, -1], torch.ones(1))
         finally:
             lab.close()
+
+
+def test_layers_encoded_together_generate_what_nothing_encoded_does(tmp_path: Path) -> None:
+    # Full rank loses nothing, so padded rows and a second turn must come out as in transformers.
+    model = tiny_pair(tmp_path, bits=None, layers=3)[1]
+    ids = torch.randint(0, 256, (2, 90), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    name = hf.cache_argument(model)
+    arguments = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    want = model.generate(ids, attention_mask=mask, **{name: DynamicCache()}, **arguments)
+    chain = "xkv(group=2, rank_k=64, rank_v=64, segment=64, window=4, dtype=float32)"
+    with hf.cache(model, chain, context=200, chunk=90) as cache:
+        got = model.generate(ids, attention_mask=mask, **{name: cache}, **arguments)
+        assert torch.equal(got, want)
+        more = torch.cat([got, ids[:, :60]], 1)
+        longer = torch.cat([mask, torch.ones(2, 66, dtype=mask.dtype)], 1)
+        again = model.generate(more, attention_mask=longer, **{name: cache}, **arguments)
+        tensors, facts = cache.snapshot()
+    fresh = model.generate(more, attention_mask=longer, **arguments)
+    assert torch.equal(again, fresh)
+    assert any(key.startswith("bases.") for key in tensors) and facts["chain"].startswith("xkv")

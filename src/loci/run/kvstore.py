@@ -1302,7 +1302,7 @@ class KVStore:
         is_pad = lane.parts["slot_positions"][:, :, :count] < 0
         best = best_of(scores.masked_fill(is_pad, -math.inf), keep)
         for part in lane.parts.values():
-            keep_only(part, count, part[:, :, :0], best)
+            keep_only(part, count, part[:, :, :0], best[:, : part.shape[1]])  # rows have no heads
         self._count[lane.number] = keep
 
     def _repack(self, slots: Sequence[int]) -> None:

@@ -9,6 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loci.core.method import Method
+from loci.methods.kv.bfp import Bfp
+from loci.methods.kv.cskv import Cskv
+from loci.methods.kv.kvtc import Kvtc
 from loci.methods.kv.prefixkv import POINTS, PrefixKV, PrefixKVOffline, prefix_lengths
 from loci.nn.kv import DenseSegment, KVView, Seen
 from loci.run.kvstore import KVStore
@@ -112,3 +116,18 @@ def test_prepared_curves_decide_before_anything_is_read() -> None:
     assert asked is not None and abs(asked[0] - asked[2]) <= 1 and asked[2] > 2 * asked[1]
     assert sum(asked) == round(3 * POINTS * 0.25)
     assert method.allocate([flat.view(1, 1, -1)] * 3, 25, SPEC, {}, context=100) is None
+
+
+@pytest.mark.parametrize("codec", [Bfp(tail=8), Cskv(window=8), Kvtc(window=8, sinks=0)], ids=str)
+def test_layers_with_numbers_of_their_own_are_encoded(codec: Method) -> None:
+    text, chain = Text.shared(SPEC, 200), (PrefixKV(), codec)
+    _concentrated(text, 1)
+    store = store_of(KVStore, chain, keep=40, max_tokens=200, spec=SPEC)
+    before = store.nbytes()
+    read(store, text)
+    assert store.nbytes() == before
+    held = [store.held_tokens(layer) for layer in range(3)]
+    assert held[1] < held[0] and sum(held) <= 3 * (40 + 16)
+    block = store.view(0).dense()
+    want = text.keys_LBKTD[0][:, :, block.positions[0, 0]]
+    assert float((block.keys - want).norm() / want.norm()) < 0.2
