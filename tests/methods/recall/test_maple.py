@@ -142,14 +142,14 @@ def test_the_likeliest_way_is_taken_and_what_never_works_is_forgotten() -> None:
     a, b, c = (fsm.observe(screen(title, f"to {title}", title))[0] for title in "ABC")
     sure, risky = Action(kind="tap", target="long"), Action(kind="tap", target="short")
     for _ in range(8):
-        fsm.record(a, sure, "moved", b)
-        fsm.record(b, sure, "moved", c)
-    fsm.record(a, risky, "moved", c)
+        fsm.record(a, sure, b)
+        fsm.record(b, sure, c)
+    fsm.record(a, risky, c)
     for _ in range(5):
-        fsm.record(a, risky, "nothing", None)
+        fsm.record(a, risky, None)
     assert [str(action) for action, _ in fsm.path(a, {c.id}, {})] == ["tap 'long'", "tap 'long'"]
     for _ in range(6):
-        fsm.record(a, risky, "moved", b)
+        fsm.record(a, risky, b)
     assert c.id not in a.edges["tap 'short'"]["to"]
     assert fsm.path(c, {a.id}, {}) == []
     back = fsm.path(c, {a.id}, {"Mail": {a.id: 3}})

@@ -109,27 +109,14 @@ def _word(arg: Tree) -> str:
 
 
 def anti_unify(a: Tree, b: Tree) -> Tree | None:
-    """Return the least general tree of which both are instances; None if a function differs."""
-    return _lgg(a, b, {}, "")
+    """Return the least general tree of which both are instances; None if a function differs.
 
-
-def _lgg(a: Tree, b: Tree, pairs: dict[tuple[Tree, Tree], Var], type_: str) -> Tree | None:
-    if isinstance(a, Call) and isinstance(b, Call):
-        if a.name != b.name or len(a.args) != len(b.args):
-            return None
-        types = ("grid", *FUNCTIONS[a.name].types)
-        args: list[Tree] = []
-        for one, other, kind in zip(a.args, b.args, types, strict=True):
-            found = _lgg(one, other, pairs, kind)
-            if found is None:
-                return None
-            args.append(found)
-        return Call(a.name, tuple(args))
-    if a == b and not isinstance(a, Var):
-        return a
-    if isinstance(a, Call) or isinstance(b, Call) or type_ in ("grid", "input", ""):
-        return None  # a program works on the grid as it comes; only constants have holes
-    return pairs.setdefault((a, b), Var(len(pairs), type_))
+    Only constants get holes: a program works on the grid as it comes. Holes are numbered in the
+    order in which they stand, from 0.
+    """
+    if [call.name for call in steps(a)] != [call.name for call in steps(b)]:
+        return None
+    return _numbered(_merged(a, b))
 
 
 def routines(tree: Tree, longest: int = 6) -> list[Tree]:
@@ -162,9 +149,9 @@ def learnt(
             continue
         tree: Tree | None = entries[0][1]
         for _, part in entries[1:]:
-            assert tree is not None
-            tree = _numbered(_merged(tree, part))
-        assert tree is not None
+            tree = None if tree is None else anti_unify(tree, part)
+        if tree is None:
+            continue
         problems = tuple(dict.fromkeys(problem for problem, _ in entries))
         cues = Counter(cue for problem in problems for cue in solved[problem][1])
         old = before.get(tree, Concept(tree))

@@ -6,8 +6,8 @@ screen is the same state if enough of their elements are the same:
     alike(a, b) = |a & b| / |a | b|           over (role, id, text without numbers)
     same        = alike >= 0.4, or the same beacon (title) and alike >= 0.2
 
-An edge counts what came of an action: which states it led to, how often nothing happened, and how
-often a dialog came in between. The way to a goal is the one that most likely succeeds:
+An edge counts what came of an action: which states it led to, and how often nothing happened. The
+way to a goal is the one that most likely succeeds:
 
     p(edge) = (n_ok + 1) / (n + 2),   cost = 1 - log p(edge)
 """
@@ -41,9 +41,8 @@ class State:
     """One screen as it is known.
 
     Attributes:
-        edges: {action as text: {"action", "to": {state: times}, "nothing", "broken"}}.
+        edges: {action as text: {"action", "to": {state: times}, "nothing": times}}.
         visits: how often it was entered.
-        entered: how often it was entered as predicted.
     """
 
     id: str
@@ -56,7 +55,6 @@ class State:
     buttons: tuple[Mapping[str, Any], ...]
     edges: dict[str, dict[str, Any]] = field(default_factory=dict)
     visits: int = 0
-    entered: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON."""
@@ -70,7 +68,6 @@ class State:
             "buttons": [dict(button) for button in self.buttons],
             "edges": self.edges,
             "visits": self.visits,
-            "entered": self.entered,
         }
 
     @classmethod
@@ -87,7 +84,6 @@ class State:
             buttons=tuple(value["buttons"]),
             edges={text: dict(edge) for text, edge in value["edges"].items()},
             visits=value["visits"],
-            entered=value["entered"],
         )
 
 
@@ -181,26 +177,19 @@ class Fsm:
 
     def edge(self, state: State, action: Action) -> dict[str, Any]:
         """Return what is known of an action in a state, made if nothing is."""
-        fresh = {"action": _action_json(action), "to": {}, "nothing": 0, "broken": 0}
+        fresh = {"action": _action_json(action), "to": {}, "nothing": 0}
         return state.edges.setdefault(str(action), fresh)
 
-    def predict(self, state: State, action: Action) -> str | None:
-        """Return the state that an action most often led to, None if it was never tried."""
-        edge = state.edges.get(str(action))
-        if not edge or not edge["to"]:
-            return None
-        return max(edge["to"], key=lambda id: (edge["to"][id], id))
-
-    def record(self, state: State, action: Action, verdict: str, to: State | None) -> None:
-        """Count what came of an action: "moved", "nothing" or "broken" (something came between)."""
+    def record(self, state: State, action: Action, to: State | None) -> None:
+        """Count what came of an action: the state it led to, or None for nothing."""
         edge = self.edge(state, action)
-        if verdict == "moved" and to is not None:
+        if to is not None:
             edge["to"][to.id] = edge["to"].get(to.id, 0) + 1
-            known = sum(edge["to"].values()) + edge["nothing"] + edge["broken"]
+            known = sum(edge["to"].values()) + edge["nothing"]
             if known >= 10:  # what hardly ever comes of it is no way to go
                 edge["to"] = {id: n for id, n in edge["to"].items() if n / known >= 0.1}
-        elif verdict in ("nothing", "broken"):
-            edge[verdict] += 1
+        else:
+            edge["nothing"] += 1
         self.changed[state.id] = None
 
     # -- ways ----------------------------------------------------------------------------------
@@ -209,7 +198,7 @@ class Fsm:
         """Return the actions that lead on from a state, where to, and how likely."""
         found = []
         for edge in state.edges.values():
-            total = sum(edge["to"].values()) + edge["nothing"] + edge["broken"]
+            total = sum(edge["to"].values()) + edge["nothing"]
             for id, times in edge["to"].items():
                 if id in self.states:
                     found.append((_action_of(edge["action"]), id, (times + 1) / (total + 2)))
@@ -273,7 +262,7 @@ class Fsm:
             edge = state.edges.get(str(tap(button)))
             if button["risky"]:
                 continue
-            if edge is None or (not edge["to"] and edge["nothing"] + edge["broken"] < 2):
+            if edge is None or (not edge["to"] and edge["nothing"] < 2):
                 found.append(button)
         return found
 

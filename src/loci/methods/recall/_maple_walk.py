@@ -50,7 +50,7 @@ class Walk:
         name = blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
         held = tools.records.get("run")
         apps = dict(held.value["apps"]) if held is not None else {}
-        fresh = {"name": name, "at": 0, "expect": None, "lost": 0, "tried": {}, "ended": False}
+        fresh = {"name": name, "at": 0, "expect": None, "tried": {}, "ended": False}
         fresh |= {"trail": [], "rounds": 0}
         going_on = held is not None and held.value["name"] == name and not held.value["ended"]
         self.run: dict[str, Any] = (
@@ -71,7 +71,7 @@ class Walk:
         while self.run["at"] < len(self.wants):
             if not self.wants[self.run["at"]].met_by(screen.app, shows_of(screen)):
                 break
-            self.run |= {"at": self.run["at"] + 1, "lost": 0, "tried": {}, "rounds": 0}
+            self.run |= {"at": self.run["at"] + 1, "tried": {}, "rounds": 0}
         if self.run["at"] == len(self.wants):
             count = len(self.wants)
             why = f"{count} screen{'' if count == 1 else 's'} reached; {verdict}"
@@ -126,14 +126,12 @@ class Walk:
             self.fsm.changed[before.id] = None
             return f"{action} led here"
         if state.id == before.id:
-            self.fsm.record(before, action, "nothing", None)
+            self.fsm.record(before, action, None)
             return f"{action} did nothing"
-        self.fsm.record(before, action, "moved", state)
+        self.fsm.record(before, action, state)
         self.run["trail"] = [*self.run["trail"][-20:], before.id]
         if expect["to"] is None or expect["to"] == state.id:
-            state.entered += 1
             return f"{action} led here" + (" as predicted" if expect["to"] else "")
-        self.run["lost"] += 1
         return f"{action} led elsewhere than predicted"
 
     # -- what to do next -----------------------------------------------------------------------
