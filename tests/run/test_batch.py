@@ -12,6 +12,8 @@ import pytest
 
 from loci.core.event import Event, Events
 from loci.errors import BudgetError, ContextError, MethodError, OverloadError, ParameterError
+from loci.methods.sched.base import SchedView
+from loci.methods.sched.fcfs import Fcfs
 from loci.plan import plan as make_plan
 from loci.plan.solve import Plan
 from loci.run import engine, measure
@@ -188,16 +190,20 @@ def test_what_was_reused_changes_nothing(folder: Path) -> None:
             assert ticket.wait().reused_tokens == (0 if ask is wanted[0] else 64)
 
 
-def test_kept_ends_give_way_to_new_requests_and_to_age(folder: Path) -> None:
-    plan = plan_of(folder, dram="8MiB")
-    with Batch(plan, folder=folder, keep_s=0.2) as batch:
+def test_what_was_kept_gives_way_to_new_requests(folder: Path) -> None:
+    with Batch(plan_of(folder, dram="8MiB"), folder=folder) as batch:
         most = batch.load().most_kv_bytes
         for number in range(40):
             ids_of(batch.submit(Ask(ids=prompt(number, 120), max_tokens=4)))
-            load = batch.load()
-            assert load.kept_bytes <= most
+            assert batch.load().kept_bytes <= most
             batch.ledger.check_integrity()
         assert batch.load().kept_bytes > most / 2  # it was full, and nothing failed
+
+
+def test_what_was_kept_is_dropped_when_it_is_old(folder: Path) -> None:
+    with Batch(plan_of(folder), folder=folder, keep_s=0.05) as batch:
+        for number in range(4):
+            ids_of(batch.submit(Ask(ids=prompt(number, 120), max_tokens=4)))
         deadline = time.monotonic() + LONG_S
         while batch.load().kept_bytes and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -370,6 +376,17 @@ def test_a_step_that_fails_fails_its_requests_alone(
         patched.setattr(batch.runner, "run", broken)
         end = batch.submit(Ask(ids=(1, 2, 3))).wait(LONG_S)
     assert end.reason == "failed" and "internal error: RuntimeError: no" in str(end.error)
+    assert batch.submit(Ask(ids=(1, 2, 3))).wait(LONG_S).error is None
+
+
+def test_a_scheduler_that_fails_leaves_nobody_waiting(batch: Batch) -> None:
+    class Broken(Fcfs):
+        def choose(self, view: SchedView, state: object) -> object:  # type: ignore[override]
+            raise RuntimeError("no plan")
+
+    working, batch.scheduler = batch.scheduler, Broken()
+    assert "no plan" in str(batch.submit(Ask(ids=(1, 2, 3))).wait(LONG_S).error)
+    batch.scheduler = working
     assert batch.submit(Ask(ids=(1, 2, 3))).wait(LONG_S).error is None
 
 

@@ -23,6 +23,7 @@ EXTRAS = {
     "psycopg": "postgres",
     "usearch": "ann",
     "mcp": "mcp",
+    "fastapi": "server",
 }
 
 

@@ -465,7 +465,13 @@ class Batch:
             for live in [one for one in self._live.values() if one.ticket.is_cancelled]:
                 self._finish(live, "cancelled")
             if self._live:
-                self._step()
+                try:
+                    self._step()
+                except (
+                    Exception
+                ) as error:  # a scheduler that fails must not leave everybody waiting
+                    self._state = self.scheduler.start()
+                    self._fail(list(self._live.values()), _internal(error))
             with self._changed:
                 self._changed.notify_all()  # whoever waits for the end of all
 
@@ -494,7 +500,7 @@ class Batch:
         except LociError as error:
             self._fail(involved, error)
         except Exception as error:  # the thread outlives whatever a step meets; they are told
-            self._fail(involved, LociError(f"internal error: {type(error).__name__}: {error}"))
+            self._fail(involved, _internal(error))
         took = time.perf_counter() - began
         self._steps += 1
         self._step_s = took if self._steps == 1 else self._step_s + _SMOOTH * (took - self._step_s)
@@ -849,6 +855,10 @@ def _scheduler(scheduler: Sched | str) -> Sched:
     if not isinstance(method, Sched):
         raise ParameterError("this is no scheduler", value=str(scheduler))
     return method
+
+
+def _internal(error: Exception) -> LociError:
+    return LociError(f"internal error: {type(error).__name__}: {error}")
 
 
 def _request(live: _Live) -> Request:
