@@ -127,24 +127,25 @@ class Function:
 def parts(grid: Grid, *, by_color: bool = True) -> list[list[tuple[int, int]]]:
     """Return the connected parts that are not ground (four neighbours), largest first."""
     rows, columns = grid.shape
-    seen = np.zeros(grid.shape, bool)
+    cells_of = grid.tolist()  # plain lists: single cells of arrays are slow to read
+    seen = [[not color for color in row] for row in cells_of]
     found: list[list[tuple[int, int]]] = []
-    for start in np.argwhere(grid):
-        r, c = int(start[0]), int(start[1])
-        if seen[r, c]:
-            continue
-        color, stack, cells = grid[r, c], [(r, c)], []
-        seen[r, c] = True
-        while stack:
-            y, x = stack.pop()
-            cells.append((y, x))
-            for b, a in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
-                if 0 <= b < rows and 0 <= a < columns and not seen[b, a] and grid[b, a]:
-                    if by_color and grid[b, a] != color:
-                        continue
-                    seen[b, a] = True
-                    stack.append((b, a))
-        found.append(cells)
+    for r in range(rows):
+        for c in range(columns):
+            if seen[r][c]:
+                continue
+            color, stack, cells = cells_of[r][c], [(r, c)], []
+            seen[r][c] = True
+            while stack:
+                y, x = stack.pop()
+                cells.append((y, x))
+                for b, a in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+                    if 0 <= b < rows and 0 <= a < columns and not seen[b][a]:
+                        if by_color and cells_of[b][a] != color:
+                            continue
+                        seen[b][a] = True
+                        stack.append((b, a))
+            found.append(cells)
     return sorted(found, key=lambda cells: (-len(cells), min(cells)))
 
 
@@ -170,31 +171,24 @@ def _part(grid: Grid, at: int, *, least: int = 1) -> Grid | None:
 
 
 def _gravity(grid: Grid, turns: int) -> Grid:
-    turned = np.rot90(grid, turns)
-    made = np.zeros_like(turned)
-    for column in range(turned.shape[1]):
-        cells = turned[:, column][turned[:, column] > 0]
-        if len(cells):
-            made[-len(cells) :, column] = cells
-    return np.rot90(made, -turns)
+    columns = np.rot90(grid, turns).T.tolist()
+    made = [sorted(column, key=bool) for column in columns]  # ground first; a sort keeps order
+    return np.rot90(np.array(made, grid.dtype).T, -turns)
 
 
 def _fill_holes(grid: Grid, color: int) -> Grid:
     """Give ground that the border cannot reach a colour."""
     rows, columns = grid.shape
-    outside = np.zeros(grid.shape, bool)
-    stack = [(r, c) for r in range(rows) for c in (0, columns - 1) if not grid[r, c]]
-    stack += [(r, c) for c in range(columns) for r in (0, rows - 1) if not grid[r, c]]
+    inside = (grid == 0).tolist()  # ground that was not reached yet
+    stack = [(r, c) for r in range(rows) for c in (0, columns - 1)]
+    stack += [(r, c) for c in range(columns) for r in (0, rows - 1)]
     while stack:
         y, x = stack.pop()
-        if outside[y, x]:
-            continue
-        outside[y, x] = True
-        for b, a in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
-            if 0 <= b < rows and 0 <= a < columns and not grid[b, a] and not outside[b, a]:
-                stack.append((b, a))
+        if 0 <= y < rows and 0 <= x < columns and inside[y][x]:
+            inside[y][x] = False
+            stack += ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
     made = grid.copy()
-    made[(grid == 0) & ~outside] = color
+    made[np.array(inside)] = color
     return made
 
 
@@ -336,9 +330,9 @@ FUNCTIONS: Mapping[str, Function] = {
     "flip_rows": Function(np.flipud),
     "flip_columns": Function(np.fliplr),
     "transpose": Function(np.transpose),
-    "turn_left": Function(partial(np.rot90, k=1)),
-    "turn_right": Function(partial(np.rot90, k=3)),
-    "turn_twice": Function(partial(np.rot90, k=2)),
+    "turn_left": Function(lambda grid: grid.T[::-1]),
+    "turn_right": Function(lambda grid: grid[::-1].T),
+    "turn_twice": Function(lambda grid: grid[::-1, ::-1]),
     "crop": Function(crop),
     "largest_part": Function(partial(_part, at=0)),
     "smallest_part": Function(partial(_part, at=-1, least=2)),
@@ -367,7 +361,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "shift_up": Function(partial(_shift, axis=0, by=-1)),
     "shift_right": Function(partial(_shift, axis=1, by=1)),
     "shift_left": Function(partial(_shift, axis=1, by=-1)),
-    "scale": Function(lambda grid, n: np.kron(grid, np.ones((n, n), grid.dtype)), ("count",)),
+    "scale": Function(lambda grid, n: grid.repeat(n, 0).repeat(n, 1), ("count",)),
     "tile": Function(lambda grid, n: np.tile(grid, (n, n)), ("count",)),
     "recolor": Function(_recolor, ("old", "new")),
     "keep": Function(_keep, ("old",)),

@@ -10,13 +10,25 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from loci.methods.recall._arc_concepts import Concept, Pairs, filled
-from loci.methods.recall._arc_dsl import INPUT, Grid, Tree, chained, instances, run, size, steps
+from loci.methods.recall._arc_dsl import (
+    FUNCTIONS,
+    INPUT,
+    Grid,
+    Tree,
+    chained,
+    fits,
+    instances,
+    run,
+    size,
+    steps,
+)
 
 FURTHER = 4.0
 """What a program pays for every move; tuned on worlds of seeds 100 to 104 of `testing.puzzles`."""
@@ -31,6 +43,16 @@ class Move:
     tree: Tree
     cost: float
     concept: str = ""
+
+    @cached_property
+    def nodes(self) -> int:
+        """How many functions it applies."""
+        return size(self.tree)
+
+    @cached_property
+    def calls(self) -> tuple[tuple[Callable[..., Grid | None], tuple[Tree, ...]], ...]:
+        """Its functions with their constants, in the order in which they work."""
+        return tuple((FUNCTIONS[call.name].run, call.args[1:]) for call in steps(self.tree))
 
 
 @dataclass(frozen=True)
@@ -90,8 +112,8 @@ def solve(pairs: Pairs, moves: Sequence[Move], budget: int, first: Sequence[Tree
             heapq.heappush(heap, (base + moves[number + 1].cost, at, number + 1, base))
         grids, program, used = states[at]
         move = moves[number]
-        nodes += size(move.tree)
-        made = _applied(move.tree, grids, inputs)
+        nodes += move.nodes
+        made = _applied(move, grids, inputs)
         if made is None or (key := _key(made)) in seen:
             continue
         seen.add(key)
@@ -105,12 +127,15 @@ def solve(pairs: Pairs, moves: Sequence[Move], budget: int, first: Sequence[Tree
     return Found(None, (), min(nodes, budget))
 
 
-def _applied(tree: Tree, grids: Sequence[Grid], inputs: Sequence[Grid]) -> list[Grid] | None:
+def _applied(move: Move, grids: Sequence[Grid], inputs: Sequence[Grid]) -> list[Grid] | None:
+    """Return what a move makes of every grid, as `run` would."""
     made: list[Grid] = []
     for grid, whole in zip(grids, inputs, strict=True):
-        one = run(tree, grid, whole)
-        if one is None:
-            return None
+        one = grid
+        for function, constants in move.calls:
+            one = function(one, *(whole if arg is INPUT else arg for arg in constants))
+            if one is None or not one.size or not fits(one):
+                return None
         made.append(one)
     return made
 
