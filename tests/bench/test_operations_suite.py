@@ -77,6 +77,8 @@ def test_the_suite_reports_every_half(tmp_path: Path) -> None:
     figures = result["methods"]["mem0"]
     assert figures["f1"]["macro"] >= 0.85 and figures["live_duplicates"] == 0
     assert figures["turns_lost"] == 0 and figures["live_outdated"] == 0
+    assert figures["held_out"]["f1"]["macro"] >= 0.85
+    assert figures["held_out"]["live_duplicates"] == 0
     for half in ("written", "held_out", "more"):
         assert 0.0 < figures[half]["f1"]["macro"] <= 1.0
         assert figures[half]["turns"] == figures["turns"]

@@ -94,6 +94,7 @@ class Clause:
     spans: tuple[Span, ...]
     ended: bool = False
     negative: bool = False
+    said: str = ""  # the words as they were, where `rest` has plainer ones
     other: bool = False  # whether somebody else than the speaker is the subject
 
     def leans(self, words: str) -> bool:
@@ -146,7 +147,7 @@ class Clause:
 
     def told(self, words: str | None = None) -> str | None:
         """Return a sentence of what was done, dates made absolute; None where it leans."""
-        whole = self.rest if words is None else words
+        whole = (self.said or self.rest) if words is None else words
         body = statement(whole)
         if _ONLY_THEN.match(whole[len(body) :]):
             return None  # "when I was nineteen": without that it would be said of today

@@ -23,8 +23,8 @@ from enum import StrEnum
 from loci.core.item import Add, Candidate, Edit, Item, Retire, Revise
 from loci.text.extract import ANY
 from loci.text.phrases import PARTNERS
-from loci.text.slots import slot_of
-from loci.text.stem import stems, tokens
+from loci.text.slots import sentence_of, slot_of
+from loci.text.stem import fold, stems, tokens
 
 _OPPOSITE = {
     "likes": ("dislikes", "fears"),
@@ -138,10 +138,16 @@ def reconcile(
     edits: list[Edit] = []
     fresh: dict[str, Item] = {}  # by a provisional id, the position of its Add in `edits`
     changed: dict[str, Item] = {}
+    over: dict[str, bool] = {}  # whether an ending, by its words, ended anything
+    endings: dict[str, Candidate] = {}
     for candidate in candidates:
         known = [changed.get(item.id, item) for item in neighbours(candidate)]
         known += [i for i in fresh.values() if i.subject == candidate.subject]
-        for edit in decide(candidate, known, made_by):
+        decided = decide(candidate, known, made_by)
+        if candidate.ends:
+            over[candidate.text] = over.get(candidate.text, False) or bool(decided)
+            endings.setdefault(candidate.text, candidate)
+        for edit in decided:
             if isinstance(edit, Add):
                 _draft(edit.candidate, edits, fresh, edit)
             elif isinstance(edit, Retire):
@@ -185,7 +191,27 @@ def reconcile(
                     edits[place] = replace(added, superseded_by=told)
             else:
                 edits.append(edit)
+    for text, found in over.items():
+        if not found and (event := _event(endings[text])) is not None:
+            edits.append(Add(candidate=event, made_by=made_by, reason="ends nothing known"))
     return edits
+
+
+_STATE = re.compile(r"\b(?:no longer|does not|is not|is done with|used to|was|were|any ?more)\b")
+
+
+def _event(ended: Candidate) -> Candidate | None:
+    """Return what was done to end something of which nothing was known, as an event."""
+    usual = sentence_of(
+        ended.subject or "", ended.predicate or "did", ended.object or "", past=True
+    )
+    if fold(usual) == fold(ended.text):
+        return None
+    words = ended.text[len(ended.subject or "") :].split()
+    if len(words) < 3 or _STATE.search(ended.text) or ended.valid_to is not None:
+        return None
+    did = " ".join(words)
+    return replace(ended, predicate="did", object=fold(did), ends=False, many=True)
 
 
 _PENDING = "pending-"

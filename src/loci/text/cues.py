@@ -25,9 +25,12 @@ _OTHERS = re.compile(
         r"|almost|nearly|wonder|saw|"
         r"seen|watched|visited|visiting|visit|trip|holiday|vacation|tour|flight"
         r"|conference|"
-        r"movie|film|book|song|story|restaurant|recipe|food|friend's|neighbour's"
+        r"tickets?|concert|recital|festival|museum|offer|viewing|viewed|for sale"
+        r"|auction|movie|film|book|song|story|restaurant"
+        r"|recipe|food|friend's|neighbour's"
         r"|neighbor's|sister's|brother's|rented|rental|test drive|"
-        r"hate|cannot|never|when i was|as a child|as a kid|learning|studying|passed"
+        r"hate|cannot|never|when i was|as a child|as a kid|learn|learning|studying"
+        r"|passed"
         r"|going to|will)\b"
     ),
     re.I,
@@ -39,7 +42,7 @@ _OVER = re.compile(
         r"ended|ending|end|ex|sold|lost|behind me|goodbye|farewell|broke up|split"
         r"|separated|dumped|outgrown|outgrew|cured|used to|once|"
         r"disappeared|vanished|went away|history|fired|sacked|laid off|let me go"
-        r"|resigned|retired|away from|out of my life|not)\b"
+        r"|resigned|retired|away from|out of my life|not speak)\b"
     ),
     re.I,
 )
@@ -61,8 +64,9 @@ _HOME = re.compile(
 )
 _AT_HOME = re.compile(
     (
-        r"\b(?:in|to|into|for|away from|is|called|here in|of|a|:|hello|am|leave|left"
-        rf"|swapped .+ for) (?P<o>{_PROPER})"
+        r"(?:\bmov\w+ (?:over |back |house,? |up |down |here |out |on )?(?:in)?to"
+        r"|\b(?:in|into|for|away from|is|called|here in|of|a|:|hello|am|leave|left"
+        rf"|swapped .+ for|(?:relocated|transferred|back) to)) (?P<o>{_PROPER})"
     ),
     re.I,
 )
@@ -199,7 +203,8 @@ def guessed(clause: str) -> str | None:
     >>> guessed("We saw an old Fiat on the road") is None
     True
     """
-    if len(clause.split()) > LONGEST or _ME.search(clause) is None:
+    own = _ME.search(clause) or re.match(r"(?:an?other|a new|new|latest) allergy\b", clause, re.I)
+    if len(clause.split()) > LONGEST or own is None:
         return None
     over = _OVER.search(clause) is not None and _SURELY_NOT_OVER.search(clause) is None
     foreign = _OTHERS.search(clause) is not None
@@ -308,8 +313,13 @@ def _partner(clause: str, over: bool) -> str | None:
 
 
 def _is_somebody(name: str) -> bool:
-    first = name.split()[0].lower()
-    return first not in PLAIN and first not in PRONOUNS and not _LANGUAGE.match(name)
+    first = name.split()[0].lower().strip(".,")
+    return (
+        first not in PLAIN
+        and first.rstrip("s") not in PLAIN
+        and first not in PRONOUNS
+        and not _LANGUAGE.match(name)
+    )
 
 
 def _work(clause: str, over: bool) -> str | None:

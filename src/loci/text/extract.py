@@ -70,7 +70,7 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _AS_KNOWN = re.compile(r",?\s*\bas (?:you (?:already )?know|i said|i mentioned)\b,?", re.IGNORECASE)
-_ASIDE = re.compile(r"^[^:.,]{3,40}:\s+(?=(?:i|my|we|our)\b)", re.IGNORECASE)
+_ASIDE = re.compile(r"^[^:.]{3,40}:\s+(?=(?:i|my|we|our)\b)", re.IGNORECASE)
 _CONFIRM = re.compile(
     r"^(?:yes|yeah|yep|yup|exactly|correct|right|that(?:'s| is) (?:right|correct|true)|indeed)\b",
     re.IGNORECASE,
@@ -166,7 +166,7 @@ _NOBODY = words(
 )
 
 
-_WEAK = words("did doing attribute thinks owns")
+_WEAK = words("did doing attribute thinks owns prefers")
 # What holds a clause together that is else cut in two.
 _ACROSS = re.compile(
     (
@@ -174,7 +174,7 @@ _ACROSS = re.compile(
         r"all\b|^(?:of|among) all\b"
         r"|\b(?:an?|another|my|our) [\w ]+, (?:an? |(?-i:[A-Z]))|^as an? |^in my \w+ "
         r"as |, where (?:i|we)\b"
-        r"|\b(?:left|dumped|leaving) me\b|\b(?:changed|switched)\b|\bsome(?:one"
+        r"|\bused to be\b.*, |\b(?:left|dumped|leaving) me\b|\b(?:changed|switched)\b|\bsome(?:one"
         r"|body)\b"
     ),
     re.IGNORECASE,
@@ -284,7 +284,7 @@ def _of_turn(turn: Turn, before: Sequence[Turn], earlier: Sequence[Candidate]) -
                 for part in (*parts, whole) if guess else parts:
                     more = _plain(part, speaker, turn, guess=guess)
                     if more and _is_weak(found[told_before:]):
-                        found[told_before:] = more
+                        found[told_before:] = [*more, *(c for c in found[told_before:] if c.ends)]
     return found
 
 
@@ -315,6 +315,9 @@ def _from_plain(clauses: Sequence[str], speaker: str, turn: Turn) -> list[Candid
             found += mine(plain, speaker, turn, None)[0]
         else:
             found += spoken(speaker, plain.split(" ", 1)[1], turn)
+    # What was only said to be over is no event that one tells of.
+    begins = f"{speaker} gave up "
+    found = [replace(c, text=c.text.replace(begins, f"{speaker} is done with ")) for c in found]
     return [] if _is_weak(found) else found
 
 
@@ -354,6 +357,8 @@ def _last_sentence(turn: Turn) -> str:
 
 
 def _is_subject(name: str, rest: str) -> bool:
+    if name.split()[-1] == "I":
+        return False
     verb = rest.split(" ", 1)[0].lower()
     known = verb in BASE or verb in PAST or verb in RULES or verb.endswith("ed")
     first = re.split(r"['’]", name.split()[0])[0].lower()
@@ -430,7 +435,8 @@ def _of_clause(
     """Return the facts of a clause, and who was named in it or before."""
     found, who = _read(part, speaker, turn, named, follows, aside)
     if _is_weak(found):
-        found = _plain(part, speaker, turn) or found
+        more = _plain(part, speaker, turn)
+        found = [*more, *(c for c in found if c.ends)] if more else found
     return found, who
 
 

@@ -68,6 +68,7 @@ def _role(words: str, value: str, owned: bool = True) -> str | None:
         if re.search(r"\bwork\b", said):
             return f"{said} at {value}"
         return f"{said} in {value}"
+    said = re.sub(r" (?:now|these days|nowadays|at the moment|right now)$", "", said)
     if pattern("most").match(said) and such["what"]:
         return (
             f"my favourite {such['what'].split()[-1].lower().replace('color', 'colour')} is {value}"
@@ -139,7 +140,10 @@ def _pair(clause: str) -> str | None:
         or pattern("apart").search(rest)
         or (match["c"] and re.search(source("<GONE>"), rest))
     ):
-        return f"I broke up with {who}" if is_name(who) else f"I gave up {who}"
+        if not is_name(who):
+            return f"I gave up {who}"
+        unsure = re.search(r"\b(?:done|over|through|history|finished|no more)\b", rest)
+        return f"I {'parted ways' if unsure else 'broke up'} with {who}"
     are = r"(?:are|have been|were|got|will be|still|started|began|fell|live|make)\b"
     if (
         re.match(are, rest)
@@ -180,7 +184,8 @@ def _short(clause: str) -> str | None:
     for way in ways("short"):
         match = way.ways.match(clause)
         if match is not None and way.fits(match["o"]):
-            return way.says.format(**match.groupdict())
+            told = {**match.groupdict(), "o": _article(match["o"])}
+            return way.says.format(**told)
     return None
 
 
@@ -220,7 +225,7 @@ def _noun(clause: str) -> str | None:
     for way in ways("nouns", "(?:{})$"):
         if way.ways.match(match["noun"]) and re.fullmatch(way.joint, match["by"], re.I):
             value = match["o"]
-            if not way.fits(value):
+            if not way.fits(value) or re.match(r"(?:my|our|this|that|it|you)\b", value, re.I):
                 continue
             rest = (match["rest"] or "").strip()
             gone = re.fullmatch(
@@ -261,7 +266,7 @@ def _equal(clause: str) -> str | None:
     if inside is not None and re.match(
         (
             rf"(?:my|our) {source('<ADJECTIVES>')}(?:place|flat|house|home|apartment|room"
-            r"|studio|address)$"
+            r"|studio|address|life)$"
         ),
         x,
         re.I,

@@ -12,6 +12,13 @@ from loci.text.verb_table import RULES
 from loci.text.wording import verb_phrase
 
 _ENDED = re.compile(r"\b(?:no longer|any ?more|any longer)\b", re.IGNORECASE)
+_THING = re.compile(
+    (
+        r"\s+(?:an?|two|three|four|five|six|\d+|some|another|no|my own|several"
+        r"|many)\s|\s+[a-z]+$"
+    ),
+    re.I,
+)
 _NOT = re.compile(r"^(?:do not|does not|did not|cannot|could not|am not|have not|never)\b\s*", re.I)
 
 
@@ -45,7 +52,9 @@ def spoken(subject: str, rest: str, turn: Turn, *, teller: str | None = None) ->
     have_been = re.match(r"^have (?:been (?P<ing>\w+ing)|(?P<part>\w+))\b", rest)
     if have_been is not None:
         verb = (have_been["ing"] or have_been["part"]).lower()
-        if verb in PARTICIPLE and verb != "had":
+        if verb == "got" and _THING.match(rest, have_been.end()):
+            rest = "have" + rest[have_been.end() :]
+        elif verb in PARTICIPLE and verb != "had":
             rest = PARTICIPLE[verb] + rest[have_been.end() :]
         elif have_been["ing"]:
             rest = f"am {verb}" + rest[have_been.end() :]
@@ -59,6 +68,7 @@ def spoken(subject: str, rest: str, turn: Turn, *, teller: str | None = None) ->
         clause_of(subject, rest, said, turn),
         ended=ended,
         negative=negative or ended,
+        said=said if said != rest else "",
         other=teller is not None,
     )
     verb = rest.split(" ", 1)[0].lower() if rest else ""

@@ -123,10 +123,8 @@ def _straight(sentence: str) -> str:
         body = f"{about['rest']} {about['what']}"
     there = pattern("there_now").match(body)
     if there is not None:
-        return (
-            f"I {there['verb']} {'in' if there['verb'].lower() == 'live' else 'at'} "
-            f"{there['o']} now."
-        )
+        what = "live in" if there["verb"].lower().startswith("live") else "work at"
+        return f"I {what} {there['o']} now."
     if " if " in f" {low}":
         asked = pattern("if_asked").search(body)
         if asked is not None:
@@ -134,7 +132,7 @@ def _straight(sentence: str) -> str:
             joint = f"my {topic}: " if topic and asked.start() == 0 else ""
             body = (body[: asked.start()] + joint + body[asked.end() :]).strip()
             low = body.lower()
-    if "could " in low:
+    if "could " in low or "would " in low or "i'd " in low:
         body = pattern("could").sub(r"I love \g<o>", body)
         body = re.sub(r"\bcould kill\b", "can kill", body)
     if "would " in low and "favo" in low:

@@ -20,7 +20,7 @@ from typing import Any  # a table of TOML
 
 from loci.text.clause import NAME, PLACE
 from loci.text.entities import PLAIN
-from loci.text.phrases import GAME, JOBS, LANGUAGE, PETS, PRONOUNS
+from loci.text.phrases import DIETS, GAME, HEALTH, JOBS, LANGUAGE, PETS, PRONOUNS
 from loci.text.verbs import CAR
 
 LONGEST = 240
@@ -87,10 +87,18 @@ def _is_bare(value: str) -> bool:
 
 def _is_dish(value: str) -> bool:
     lead = (
-        r"(?:that|this|it|dinner|lunch|breakfast|your|his|her|their|everything|what"
+        r"(?:that|this|an?|it|dinner|lunch|breakfast|your|his|her|their|everything|what"
         r"|the|life|which)\b"
     )
     return re.match(lead, value, re.I) is None
+
+
+def _is_named(value: str) -> bool:
+    states = (
+        r"(?:gone|over|back|bad|worse|better|severe|mild|acting|terrible|awful|under"
+        r"|not|no|so|very|getting)\b"
+    )
+    return re.match(states, value, re.I) is None
 
 
 CHECKS: dict[str, Check] = {
@@ -100,6 +108,9 @@ CHECKS: dict[str, Check] = {
     "trade": is_trade,
     "language": is_language,
     "game": is_game,
+    "named": _is_named,
+    "diet": lambda value: DIETS.match(value) is not None,
+    "health": lambda value: HEALTH.search(value) is not None,
     "name": is_name,
     "place": is_place,
     "bare": _is_bare,
@@ -138,6 +149,7 @@ def _words() -> dict[str, str]:
         "NAME": NAME,
         "LANGUAGE": f"(?-i:{LANGUAGE})",
         "GAMES": GAME,
+        "DIETS": re.sub(r"\?P<\w+>", "?:", DIETS.pattern.removeprefix("^")),
         "PETS": "|".join(sorted(PETS, key=len, reverse=True)),
     }
     return fixed | {name: _joined(told) for name, told in _tables()["words"].items()}
@@ -148,6 +160,7 @@ def _joined(text: str) -> str:
     return re.sub(r"(?:^|\n)\s*", "", text)
 
 
+@cache
 def source(text: str) -> str:
     """Return a pattern of the table with its words filled in, names told by their capitals."""
     text = _joined(text)
@@ -216,11 +229,13 @@ def verb_phrase(rest: str, negative: bool, ended: bool) -> tuple[str, bool, bool
     done = pattern("decided").match(rest)
     if done is not None and not negative and done["verb"].lower() in _DONE:
         rest = _DONE[done["verb"].lower()] + rest[done.end() :]
-    for way in ways("verbs", "(?:{})$"):
+    whole, comma, _ = rest.partition(", ")
+    forms = (rest, whole) if comma else (rest,)
+    for way, form in ((way, form) for form in forms for way in ways("verbs", "(?:{})$")):
         need, plain = way.when, way.says
         if (need == "denied" and (ended or not negative)) or (need == "ended" and not ended):
             continue
-        match = way.ways.match(rest)
+        match = way.ways.match(form)
         if match is None or not way.fits(match["o"]):
             continue
         if need:
