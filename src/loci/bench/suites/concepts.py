@@ -27,7 +27,7 @@ from loci.methods import catalogue
 from loci.methods.recall.arcmemo import ArcMemo
 from loci.methods.recall.base import Tools
 from loci.testing.agents import DictRecords
-from loci.testing.puzzles import ROUTINES, Puzzle, make_world
+from loci.testing.puzzles import ALONE, ROUTINES, Puzzle, make_world
 
 ABOUT = "do concepts of solved puzzles help with new ones at an equal budget? ARC with --data"
 KINDS = ("recall",)
@@ -35,12 +35,12 @@ METHODS = ("arcmemo",)
 DEFAULT = ("arcmemo",)
 FIRST_SEED = 0  # worlds from 100 on were looked at while the search was tuned
 WORLDS, QUICK_WORLDS = 5, 1
-LESSONS, EXAMS = 40, 40
+LESSONS, EXAMS = 30, 20
 QUICK_LESSONS, QUICK_EXAMS = 9, 4
 BUDGET, ARC_BUDGET = 4000, 1000  # nodes
 ARC_TASKS = 200
-OTHERS = 4  # worlds whose lessons fill the memory too
-_OPTIONS = ("worlds", "budget", "tasks", "arc_budget")
+OTHERS = 3  # worlds whose lessons fill the memory too
+_OPTIONS = ("worlds", "lessons", "exams", "budget", "tasks", "arc_budget")
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def run(context: Context) -> dict[str, Any]:
     (found,) = catalogue.parse_chain((context.methods or DEFAULT)[0], "recall")
     method = replace(cast(ArcMemo, found), budget=int(context.options.get("budget", BUDGET)))
     worlds = int(context.options.get("worlds", QUICK_WORLDS if context.quick else WORLDS))
-    count = QUICK_EXAMS if context.quick else EXAMS
+    count = int(context.options.get("exams", QUICK_EXAMS if context.quick else EXAMS))
     seeds = [FIRST_SEED + context.seed + n for n in range(worlds)]
     tasks = None if context.data is None else read_arc(context.data)
     right: dict[str, list[float]] = defaultdict(list)
@@ -96,7 +96,8 @@ def selection(method: ArcMemo, seed: int, count: int, context: Context) -> dict[
         context.progress("selection", len(found), 2)
         tools = Tools(records=DictRecords())
         for other in range(OTHERS if not context.quick else 1):
-            others, _ = make_world(seed + 50 + other, _lessons(context), 0, _routines(context))
+            alone = ALONE * _routines(context)
+            others, _ = make_world(seed + 50 + other, alone, 0, _routines(context))
             _work(method, others, tools, learn=True)
         _work(method, lessons, tools, learn=True)
         concepts = len(tools.records.all("concept/"))
@@ -211,7 +212,7 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
 
 
 def _lessons(context: Context) -> int:
-    return QUICK_LESSONS if context.quick else LESSONS
+    return int(context.options.get("lessons", QUICK_LESSONS if context.quick else LESSONS))
 
 
 def _routines(context: Context) -> int:

@@ -41,7 +41,7 @@ from loci.text.ladder import Refused, Task
 from loci.text.quote import listed
 
 MEMORIES = ("concepts", "instances", "none")
-_PATIENCE = 20  # solved puzzles a concept may be tried for and never help, before it is left out
+_PATIENCE = 50  # solved puzzles a concept may be tried for and never help, before it is left out
 
 
 @dataclass(frozen=True, kw_only=True)
