@@ -20,6 +20,7 @@ from loci.run import engine, measure
 from loci.run.batch import Batch
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
+from loci.testing.batch import paused
 from loci.testing.models import tiny_pack
 
 SIZES = {"layers": 6, "hidden": 128, "ffn": 256, "heads": 8, "kv_heads": 4, "head_dim": 16}
@@ -230,15 +231,30 @@ def test_requests_that_do_not_fit_now_wait(folder: Path) -> None:
 def test_too_many_are_refused_and_told_when_to_come_back(folder: Path) -> None:
     events = Events()
     with Batch(plan_of(folder), folder=folder, rows=2, waiting=3, events=events) as batch:
-        tickets = [batch.submit(ask) for ask in asks(5)]
-        with pytest.raises(OverloadError, match="too many requests wait") as caught:
-            for ask in asks(20):
-                tickets.append(batch.submit(ask))
+        with paused(batch):
+            tickets = [batch.submit(ask) for ask in asks(5)]
+            with pytest.raises(OverloadError, match="too many requests wait") as caught:
+                batch.submit(asks(1)[0])
         assert caught.value.retry_after_s >= 1
         for ticket in tickets:
             ids_of(ticket)
         assert batch.load().refused == 1
     assert [event.name for event in events.recent("run.refuse")] == ["run.refuse"]
+
+
+def test_one_scope_does_not_take_the_places_of_all(folder: Path) -> None:
+    with Batch(plan_of(folder), folder=folder, rows=2, waiting=10, each=2) as batch:
+        mine = [Ask(ids=prompt(i, 9), max_tokens=100, goes_on=True, scope="a") for i in range(3)]
+        with paused(batch):
+            tickets = [batch.submit(ask) for ask in mine[:2]]
+            with pytest.raises(OverloadError, match="of yours"):
+                batch.submit(mine[2])
+            tickets.append(
+                batch.submit(Ask(ids=prompt(5, 9), max_tokens=4, goes_on=True, scope="b"))
+            )
+        for ticket in tickets:
+            assert ids_of(ticket)
+        assert ids_of(batch.submit(mine[2]))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--rows", type=click.IntRange(1, 256), help="Requests that decode together; else 16.")
 @click.option("--waiting", type=click.IntRange(0), help="Requests that may wait; else 64.")
 @click.option(
+    "--each", type=click.IntRange(1), help="Requests of one tenant at once; else as many as of all."
+)
+@click.option(
     "--keep", "keep_s", type=_SECONDS, help="Seconds that what was read is kept; else 300."
 )
 @click.option("--scheduler", metavar="METHOD", help='What each step does; else "fcfs(chunk=128)".')
@@ -50,6 +53,7 @@ def command(
     keys_file: Path | None,
     rows: int | None,
     waiting: int | None,
+    each: int | None,
     keep_s: float | None,
     scheduler: str | None,
     max_request: int | None,
@@ -77,7 +81,13 @@ def command(
     with listening(host, port) as socket, progress() as report:
         from loci.run.batch import Batch
 
-        asked = {"rows": rows, "waiting": waiting, "keep_s": keep_s, "scheduler": scheduler}
+        asked = {
+            "rows": rows,
+            "waiting": waiting,
+            "each": each,
+            "keep_s": keep_s,
+            "scheduler": scheduler,
+        }
         batch = Batch(
             plan,
             folder=settings.models_dir,

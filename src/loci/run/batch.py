@@ -137,6 +137,7 @@ class Batch:
         scheduler: a method of `loci.methods.sched`, or its name.
         rows: requests that decode together at most; fewer where the budget is small.
         waiting: requests that may wait.
+        each: requests of one scope that may run or wait; None is as many as of all.
         keep_s: how long keys and values of ended requests are kept for others that begin alike.
         events: told of reservations, answers and refusals.
 
@@ -153,18 +154,20 @@ class Batch:
         scheduler: Sched | str = SCHEDULER,
         rows: int = ROWS,
         waiting: int = WAITING,
+        each: int | None = None,
         keep_s: float = KEEP_S,
         events: Events | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if rows < 1 or waiting < 0 or keep_s < 0:
+        if rows < 1 or waiting < 0 or keep_s < 0 or (each is not None and each < 1):
             raise ParameterError(
-                "rows must be >= 1, waiting and keep_s >= 0", value=(rows, waiting, keep_s)
+                "rows and each must be >= 1, waiting and keep_s >= 0",
+                value=(rows, each, waiting, keep_s),
             )
         self.plan, self.events = plan, events or Events()
         self.ledger = Ledger(plan.budget.limits(), self.events)
         self.scheduler = _scheduler(scheduler)
-        self.waiting, self.keep_s = waiting, keep_s
+        self.waiting, self.each, self.keep_s = waiting, each, keep_s
         self._closers: list[Callable[[], None]] = []
         self._state: Any = self.scheduler.start()
         self._live: dict[str, _Live] = {}  # in the order they came
@@ -200,18 +203,16 @@ class Batch:
         with self._changed:
             if self._closing:
                 raise OverloadError("this server is stopping", retry_after_s=10.0)
-            begun = sum(live.store is not None for live in self._live.values())
-            queue = len(self._live) + len(self._arrived) - begun
-            if begun + queue >= self.rows + self.waiting:
-                self._refused += 1
-                wait_s = self._wait_s()
-                self.events.emit(Event(name="run.refuse", data={"retry_after_s": wait_s}))
-                raise OverloadError(
-                    "too many requests wait already",
-                    value=queue,
-                    allowed=f"{self.waiting} that wait",
-                    way_out=f"ask again in {math.ceil(wait_s)} s",
-                    retry_after_s=wait_s,
+            there = [*self._live.values(), *self._arrived]
+            queue = sum(one.store is None for one in there)
+            if len(there) >= self.rows + self.waiting:
+                raise self._refusal(
+                    "too many requests wait already", queue, f"{self.waiting} that wait"
+                )
+            own = sum(one.ask.scope == ask.scope for one in there)
+            if self.each is not None and own >= self.each:
+                raise self._refusal(
+                    "too many requests of yours run or wait already", own, f"{self.each} of one"
                 )
             self._arrived.append(live)
             self._changed.notify_all()
@@ -436,6 +437,19 @@ class Batch:
         """Return when the next running request ends at the latest, by the steps of late."""
         left = [live.room - live.generated for live in self._live.values() if live.store]
         return max(1.0, min(left, default=1) * self._step_s)
+
+    def _refusal(self, what: str, value: int, allowed: str) -> OverloadError:
+        """Return the error for a request that must come back, and tell of it."""
+        wait_s = self._wait_s()
+        self._refused += 1
+        self.events.emit(Event(name="run.refuse", data={"retry_after_s": wait_s}))
+        return OverloadError(
+            what,
+            value=value,
+            allowed=allowed,
+            way_out=f"ask again in {math.ceil(wait_s)} s",
+            retry_after_s=wait_s,
+        )
 
     def _wake(self) -> None:
         with self._changed:
