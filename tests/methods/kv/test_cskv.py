@@ -178,3 +178,12 @@ def facts_of(made: Any) -> Mapping[str, Any]:
 
 def test_what_was_read_is_noted() -> None:
     assert facts_of(Cskv().prepare(FakeLab(SPEC))) == {"tokens": 800, "texts": 4}
+
+
+def test_the_first_tokens_may_stay_exact() -> None:
+    text = Text.of(SPEC, 90)
+    store = store_of(KVStore, (Cskv(density_k=0.1, sinks=3, window=8),), max_tokens=90, spec=SPEC)
+    read(store, text)
+    block = store.view(1).dense()
+    assert torch.equal(block.keys[:, :, :3], text.keys_LBKTD[1][:, :, :3])
+    assert not torch.equal(block.keys[:, :, 3], text.keys_LBKTD[1][:, :, 3])

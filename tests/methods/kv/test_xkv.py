@@ -121,3 +121,13 @@ def test_what_cannot_be_is_refused() -> None:
     blocks = [KVBlock(b.keys * 1e6, b.values, b.positions) for b in blocks_of()[:2]]
     with pytest.raises(ParameterError, match="too large for rows"):
         Xkv(group=2, segment=128).encode(blocks, LayerGroup(spec=SPEC, layers=range(2)))
+
+
+def test_the_first_tokens_may_stay_exact() -> None:
+    text = Text.of(SPEC, 150)
+    method = Xkv(group=3, rank_k=4, rank_v=4, segment=64, sinks=2)
+    store = store_of(KVStore, (method,), max_tokens=150, spec=SPEC)
+    read(store, text)
+    block = store.view(4).dense()
+    assert torch.equal(block.values[:, :, :2], text.values_LBKTD[4][:, :, :2])
+    assert not torch.equal(block.values[:, :, 2], text.values_LBKTD[4][:, :, 2])

@@ -14,8 +14,9 @@ calibration text (`loci methods prepare cskv`), for all ranks at once.
 Differs from the paper: it trains the two projections by gradient on the error of keys and values.
 Without quantisation that is a reduced-rank regression, whose optimum is the closed form above, and
 no hidden state is needed, since x W V^T is k V^T. The mean is ours, for models with a bias. The
-window does not fall to nothing: its oldest half is shrunk when twice as many wait. Training with
-quantised coordinates is left out.
+window does not fall to nothing: its oldest half is shrunk when twice as many wait. `sinks` is ours:
+the first token points where no other does, and is read by all. Training with quantised coordinates
+is left out.
 Not for: models whose grouped queries left few channels to shrink; see the card.
 """
 
@@ -64,6 +65,10 @@ class Cskv(EncodeLayers):
         int,
         Param(help="newest tokens that always stay exact", unit="tokens", ge=0, source="3.2"),
     ] = 32
+    sinks: Annotated[
+        int,
+        Param(help="first tokens that stay exact, which is ours", unit="tokens", ge=0),
+    ] = 0
     dtype: Annotated[
         str, Param(help="what coordinates are kept in", choices=("float16", "float32"))
     ] = "float16"
@@ -77,6 +82,11 @@ class Cskv(EncodeLayers):
     def exact_tokens(self) -> int:
         """Newest tokens that stay exact."""
         return self.window
+
+    @property
+    def first_tokens(self) -> int:
+        """First tokens that stay exact."""
+        return self.sinks
 
     @property
     def preparation(self) -> str:
