@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from loci.errors import BudgetError, ParameterError
 from loci.hw import probe
 from loci.hw.profiles import Pace
+from loci.methods import catalogue
+from loci.methods.quant.base import Quant
 from loci.plan import plan
 from loci.plan.solve import Plan
+from loci.run.quantised import pack_model
 from loci.testing.models import tiny_pack
 
 
@@ -101,3 +105,23 @@ def test_activations_of_8_bits_are_asked_for_and_cost_something(home: Path) -> N
     assert _plan(home, dram="64MiB", context=64, activations=32).activation_bits == 32
     with pytest.raises(ParameterError, match="8, 32"):
         _plan(home, dram="64MiB", context=64, activations=4)
+
+
+def test_a_model_that_was_packed_before_is_taken_where_the_whole_does_not_fit(home: Path) -> None:
+    with tiny_pack(home / "dense", bits=None) as pack:
+        method = catalogue.find("groupwise(bits=8,group=16)", "quant")
+        assert isinstance(method, Quant)
+        ids_ST = torch.randint(0, pack.spec.vocab, (2, 32), generator=torch.Generator())
+        twin = pack_model(pack, method, home, ids_ST=ids_ST)
+
+    def made(name: str, dram: int | str) -> Plan:
+        return plan(
+            name, dram=dram, context=64, new_tokens=16, kv="", folder=home, cache=home / "cache"
+        )
+
+    assert made("dense", "64MiB").model == "dense", "nothing is lost where all of it fits"
+    tight = made(twin.name, "64MiB").predicted["dram"] + 4096
+    found = made("dense", tight)
+    assert found.model == twin.name and found.predicted["dram"] <= tight
+    assert any("was made from it" in note for note in found.notes)
+    assert "groupwise" in found.packed

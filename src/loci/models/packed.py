@@ -44,3 +44,11 @@ def facts_of(pack: Path) -> Packed | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"the header of {pack} cannot be read: {error}") from error
+
+
+def packed_before(base: str, folder: Path) -> list[Packed]:
+    """Return the models in the folder that methods made from the one of this name."""
+    from loci.models.load import PACK_FILE
+
+    found = [facts_of(file) for file in sorted(folder.glob(f"*/{PACK_FILE}"))]
+    return [facts for facts in found if facts is not None and facts.base == base]

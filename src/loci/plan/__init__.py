@@ -64,8 +64,9 @@ def plan(
     from loci.core.spec import Workload
     from loci.hw import probe, profiles
     from loci.models.load import locate, spec_of
-    from loci.models.packed import facts_of
+    from loci.models.packed import facts_of, packed_before
     from loci.plan import stacks
+    from loci.plan.kvform import loss_of
     from loci.plan.rounding import with_activations
     from loci.plan.solve import solve
 
@@ -123,10 +124,33 @@ def plan(
                 found.append(solved(stack=table, notes=_with(notes, note)))
             except BudgetError as error:  # its ways out know of stacks
                 refused = error
+        known = [(plan.loss, plan) for plan in found if plan.loss is not None]
+        for twin in packed_before(model, folder):
+            twin_spec, twin_blocks, _ = spec_of(twin.name, folder)
+            try:
+                other = solve(
+                    twin_spec,
+                    twin_blocks,
+                    budget,
+                    load,
+                    profile,
+                    load_card,
+                    kv=kv,
+                    model=twin.name,
+                    runtime_bytes=runtime_bytes,
+                    packed=str(twin),
+                    notes=(*notes, f"{model} as it is does not fit; {twin.name} was made from it"),
+                )
+            except BudgetError:
+                continue
+            kept = 0.0 if other.loss == 0 else loss_of(other.form(), spec, load_card)[0]
+            if kept is not None:
+                known.append((twin.loss + kept, other))
+        # A stack that is not made yet may lose more than what is here already.
+        if known and (len(known) >= len(found) or known[-1][1].model != model):
+            return min(known, key=lambda pair: pair[0])[1]
         if not found:
             raise refused
-        if all(plan.loss is not None for plan in found):
-            return min(found, key=lambda plan: plan.loss or 0.0)
         return found[0]
 
     if context is not None:

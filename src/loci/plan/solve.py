@@ -19,7 +19,7 @@ from loci.methods.cost.base import Machine
 from loci.methods.offload.base import Placement
 from loci.models.stack import StackTable
 from loci.plan import explain, ways
-from loci.plan.kvform import Cards, KVDtype, loss_of
+from loci.plan.kvform import Cards, KVDtype, KVForm, loss_of
 from loci.plan.options import Candidate, Problem, Weights, evaluate
 from loci.plan.streaming import Blocks
 from loci.units import format_bytes
@@ -101,6 +101,10 @@ class Plan:
     def held(self, kind: str, tier: str = "dram") -> int:
         """Return the bytes of one kind on a tier."""
         return sum(n for _, on, of, n in self.parts if on == tier and of == kind)
+
+    def form(self) -> KVForm:
+        """Return how the KV cache is kept."""
+        return KVForm(chain=self.kv, dtype=self.kv_dtype, words=self.words)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
