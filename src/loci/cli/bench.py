@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any  # results are whatever JSON can hold
 
@@ -93,7 +94,7 @@ def run(
         note(f"kept in {_keep(one, result, _folder(settings))}")
         if cards is not None:
             rows = suite.find(one).card_rows(result)
-            for path in of_methods.write(result, rows, cards, _typed(name, context), only):
+            for path in of_methods.write(result, rows, cards, _typed(name, context, methods), only):
                 note(f"wrote {path}")
         results.append(result)
     if as_json:
@@ -232,12 +233,13 @@ def _number(path: Path, name: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _typed(name: str, context: Any) -> str:
+def _typed(name: str, context: Any, methods: Sequence[str] = ()) -> str:
     """Return the command that makes this run again."""
+    named = [f" --method {shlex.quote(method)}" for method in methods]
     options = [f" --option {key}={value}" for key, value in context.options.items()]
     data = " --data FILE" if context.data is not None else ""
     seed = f" --seed {context.seed}" if context.seed else ""
-    return f"loci bench run {name}{data}{''.join(options)}{seed}"
+    return f"loci bench run {name}{data}{''.join(options + named)}{seed}"
 
 
 def _keep(name: str, result: Mapping[str, Any], folder: Path) -> Path:
