@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loci.bench import contest
+from loci.bench import contest, stages
 from loci.bench.contest import Bench
 from loci.bench.reading import Contender
 from loci.bench.suite import Context
@@ -26,11 +27,20 @@ METHODS = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Read on and decode fewer tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contest, "REST", 32)
+        patch.setattr(stages, "DECODED", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     folder = tmp_path_factory.mktemp("models")
     tiny_pack(folder / "tiny", max_context=4096).close()
-    options = {"shares": "0.6,0.2", "chunks": "64", "rounds": "1", "contexts": "2"}
+    options = {"shares": "0.6,0.2", "chunks": "64", "rounds": "1"}
     return Context(folder=folder, model="tiny", methods=METHODS, quick=True, options=options)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import Loci
 
+from loci.bench.suite import Context
+from loci.cli import bench
 from loci.testing.models import tiny_pack
 
 POINT = {"target_bits": 4.0, "bits": 3.99, "bytes": 1000, "perplexity": 12.5}
@@ -73,3 +75,12 @@ def test_where_nothing_was_measured_the_suite_runs(loci: Loci, home: Path, folde
     assert (folder / "kv-1.json").is_file()
     out = loci("bench", "compare", "kv").out
     assert "60% of" in out and "keydiff" in out
+
+
+def test_the_command_of_a_card_can_be_typed_again(tmp_path: Path) -> None:
+    context = Context(folder=tmp_path, options={"contexts": "2"}, seed=3)
+    typed = bench._typed("kv", context, ("snapkv", "kivi(bits=4)"))
+    assert typed == (
+        "loci bench run kv --option contexts=2 --method snapkv --method 'kivi(bits=4)' --seed 3"
+    )
+    assert bench._typed("kv", Context(folder=tmp_path)) == "loci bench run kv"

@@ -99,6 +99,7 @@ class Bench:
     def __init__(self, lab: Lab, how: Settings, context: Context) -> None:
         self.lab, self.how, self.context = lab, how, context
         self.commits: set[str] = set()
+        self._commit = commit()  # of the code that runs, whatever is committed meanwhile
         self._code: dict[str, str] = {}
 
     def variants(self, names: Sequence[str]) -> list[Contender]:
@@ -133,7 +134,7 @@ class Bench:
                 self.context.progress(f"{task}, {part}", at * count + number, len(tasks) * count)
                 missing = [c for c in cells if self._get(store, number, c) is None]
                 for cell, record in self._measure(task, part, number, missing).items():
-                    record |= {"commit": commit()}
+                    record |= {"commit": self._commit}
                     store.add(number, self._key(cell), record)
                 for cell in cells:
                     record_or_none = store.get(number, self._key(cell))
@@ -274,7 +275,7 @@ class Bench:
 
     def _get(self, store: Cells, number: int, cell: Contender) -> dict[str, Any] | None:
         record = store.get(number, self._key(cell))
-        stale = self.how.fresh and record is not None and record.get("commit") != commit()
+        stale = self.how.fresh and record is not None and record.get("commit") != self._commit
         return None if stale else record
 
     def _key(self, cell: Contender) -> str:

@@ -30,10 +30,10 @@ from typing import Any  # results hold whatever JSON can hold
 from loci.bench import texts
 from loci.bench.cards import Row
 from loci.bench.contest import Bench, Records, Settings, share_right
+from loci.bench.plotting import pyplot
 from loci.bench.reading import FULL, Contender
 from loci.bench.stats import Estimate, mean, mean_of_groups
 from loci.bench.suite import Context
-from loci.errors import missing_extra
 from loci.models.load import resolve
 from loci.run.lab import Lab
 
@@ -63,7 +63,7 @@ def run(context: Context) -> dict[str, Any]:
     how = Settings.of(context)
     plot = context.options.get("plot")
     if plot is not None:
-        _plotting()  # what is missing is said before the work, not after it
+        pyplot()  # what is missing is said before the work, not after it
     pack = resolve(context.model, context.folder)
     lab = Lab(pack, context=how.tokens)
     try:
@@ -317,23 +317,11 @@ def _line(name: str, row: Mapping[str, Any], result: Mapping[str, Any]) -> list[
     return cells
 
 
-def _plotting() -> Any:
-    """Return matplotlib's pyplot, drawing into files."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise missing_extra("matplotlib", "bench") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _plot(result: Mapping[str, Any], path: Path) -> None:
     """Draw every task and the mean over the share of bytes, one line a method."""
-    pyplot = _plotting()
+    plot = pyplot()
     names = [*result["tasks"], *(["mean"] if result["full"]["mean"] else [])]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 4), squeeze=False)
+    figure, axes = plot.subplots(1, len(names), figsize=(4 * len(names), 4), squeeze=False)
     for panel, what in zip(axes[0], names, strict=True):
         for family in dict.fromkeys(row["method"] for row in result["rows"]):
             line = sorted(
@@ -359,4 +347,4 @@ def _plot(result: Mapping[str, Any], path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    pyplot.close(figure)
+    plot.close(figure)
