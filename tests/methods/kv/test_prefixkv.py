@@ -72,9 +72,9 @@ def test_sums_of_attention_by_hand() -> None:
     places = torch.arange(3)
     view = KVView(0, 1, (DenseSegment(zeros, zeros, 3, positions_BKS=places.view(1, 1, -1)),))
     seen = Seen(0, zeros, places[None])
-    found = PrefixKV(sinks=1).score(view, seen)[0, 0].tolist()
+    found = PrefixKV(sinks=1, recent=1).score(view, seen)[0, 0].tolist()
     assert found == pytest.approx([math.inf, 1 / 2 + 1 / 3, math.inf])
-    even = PrefixKV(sinks=0, normalise=True).score(view, seen)[0, 0].tolist()
+    even = PrefixKV(sinks=0, recent=1, normalise=True).score(view, seen)[0, 0].tolist()
     assert even[:2] == pytest.approx([(1 + 1 / 2 + 1 / 3) / 3, (1 / 2 + 1 / 3) / 2])
 
 
@@ -86,7 +86,7 @@ def _concentrated(text: Text, layer: int) -> None:
     text.keys_LBKTD[layer][:, :, [10, 20, 30, 40]] += way
 
 
-@pytest.mark.parametrize("method", [PrefixKV(), PrefixKVOffline()], ids=str)
+@pytest.mark.parametrize("method", [PrefixKV(recent=1), PrefixKVOffline(recent=1)], ids=str)
 def test_layers_that_look_at_few_tokens_get_few(method: PrefixKV | PrefixKVOffline) -> None:
     text = Text.of(SPEC, 200)
     _concentrated(text, 1)
@@ -120,7 +120,7 @@ def test_prepared_curves_decide_before_anything_is_read() -> None:
 
 @pytest.mark.parametrize("codec", [Bfp(tail=8), Cskv(window=8), Kvtc(window=8, sinks=0)], ids=str)
 def test_layers_with_numbers_of_their_own_are_encoded(codec: Method) -> None:
-    text, chain = Text.shared(SPEC, 200), (PrefixKV(), codec)
+    text, chain = Text.shared(SPEC, 200), (PrefixKV(recent=1), codec)
     _concentrated(text, 1)
     store = store_of(KVStore, chain, keep=40, max_tokens=200, spec=SPEC)
     before = store.nbytes()

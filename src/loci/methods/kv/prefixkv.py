@@ -18,8 +18,8 @@ attention is concentrated need few tokens.
 
 Differs from the paper: a prompt longer than the budget is read in chunks, each of which may move
 slots from layer to layer; what was evicted before counts no more. A decoded token makes room by the
-scores, the paper drops one at a fixed place. Query heads of all KV heads vote together, so a layer
-keeps the same tokens for all heads.
+scores, where the paper drops the one 25 places before the end; here the last `recent` are
+protected. Query heads of all KV heads vote together, so a layer keeps the same tokens for all heads.
 Not for: prompts whose question comes after compression, like all that goes by attention; long ones,
 where early tokens have been seen by more queries (`normalise` divides by their number).
 """
@@ -69,6 +69,9 @@ class PrefixKV(Select):
     sinks: Annotated[
         int, Param(help="first tokens that always stay", unit="tokens", ge=0, source="code")
     ] = 4
+    recent: Annotated[
+        int, Param(help="last tokens that always stay", unit="tokens", ge=1, source="code")
+    ] = 25
     normalise: Annotated[
         bool, Param(help="divide by the queries that can see a token, which the paper does not")
     ] = False
@@ -76,7 +79,7 @@ class PrefixKV(Select):
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return what all queries of the chunk give to each token, alike for all heads."""
         assert seen is not None
-        return _column_sums(view, seen, self.sinks, self.normalise)
+        return _column_sums(view, seen, self.sinks, self.recent, self.normalise)
 
     def merge(self, remembered: Tensor, fresh: Tensor) -> Tensor:
         """Return the sum of both; what was protected begins anew."""
@@ -120,6 +123,9 @@ class PrefixKVOffline(Select):
     sinks: Annotated[
         int, Param(help="first tokens that always stay", unit="tokens", ge=0, source="code")
     ] = 4
+    recent: Annotated[
+        int, Param(help="last tokens that always stay", unit="tokens", ge=1, source="code")
+    ] = 25
     samples: Annotated[int, Param(help="texts the curves are taken from", ge=1, le=16)] = 8
 
     @property
@@ -146,7 +152,7 @@ class PrefixKVOffline(Select):
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return what all queries of the chunk give to each token, alike for all heads."""
         assert seen is not None
-        return _column_sums(view, seen, self.sinks, False)
+        return _column_sums(view, seen, self.sinks, self.recent, False)
 
     def merge(self, remembered: Tensor, fresh: Tensor) -> Tensor:
         """Return the sum of both; what was protected begins anew."""
@@ -213,10 +219,10 @@ def _curve(mass_S: Tensor) -> Tensor:
     return mass_S.sort(descending=True).values.cumsum(0) / mass_S.sum()
 
 
-def _column_sums(view: KVView, seen: Seen, sinks: int, normalise: bool) -> Tensor:
+def _column_sums(view: KVView, seen: Seen, sinks: int, recent: int, normalise: bool) -> Tensor:
     """Return [B, K, S] the attention each token gets from all queries, the mean over all heads.
 
-    The first tokens and the last one are protected.
+    The first tokens and the last ones are protected.
     """
     from loci.nn.attend import attention_mass
 
@@ -231,5 +237,5 @@ def _column_sums(view: KVView, seen: Seen, sinks: int, normalise: bool) -> Tenso
         sees_B1S = (now_BT[:, None, :, None] >= places_BKS[:, :1, None, :]).sum(2)
         sums_BKS = sums_BKS / sees_B1S.clamp(min=1)
     is_first = (places_BKS >= 0) & (places_BKS < sinks)
-    is_last = places_BKS == now_BT[:, -1:, None]
+    is_last = places_BKS > now_BT[:, -1:, None] - recent
     return sums_BKS.expand(-1, view.heads, -1).masked_fill(is_first | is_last, math.inf)

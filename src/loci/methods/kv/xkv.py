@@ -15,7 +15,7 @@ r (S + G w) numbers in place of S G w.
 
 Differs from the paper: a prompt is encoded segment by segment instead of once at its end, which
 bounds what is exact at any time; R comes from the Gram matrix, which gives the same product; the
-selective reconstruction of its second version is left out. `sinks` is ours: the first token points
+selective reconstruction of its second version is left out. `sinks` are ours: the first token points
 where no other does, and is read by all. Without ranks, the paper's shares of G w are taken.
 Not for: contexts that are short beside G w, where the bases take what the rows save.
 """
@@ -71,8 +71,8 @@ class Xkv(EncodeLayers):
     ] = 32
     sinks: Annotated[
         int,
-        Param(help="first tokens that stay exact, which is ours", unit="tokens", ge=0),
-    ] = 0
+        Param(help="first tokens that stay exact", unit="tokens", ge=0),
+    ] = 4
     dtype: Annotated[
         str, Param(help="what rows and bases are kept in", choices=("float16", "float32"))
     ] = "float16"
