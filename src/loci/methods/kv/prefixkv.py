@@ -18,8 +18,8 @@ attention is concentrated need few tokens.
 
 Differs from the paper: a prompt longer than the budget is read in chunks, each of which may move
 slots from layer to layer; what was evicted before counts no more. A decoded token makes room by the
-scores, where the paper drops the one 25 places before the end; here the last `recent` are
-protected. Query heads of all KV heads vote together, so a layer keeps the same tokens for all heads.
+scores, where the paper drops the one 25 places before the end; here the last `recent` stay. Query
+heads of all KV heads vote together, so a layer keeps the same tokens for all heads.
 Not for: prompts whose question comes after compression, like all that goes by attention; long ones,
 where early tokens have been seen by more queries (`normalise` divides by their number).
 """
@@ -174,8 +174,10 @@ class PrefixKVOffline(Select):
             return None
         curves = prepared["curves"]
         rises = torch.diff(curves, dim=1, prepend=torch.zeros(spec.layers, 1))
-        total = round(spec.layers * POINTS * min(1.0, tokens / context))
-        return [float(n) for n in prefix_lengths(list(rises), max(spec.layers, total))]
+        protected = min(self.sinks + self.recent, tokens - 1)
+        total = round(spec.layers * POINTS * min(1.0, (tokens - protected) / context))
+        lengths = prefix_lengths(list(rises), max(spec.layers, total))
+        return [n * context / POINTS + protected for n in lengths]
 
 
 def prefix_lengths(masses: Sequence[Tensor], total: int) -> list[int]:
