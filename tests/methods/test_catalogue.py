@@ -41,7 +41,8 @@ def test_every_file_defines_the_method_it_is_named_after(file: Path) -> None:
         assert set(cls.schema()["properties"]) == set(method.parameters()), "a field has no Param"
         assert len(cls.declared()) <= 11, "too many parameters for one method"
         assert hash(method) == hash(cls())
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines <= 200 + 100 * len(own), "a long file; what methods share goes down"
 
 
 def test_names_need_no_torch() -> None:
