@@ -27,7 +27,7 @@ def test_prepare_makes_a_stack_once_and_says_what_it_loses(loci: Loci) -> None:
     again = loci("methods", "prepare", "bitstack", "--model", "small")
     assert "nats a token" in again.out and made["path"] in again.err
     refused = loci("methods", "prepare", "fcfs", "--model", "small")
-    assert refused.code == 1 and "only methods that pack weights" in refused.err
+    assert refused.code == 1 and "nothing to prepare" in refused.err
     refused = loci("methods", "prepare", "bitstack", "--model", "small", "--train", "3")
     assert refused.code == 2 and "not trained" in refused.err
     assert loci("methods", "bitstack").code == 0
