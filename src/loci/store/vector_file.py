@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("<8sI52x")
 _MAGIC = b"LOCIVEC1"
+_MARGIN = 32  # more than asked for, since a graph ranks by 8 bits a number and we by all of them
 _MOST_ASKED = 8192  # of a graph; who needs more compares all
 
 
@@ -278,7 +279,7 @@ class _Near:
         young = np.arange(np.searchsorted(rows, graph.last, side="right"), len(rows))
         count = limit * 2 if condition[0] else limit
         while count <= _MOST_ASKED:
-            named = np.unique(graph.ask(self._query, count))
+            named = np.unique(graph.ask(self._query, count + _MARGIN))
             at = np.minimum(np.searchsorted(rows, named), len(rows) - 1)
             chosen = np.concatenate([at[rows[at] == named], young])
             scores = self._seen.cosines(rows[chosen], self._query)
