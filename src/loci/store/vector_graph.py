@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 # HNSW (Y. Malkov, D. Yashunin, arXiv:1603.09320): links a node, candidates while building and
 # while searching. This width, and candidates beyond those asked for (`vector_file`), give recall@10
-# of 0.995 on 10^6 vectors drawn around topics at 1/17 of an exact scan (memory_speed, items=1000000).
+# of 0.995 on 10^6 vectors drawn around topics at 1/17 of an exact scan (suite memory_speed,
+# items=1000000).
 _LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 16, 96, 256
 _CHUNK = 2_000  # rows added between two looks at whether to stop
 _GROWN = 0.1  # young rows, as a share of the graph's, that make it worth building on
