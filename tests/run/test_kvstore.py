@@ -428,3 +428,13 @@ def test_the_first_layer_alone_is_checked_for_context() -> None:
     store.advance(3)
     with pytest.raises(ContextError):
         store.append(0, k[:, :, :1], k[:, :, :1], torch.tensor([[3]]))
+
+
+def test_a_fork_draws_for_itself() -> None:
+    generator = torch.Generator().manual_seed(3)
+    store = KVStore(spec_of(), (Random(),), max_tokens=64, generator=generator)
+    fork = store.fork()
+    before = generator.get_state()
+    assert fork._generator is not None and torch.equal(fork._generator.get_state(), before)
+    torch.rand(4, generator=fork._generator)
+    assert torch.equal(generator.get_state(), before)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from loci.core.ports import Artefact, Lab
 
 # Shapes: L layers, T tokens, K key/value heads, D head size, w = K D channels.
 
@@ -23,6 +27,18 @@ class Directions:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the parts by name: "keys", "keys_energy", "keys_mean"."""
         return {name: self.ways, f"{name}_energy": self.energy, f"{name}_mean": self.mean}
+
+
+def prepared_directions(lab: Lab, name: str) -> Artefact:
+    """Return those of a model's keys, not rotated, and values, as what was prepared for `name`.
+
+    Tensors: "keys" and "values" [L, w, w] with "_energy" and "_mean" [L, w] of each.
+    """
+    spec, texts, taps = lab.spec, lab.texts(), ("keys", "values")
+    with lab.activations(texts, taps) as walk:
+        found = directions_of(walk, taps, spec.layers, spec.kv_heads * spec.head_dim)
+    tensors = found["keys"].tensors("keys") | found["values"].tensors("values")
+    return lab.artefact(name, tensors, {"tokens": found["keys"].tokens, "texts": len(texts)})
 
 
 def directions_of(

@@ -417,9 +417,10 @@ class KVStore:
 
     def fork(self) -> KVStore:
         """Return an independent copy, under the same ledger."""
-        twin = KVStore(
-            self.spec, self.chain, generator=self._generator, is_copy=True, **self._arguments()
-        )
+        drawn = self._generator
+        if drawn is not None:  # what one of them draws must not change what the other does
+            drawn = torch.Generator().set_state(drawn.get_state())
+        twin = KVStore(self.spec, self.chain, generator=drawn, is_copy=True, **self._arguments())
         for name, tensor in self._tensors.items():
             twin._tensors[name].copy_(tensor)
         twin._set_state(self._state())

@@ -210,23 +210,18 @@ def _quantised(
     pack = resolve(context.model, context.folder)
     forms = packed_by(pack, name, context.progress)
     lab = Lab(pack, context=PROMPT + REST, repack=lambda at, _: forms[at])
-    rows = []
-    try:
-        nbytes = lab.ledger.by_kind("dram")["weights"]
-        for ids in pieces:
-            full_TV, _ = log_probs(full, ids)
-            other_TV, _ = log_probs(lab, ids)
-            rows.append((kl(full_TV, other_TV), loss_of(other_TV, ids), nbytes))
-    finally:
-        lab.close()
-        pack.close()
-    return _summary(rows, "weight_bytes")
+    return _of_weights(full, lab, pieces)
 
 
 def _rounded(context: Context, full: Lab, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Measure activations rounded while few tokens are read at once: here, all but the prompt."""
     pack = resolve(context.model, context.folder)
     lab = Lab(pack, context=PROMPT + REST, activation_bits=ROUNDED_BITS)
+    return _of_weights(full, lab, pieces)
+
+
+def _of_weights(full: Lab, lab: Lab, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Return KL and bytes of another form of the model, which is closed."""
     rows = []
     try:
         nbytes = lab.ledger.by_kind("dram")["weights"]
@@ -236,7 +231,7 @@ def _rounded(context: Context, full: Lab, pieces: Sequence[Sequence[int]]) -> di
             rows.append((kl(full_TV, other_TV), loss_of(other_TV, ids), nbytes))
     finally:
         lab.close()
-        pack.close()
+        lab.pack.close()
     return _summary(rows, "weight_bytes")
 
 

@@ -95,14 +95,9 @@ class Cskv(EncodeLayers):
 
     def prepare(self, lab: Lab) -> Artefact:
         """Return directions [L, w, w], best first, means [L, w] and energies [L, w]."""
-        from loci.nn.directions import directions_of
+        from loci.nn.directions import prepared_directions
 
-        spec, texts, taps = lab.spec, lab.texts(), ("keys", "values")
-        with lab.activations(texts, taps) as walk:
-            found = directions_of(walk, taps, spec.layers, spec.kv_heads * spec.head_dim)
-        tensors = found["keys"].tensors("keys") | found["values"].tensors("values")
-        facts = {"tokens": found["keys"].tokens, "texts": len(texts)}
-        return lab.artefact(self.preparation, tensors, facts)
+        return prepared_directions(lab, self.preparation)
 
     def shared_table(self, spec: ModelSpec) -> Shapes:
         """Return directions and means, once for all tokens."""

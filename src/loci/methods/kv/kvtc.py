@@ -103,14 +103,9 @@ class Kvtc(EncodeLayers):
 
     def prepare(self, lab: Lab) -> Artefact:
         """Return components [L, w, w], best first, means [L, w] and energies [L, w]."""
-        from loci.nn.directions import directions_of
+        from loci.nn.directions import prepared_directions
 
-        spec, texts, taps = lab.spec, lab.texts(), ("keys", "values")
-        with lab.activations(texts, taps) as walk:
-            found = directions_of(walk, taps, spec.layers, spec.kv_heads * spec.head_dim)
-        tensors = found["keys"].tensors("keys") | found["values"].tensors("values")
-        facts = {"tokens": found["keys"].tokens, "texts": len(texts)}
-        return lab.artefact(self.preparation, tensors, facts)
+        return prepared_directions(lab, self.preparation)
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse widths that blocks of channels do not divide."""
