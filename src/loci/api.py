@@ -51,8 +51,8 @@ def plan(
         kv: the chain of KV methods to use, "" for none; None lets Loci choose.
         quant: the method that packs weights in levels, "" for weights as they are; None lets Loci
             choose, which cuts weights only where nothing without loss fits.
-        activations: 8 rounds what weights are multiplied with while tokens are decoded: faster, and
-            not exact. None leaves it in float32.
+        activations: 8 rounds what weights are multiplied with while tokens are decoded: faster for
+            several requests together, and not exact. None leaves it in float32.
         machine: plan for the machine of that name instead of this one.
         progress: called with (what, done, total) while the model is packed and this machine is
             measured, which each happen once.

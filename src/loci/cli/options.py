@@ -100,7 +100,8 @@ _BUDGET = (
     click.option(
         "--activations",
         type=click.IntRange(1, 32),
-        help="8: round what weights are multiplied with while decoding; faster, not exact.",
+        help="8: round what weights are multiplied with while decoding; faster for several "
+        "requests together, and not exact.",
     ),
     click.option(
         "--process", type=SIZE, help="A limit on the whole process, Python and libraries included."

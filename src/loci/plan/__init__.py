@@ -49,7 +49,7 @@ def plan(
         quant: a method that packs weights in levels, "" for weights as they are; None takes
             levels only where nothing without loss fits.
         activations: 8 rounds what weights are multiplied with while tokens are decoded, which is
-            faster and not exact; None and 32 leave it in float32.
+            faster for several requests together and not exact; None and 32 leave it in float32.
         machine: a name of machines.toml; None is this machine, measured once.
         runtime_bytes: Python and its libraries, measured; counted against `process`.
         pace: what this machine reaches; None takes what it promises, which is faster.
