@@ -17,7 +17,7 @@ from loci.methods import catalogue
 FILES = [
     file
     for file in sorted(Path(loci.methods.__path__[0]).glob("*/*.py"))
-    if file.name not in ("__init__.py", "base.py") and not file.name.startswith("_")
+    if file.name not in catalogue._NOT_METHODS and not file.name.startswith("_")
 ]
 
 

@@ -18,7 +18,7 @@ from loci.core.budget import Budget
 from loci.core.spec import ModelSpec, Workload
 from loci.core.work import work_bytes
 from loci.errors import BudgetError, FormatError, MethodError, ParameterError
-from loci.methods.kv.base import decoded_tokens, predict_store
+from loci.methods.kv.store_plan import decoded_tokens, predict_store
 from loci.plan.kvform import ladder
 from loci.plan.options import Problem
 from loci.plan.solve import Plan, all_candidates, solve

@@ -25,20 +25,13 @@ from loci.errors import (
     ModelError,
     ParameterError,
 )
-from loci.methods.kv.base import (
-    BLOCK_TOKENS,
-    Chain,
-    Encode,
-    Shapes,
-    budget_for,
-    check_chain,
-    decoded_tokens,
-    predict_store,
-)
+from loci.methods.kv.base import Encode, Shapes
 from loci.methods.kv.bfp import Bfp
+from loci.methods.kv.chain import Chain, check_chain
 from loci.methods.kv.kvzip import KVzip
 from loci.methods.kv.random import Random
 from loci.methods.kv.snapkv import SnapKV
+from loci.methods.kv.store_plan import BLOCK_TOKENS, budget_for, decoded_tokens, predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.attend import attend, attend_reference
 from loci.nn.kv import KVBlock, Seen

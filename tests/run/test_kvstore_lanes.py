@@ -14,8 +14,9 @@ from loci.core.ledger import Ledger
 from loci.core.method import About, Granularity, Kind
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError, ParameterError
-from loci.methods.kv.base import Select, budget_for, fitted, predict_store
+from loci.methods.kv.base import Select
 from loci.methods.kv.bfp import Bfp
+from loci.methods.kv.store_plan import budget_for, fitted, predict_store
 from loci.nn.attend import attend, attend_reference
 from loci.nn.kv import KVView, Seen
 from loci.run.kvstore import KVStore

@@ -16,8 +16,9 @@ from loci.core.method import About, Granularity, Kind, Need
 from loci.core.ports import Artefact, Lab
 from loci.core.spec import ModelSpec
 from loci.errors import FingerprintError, FormatError, MethodError
-from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes, predict_store
+from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes
 from loci.methods.kv.snapkv import SnapKV
+from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.kv import KVBlock
 from loci.run.kvstore import KVStore

@@ -26,7 +26,7 @@ from loci.bench.reading import (
 from loci.bench.stages import DECODED, sizes_of, timed
 from loci.bench.suite import Context, count_of, refuse_unknown, shares_of, words_of
 from loci.errors import ParameterError
-from loci.methods.kv.base import check_chain
+from loci.methods.kv.chain import check_chain
 from loci.run.lab import Lab
 
 SHARES = (0.5, 0.25, 0.12, 0.06)

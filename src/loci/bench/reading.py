@@ -25,7 +25,8 @@ from loci.bench.contexts import SharedContext, Turn
 from loci.core.method import Method, Need
 from loci.errors import BudgetError, MethodError
 from loci.methods import catalogue
-from loci.methods.kv.base import check_chain, decoded_tokens, predict_store
+from loci.methods.kv.chain import check_chain
+from loci.methods.kv.store_plan import decoded_tokens, predict_store
 from loci.nn.kv import KVView, Seen
 from loci.run.kvstore import KVStore
 from loci.run.lab import Lab

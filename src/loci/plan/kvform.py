@@ -137,7 +137,7 @@ def decoded(form: KVForm, context: int) -> int:
     """Return the tokens that attention decodes at once; 0 where nothing is encoded."""
     if not form.chain:
         return 0
-    from loci.methods.kv.base import decoded_tokens
+    from loci.methods.kv.store_plan import decoded_tokens
 
     return decoded_tokens(form.methods(), context)
 
@@ -170,7 +170,7 @@ def _methods(chain: str) -> tuple[Method, ...]:
 def _predicted(
     spec: ModelSpec, form: KVForm, context: int, batch: int, chunk: int, budget: int | None
 ) -> int:
-    from loci.methods.kv.base import predict_store  # brings torch
+    from loci.methods.kv.store_plan import predict_store  # brings torch
 
     return predict_store(
         spec,

@@ -39,7 +39,7 @@ from loci.errors import (
     ParameterError,
 )
 from loci.methods import catalogue
-from loci.methods.kv.base import decoded_tokens, predict_store
+from loci.methods.kv.store_plan import decoded_tokens, predict_store
 from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
 from loci.models.tokenizer import Tokenizer
 from loci.nn import native

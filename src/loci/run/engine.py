@@ -19,7 +19,7 @@ from loci.core.ledger import Lease, Ledger
 from loci.core.utf8 import plain_text
 from loci.errors import ContextError, FingerprintError, MethodError, ParameterError
 from loci.methods import catalogue
-from loci.methods.kv.base import decoded_tokens
+from loci.methods.kv.store_plan import decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
 from loci.run import artefacts, measure

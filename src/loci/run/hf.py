@@ -34,7 +34,8 @@ from loci.core.method import Method, Need
 from loci.core.spec import ModelSpec
 from loci.errors import ModelError, ParameterError, missing_extra
 from loci.methods import catalogue
-from loci.methods.kv.base import KVMethod, check_chain
+from loci.methods.kv.base import KVMethod
+from loci.methods.kv.chain import check_chain
 from loci.methods.quant.base import Quant
 from loci.models.hf_folder import spec_of_config
 from loci.models.load import resolve

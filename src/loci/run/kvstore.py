@@ -42,19 +42,9 @@ from loci.errors import (
     ModelError,
     ParameterError,
 )
-from loci.methods.kv.base import (
-    Chain,
-    Encode,
-    EncodeLayers,
-    KVMethod,
-    LayerGroup,
-    check_chain,
-    due_tokens,
-    fitted,
-    kept_tokens,
-    layer_groups,
-    store_plan,
-)
+from loci.methods.kv.base import Encode, EncodeLayers, KVMethod, LayerGroup
+from loci.methods.kv.chain import Chain, check_chain, due_tokens, layer_groups
+from loci.methods.kv.store_plan import fitted, kept_tokens, store_plan
 from loci.nn import native
 from loci.nn.kv import (
     DenseSegment,

@@ -18,7 +18,8 @@ from torch import Tensor
 from loci.core.ledger import Ledger
 from loci.core.method import Method, Need
 from loci.errors import NotFoundError, ParameterError
-from loci.methods.kv.base import KVMethod, decoded_tokens
+from loci.methods.kv.base import KVMethod
+from loci.methods.kv.store_plan import decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Tokenizer
 from loci.nn.attend import attention_sums, end_weights

@@ -36,7 +36,8 @@ from loci.hw.profiles import DeviceProfile, Pace
 from loci.methods import catalogue
 from loci.methods.cost.base import graph_of, start_of
 from loci.methods.cost.roofline import Roofline
-from loci.methods.kv.base import Chain, decoded_tokens
+from loci.methods.kv.chain import Chain
+from loci.methods.kv.store_plan import decoded_tokens
 from loci.nn.packing import PackedWeight, row_bytes
 from loci.run.kvstore import KVStore
 from loci.run.runner import Runner

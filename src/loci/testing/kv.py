@@ -27,17 +27,9 @@ from loci.core.ledger import Ledger
 from loci.core.method import Method, Need, make
 from loci.core.spec import ModelSpec, Workload
 from loci.errors import MethodError, ModelError, ParameterError
-from loci.methods.kv.base import (
-    Chain,
-    Encode,
-    EncodeLayers,
-    KVMethod,
-    Select,
-    budget_for,
-    due_tokens,
-    predict_store,
-    store_plan,
-)
+from loci.methods.kv.base import Encode, EncodeLayers, KVMethod, Select
+from loci.methods.kv.chain import Chain, due_tokens
+from loci.methods.kv.store_plan import budget_for, predict_store, store_plan
 from loci.nn.attend import attend
 from loci.nn.kv import Seen
 from loci.nn.rope import Rope, rotate, undo

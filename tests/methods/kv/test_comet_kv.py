@@ -6,10 +6,11 @@ from torch import Tensor
 
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError, ParameterError
-from loci.methods.kv.base import check_chain, predict_store
 from loci.methods.kv.bfp import Bfp
+from loci.methods.kv.chain import check_chain
 from loci.methods.kv.comet_kv import CometKV
 from loci.methods.kv.snapkv import SnapKV
+from loci.methods.kv.store_plan import predict_store
 from loci.nn.kv import KVBlock
 
 

@@ -108,7 +108,7 @@ def test_keeps_the_needle_that_the_mean_of_all_heads_drowns() -> None:
     )
 
     def holds(method: CompressKV | SnapKV) -> bool:
-        from loci.methods.kv.base import budget_for
+        from loci.methods.kv.store_plan import budget_for
 
         chain = (method,)
         store = KVStore(

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from loci.core.spec import ModelSpec
 from loci.errors import FormatError, MethodError, ParameterError
-from loci.methods.kv.base import LayerGroup, check_chain, predict_store
+from loci.methods.kv.base import LayerGroup
+from loci.methods.kv.chain import check_chain
 from loci.methods.kv.cskv import Cskv
 from loci.methods.kv.snapkv import SnapKV
+from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.kv import KVBlock
 from loci.run.kvstore import KVStore

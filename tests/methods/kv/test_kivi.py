@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from loci.errors import MethodError, ParameterError
-from loci.methods.kv.base import check_chain
 from loci.methods.kv.bfp import Bfp
+from loci.methods.kv.chain import check_chain
 from loci.methods.kv.keydiff import KeyDiff
 from loci.methods.kv.kivi import Kivi
 from loci.nn.kv import KVBlock

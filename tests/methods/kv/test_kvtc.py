@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from loci.errors import MethodError
-from loci.methods.kv.base import LayerGroup, check_chain, predict_store
+from loci.methods.kv.base import LayerGroup
+from loci.methods.kv.chain import check_chain
 from loci.methods.kv.kvtc import BLOCK, LOSSES, Kvtc, shared_out
 from loci.methods.kv.snapkv import SnapKV
+from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.directions import directions_of
 from loci.nn.kv import KVBlock

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from loci.methods.kv.base import check_chain
 from loci.methods.kv.bfp import Bfp
+from loci.methods.kv.chain import check_chain
 from loci.methods.kv.snapkv import SnapKV
 from loci.methods.kv.windowkv import WindowKV, pyramid, window_scores
 from loci.nn.kv import DenseSegment, KVView, Seen

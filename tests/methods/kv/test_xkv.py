@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from loci.errors import MethodError, ParameterError
-from loci.methods.kv.base import LayerGroup, check_chain, predict_store
+from loci.methods.kv.base import LayerGroup
+from loci.methods.kv.chain import check_chain
+from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.methods.kv.xkv import Xkv, top_rows
 from loci.nn.kv import KVBlock

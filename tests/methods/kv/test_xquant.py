@@ -12,8 +12,9 @@ from torch import Tensor
 from loci.errors import MethodError
 from loci.methods import catalogue
 from loci.methods.kv import xquant
-from loci.methods.kv.base import EncodeLayers, LayerGroup, predict_store
+from loci.methods.kv.base import EncodeLayers, LayerGroup
 from loci.methods.kv.kivi import Kivi
+from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.xquant import XQuant, XQuantCL, XQuantGL
 from loci.nn import grid
 from loci.nn.kv import KVBlock

@@ -27,7 +27,7 @@ from loci.bench.suite import Context
 from loci.core.method import Method
 from loci.errors import ParameterError
 from loci.methods import catalogue
-from loci.methods.kv.base import predict_store
+from loci.methods.kv.store_plan import predict_store
 from loci.models.load import resolve
 from loci.run.kvstore import KVStore
 from loci.run.lab import Lab

@@ -25,7 +25,7 @@ from loci.core.spec import ModelSpec
 from loci.hw import probe, profiles
 from loci.methods import catalogue
 from loci.methods.cost.base import CostModel, graph_of
-from loci.methods.kv.base import predict_store
+from loci.methods.kv.store_plan import predict_store
 from loci.models.load import resolve
 from loci.models.pack import Pack
 from loci.run import pace

@@ -1,38 +1,29 @@
-"""Roles of KV methods, the chains they may form, and the bytes a store of them takes.
+"""Roles of KV methods.
 
 Select says which stored tokens matter. Encode turns the tokens of a head into fewer bits, and
-EncodeLayers does so with whole layers, or several of them together. A chain is at most one that
-selects, then at most one that encodes: `(SnapKV(), Bfp(bits=4))`. Everything else is done once, by
-the store: budgets, the choice itself, freeing storage, exact tails, rotation.
-
-The table of `store_plan` is read by prediction and by allocation alike, so predicted bytes are the
-bytes held. Nothing here needs torch until something is computed.
+EncodeLayers does so with whole layers, or several of them together. Everything else is done once,
+by the store: budgets, the choice itself, freeing storage, exact tails, rotation. What may follow
+what is in `chain.py`, the bytes that a store of a chain takes in `store_plan.py`. Nothing here
+needs torch until something is computed.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import floor, prod
 from typing import TYPE_CHECKING, ClassVar
 
 from loci.core.cost import Cost
-from loci.core.method import Granularity, Method, Need
+from loci.core.method import Granularity, Method
 from loci.core.spec import ModelSpec, Workload
-from loci.errors import BudgetError, MethodError, ParameterError
-from loci.units import format_bytes
+from loci.errors import MethodError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from loci.core.ports import Artefact, Lab
     from loci.nn.kv import KVBlock, KVView, Seen
-
-BLOCK_TOKENS = 64  # an exact store's tokens are rounded up to whole blocks
-ROOM_TOKENS = 32  # free slots an eviction makes at most, so that decoding evicts rarely
-DECODE_TOKENS = 1024  # stored tokens that are decoded at once; `loci.nn.kv.TILE_TOKENS`
-SIZES = {"uint8": 1, "int8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype)
 
@@ -44,6 +35,8 @@ class KVMethod(Method):
 
     def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
         """Return the bytes held and freed; the loss is unknown until it was measured."""
+        from loci.methods.kv.store_plan import predict_store  # it reads the roles
+
         held = predict_store(
             spec,
             (self,),
@@ -285,335 +278,3 @@ class EncodeLayers(KVMethod):
             carried_BTc: what the layer before left of these tokens, zero before the first; is
                 changed in place. None where nothing is carried.
         """
-
-
-Chain = tuple[Method, ...]
-Encoder = Encode | EncodeLayers
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorePlan:
-    """Every tensor a store holds.
-
-    Attributes:
-        slots: stored tokens per layer, the exact tail of an encoder not counted; on average, where
-            layers or heads have numbers of their own.
-        keep: tokens an eviction leaves in them.
-        tail: tokens of the exact tail.
-        staged_layers: layers whose fresh chunk waits outside the slots; 0 where chunks go straight
-            into them.
-        tensors: {name: (shape, dtype)}.
-    """
-
-    slots: int
-    keep: int
-    tail: int
-    staged_layers: int
-    tensors: Shapes = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return _table_bytes(self.tensors)
-
-
-def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]:
-    """Return the chain's methods that select and encode.
-
-    Raises:
-        MethodError: if the order is wrong, a role appears twice, or the codes do not tolerate the
-            selection's granularity.
-    """
-    select: Select | None = None
-    encode: Encoder | None = None
-    for method in chain:
-        if isinstance(method, Select):
-            if encode is not None:
-                raise _illegal(chain, f"{method.about.name} selects after {encode.about.name}")
-            if select is not None:
-                raise _illegal(chain, f"{select.about.name} and {method.about.name} both select")
-            select = method
-        elif isinstance(method, Encode | EncodeLayers):
-            if encode is not None:
-                raise _illegal(chain, f"{encode.about.name} and {method.about.name} both encode")
-            encode = method
-        else:
-            raise _illegal(chain, f"{method.about.name} is no method for a KV cache")
-    if select and encode and encode.keeps_groups:
-        raise _illegal(
-            chain,
-            f"{select.about.name} drops single tokens, {encode.about.name} decodes whole groups",
-        )
-    if select and encode and select.granularity.fineness > encode.granularity.fineness:
-        raise _illegal(
-            chain,
-            f"{select.about.name} evicts by {select.granularity}, and {encode.about.name} "
-            f"tolerates nothing finer than {encode.granularity}",
-        )
-    if select and isinstance(encode, EncodeLayers) and encode.group_layers != 1:
-        raise _illegal(
-            chain,
-            f"{select.about.name} selects layer by layer, and {encode.about.name} keeps rows of "
-            "several layers together",
-        )
-    return select, encode
-
-
-def layer_groups(spec: ModelSpec, encode: Encoder | None) -> list[range]:
-    """Return the layers that are encoded together; the last group may be shorter."""
-    size = 1
-    if isinstance(encode, EncodeLayers):
-        size = spec.layers if encode.group_layers is None else encode.group_layers
-    return [range(at, min(at + size, spec.layers)) for at in range(0, spec.layers, size)]
-
-
-def due_tokens(encode: Encoder, waiting: int) -> int:
-    """Return how many of the tokens that wait are to be encoded now."""
-    exact = encode.exact_tokens if isinstance(encode, EncodeLayers) else 0
-    return max(0, waiting - exact) // encode.closes_every * encode.closes_every
-
-
-def kept_tokens(slots: int, limit: int | None = None) -> int:
-    """Return how many tokens an eviction leaves in `slots`."""
-    keep = slots - min(ROOM_TOKENS, slots // 9)
-    return keep if limit is None else min(keep, limit)
-
-
-def fitted(wanted: Sequence[float], total: int, most: int) -> list[int]:
-    """Return whole numbers in proportion to `wanted` that add up to `total`.
-
-    Each is at least 1 and at most `most`; what one cannot take goes to the others in proportion.
-
-    Raises:
-        ParameterError: if a number is negative or not finite, or the total below their count.
-    """
-    count = len(wanted)
-    if total < count or any(not 0 <= w < float("inf") for w in wanted):
-        raise ParameterError("these shares cannot be fitted", value=(list(wanted), total))
-    if total >= count * most:
-        return [most] * count
-    found: list[float] = [1.0] * count
-    free = set(range(count))
-    left = float(total - count)
-    weights = list(wanted) if sum(wanted) > 0 else [1.0] * count
-    while free:
-        weight = sum(weights[i] for i in free)
-        if weight <= 0:  # those with a share are full; the others get the rest alike
-            weights = [1.0] * count
-            continue
-        full = {i for i in free if found[i] + left * weights[i] / weight > most}
-        if not full:
-            for i in free:
-                found[i] += left * weights[i] / weight
-            break
-        for i in full:
-            left -= most - found[i]
-            found[i] = float(most)
-        free -= full
-    whole = [min(most, floor(x + 1e-9)) for x in found]
-    order = sorted(range(count), key=lambda i: (whole[i] - found[i], i))
-    for i in (*order, *order):
-        if sum(whole) < total and whole[i] < most:
-            whole[i] += 1
-    return whole
-
-
-def store_plan(
-    spec: ModelSpec,
-    chain: Chain = (),
-    *,
-    max_tokens: int,
-    batch: int = 1,
-    dtype_bytes: int = 4,
-    budget_bytes: int | None = None,
-    chunk: int = 512,
-) -> StorePlan:
-    """Return every tensor that a store for these arguments holds.
-
-    Args:
-        max_tokens: logical tokens per row, whether kept or not.
-        dtype_bytes: 4 for float32, 2 for float16, of tokens that are not encoded.
-        budget_bytes: the most bytes the store may hold; a Select then keeps what fits.
-        chunk: tokens one step appends at most.
-
-    Raises:
-        BudgetError: if not even one token, or without a Select not all of them, fit.
-    """
-    select, encode = check_chain(chain)
-    for name, value in (("max_tokens", max_tokens), ("batch", batch), ("chunk", chunk)):
-        if value < 1:
-            raise ParameterError(f"{name} of a KV store must be >= 1", value=value)
-    if dtype_bytes not in (2, 4):
-        raise ParameterError("a KV store keeps 2 or 4 bytes", value=dtype_bytes, allowed="2, 4")
-    real = "float32" if dtype_bytes == 4 else "float16"
-
-    def plan(slots: int, keep: int) -> StorePlan:
-        return _table(spec, select, encode, slots, keep, max_tokens, batch, real, chunk)
-
-    if isinstance(encode, EncodeLayers):
-        encode.check(spec)
-    slots = max_tokens
-    if select is None:
-        if isinstance(encode, EncodeLayers):
-            slots = due_tokens(encode, max_tokens)
-        if encode is None:
-            slots = -(-max_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
-        whole = plan(slots, slots)
-        if budget_bytes is not None and whole.nbytes > budget_bytes:
-            raise _too_small(chain, whole.nbytes, budget_bytes, max_tokens)
-        return whole
-    limit = select.limit()
-    if limit is not None:
-        slots = min(slots, limit + min(ROOM_TOKENS, -(-limit // 8)))
-    if budget_bytes is not None and plan(slots, slots).nbytes > budget_bytes:
-        fixed = plan(0, 0).nbytes
-        each = plan(1, 1).nbytes - fixed
-        slots = min(slots, (budget_bytes - fixed) // each)
-        if slots < 1:
-            raise _too_small(chain, fixed + each, budget_bytes, 1)
-    return plan(slots, kept_tokens(slots, limit))
-
-
-def predict_store(
-    spec: ModelSpec,
-    chain: Chain = (),
-    *,
-    max_tokens: int,
-    batch: int = 1,
-    dtype_bytes: int = 4,
-    budget_bytes: int | None = None,
-    chunk: int = 512,
-) -> int:
-    """Return exactly the bytes that `loci.run.kvstore.KVStore` holds for the same arguments."""
-    return store_plan(
-        spec,
-        chain,
-        max_tokens=max_tokens,
-        batch=batch,
-        dtype_bytes=dtype_bytes,
-        budget_bytes=budget_bytes,
-        chunk=chunk,
-    ).nbytes
-
-
-def budget_for(
-    spec: ModelSpec,
-    chain: Chain,
-    tokens: int,
-    *,
-    max_tokens: int,
-    batch: int = 1,
-    dtype_bytes: int = 4,
-    chunk: int = 512,
-) -> int:
-    """Return the smallest budget in bytes with which the store has slots for `tokens`."""
-    select, encode = check_chain(chain)
-    real = "float32" if dtype_bytes == 4 else "float16"
-    return _table(spec, select, encode, tokens, tokens, max_tokens, batch, real, chunk).nbytes
-
-
-def decoded_tokens(chain: Chain, max_tokens: int) -> int:
-    """Return how many stored tokens attention decodes from codes at once; 0 without an encoder."""
-    _, encode = check_chain(chain)
-    if encode is None:
-        return 0
-    whole = encode.closes_every if encode.keeps_groups else 1
-    return min(max_tokens, max(DECODE_TOKENS, whole))
-
-
-# -- private ----------------------------------------------------------------------------------
-
-
-def _table(
-    spec: ModelSpec,
-    select: Select | None,
-    encode: Encoder | None,
-    slots: int,
-    keep: int,
-    max_tokens: int,
-    batch: int,
-    real: str,
-    chunk: int,
-) -> StorePlan:
-    layers, heads, size = spec.layers, spec.kv_heads, spec.head_dim
-    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
-    places = slots if select is None and encode is None else max_tokens
-    tensors["positions"] = ((batch, places), "int32")
-    tail, group = 0, 1
-    hidden = encode is not None and Need.HIDDEN in encode.about.needs
-    if encode is None:
-        tensors["slots"] = ((batch, layers, 2, heads, slots, size), real)
-    elif isinstance(encode, Encode):
-        tail = encode.closes_every
-        for name, (shape, dtype) in encode.code_table(size).items():
-            tensors[f"codes.{name}"] = ((batch, layers, heads, slots, *shape), dtype)
-        for name, (shape, dtype) in encode.fixed_table(spec).items():
-            tensors[f"fixed.{name}"] = ((batch, *shape), dtype)
-    else:
-        groups = layer_groups(spec, encode)
-        tail, group = min(encode.exact_tokens + encode.closes_every, max_tokens), len(groups[0])
-        for name, (shape, dtype) in encode.row_table(spec, groups[0]).items() if group == 1 else ():
-            tensors[f"rows.{name}"] = ((batch, layers, slots, *shape), dtype)
-        for number, of_group in enumerate(groups):
-            for name, (shape, dtype) in encode.row_table(spec, of_group).items():
-                if group > 1:
-                    tensors[f"rows.{number}.{name}"] = ((batch, slots, *shape), dtype)
-            bases = -(-slots // encode.closes_every)
-            for name, (shape, dtype) in encode.basis_table(spec, of_group).items():
-                tensors[f"bases.{number}.{name}"] = ((batch, bases, *shape), dtype)
-        if encode.first_tokens and select is None:
-            first = min(encode.first_tokens, slots)
-            tensors["first"] = ((batch, layers, 2, heads, first, size), real)
-        if carried := encode.carried(spec):
-            # One number more says which layer it was left by.
-            tensors["carried"] = ((batch, slots, carried + 1), "float32")
-    if encode is not None:
-        tensors["tail"] = ((batch, layers, 2, heads, tail, size), real)
-    if hidden:
-        tensors["tail_hidden"] = ((batch, layers, tail, spec.hidden), real)
-    for method in (select, encode):
-        if method is None:
-            continue
-        for name, entry in method.shared_table(spec).items():
-            tensors[f"shared.{method.about.name}.{name}"] = entry
-    staged = 0
-    if select is not None:
-        tensors["slot_positions"] = ((batch, layers, heads, slots), "int32")
-        tensors["scores"] = ((batch, layers, heads, slots), "float32")
-    if encode is not None or (select is not None and slots < max_tokens):
-        staged = layers if select is not None and Need.PROBE in select.about.needs else group
-        step = min(chunk, max_tokens)
-        tensors["staged"] = ((batch, staged, 2, heads, step, size), real)
-        if hidden:
-            tensors["staged_hidden"] = ((batch, staged, step, spec.hidden), real)
-    return StorePlan(slots=slots, keep=keep, tail=tail, staged_layers=staged, tensors=tensors)
-
-
-def _table_bytes(tensors: Shapes) -> int:
-    return sum(prod(shape) * SIZES[dtype] for shape, dtype in tensors.values())
-
-
-def _illegal(chain: Iterable[Method], why: str) -> MethodError:
-    rows = []
-    for method in chain:
-        role = {True: "evicts by", False: "tolerates"}[isinstance(method, Select)]
-        grain = getattr(method, "granularity", None)
-        rows.append(
-            f"{method.about.name:<16}{role if grain else 'is no KV method':<12}{grain or ''}"
-        )
-    scale = " > ".join(grain.value for grain in Granularity)
-    return MethodError(
-        f"this chain cannot work: {why}",
-        value=" | ".join(map(str, chain)),
-        allowed="at most one that selects, then at most one that encodes",
-        way_out=[*rows, f"granularity, coarsest first: {scale}"],
-    )
-
-
-def _too_small(chain: Chain, need: int, budget: int, tokens: int) -> BudgetError:
-    name = " | ".join(map(str, chain)) or "an exact KV cache"
-    return BudgetError(
-        f"{name} needs {format_bytes(need)} for {tokens} tokens; the budget gives "
-        f"{format_bytes(budget)} ({format_bytes(need - budget)} short)",
-        way_out="a smaller --context, fewer tokens a chunk, fewer bits, or a chain that selects",
-    )
