@@ -1,0 +1,141 @@
+"""What a layer of a KV store holds, as the view that attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from loci.methods.kv.base import EncodeLayers
+from loci.nn.kv import DenseSegment, KVView, RaggedSegment, Segment
+from loci.run.kv_lanes import Lane
+from loci.run.kv_pool import Pool
+from loci.run.kv_segments import CodesSegment, LayersSegment
+
+# Shapes: B batch, K key/value heads, S stored tokens, D head size.
+
+
+def view(
+    pool: Pool,
+    layer: int,
+    fresh: Segment | None = None,
+    *,
+    counts: Sequence[int] | None = None,
+    tail: int | None = None,
+) -> KVView:
+    """Return slots, exact tail, then the waiting chunk or `fresh`.
+
+    Args:
+        fresh: the chunk being appended, which the layer's end does not count yet; outside a
+            trial it may be what waits in the staging area.
+        counts, tail: tokens in the slots of each lane and in the tail before `fresh`; by
+            default all that is there.
+    """
+    lanes = pool.lanes[layer]
+    counts = [pool.count[lane.number] for lane in lanes] if counts is None else counts
+    tail = pool.tail_count[layer] if tail is None else tail
+    is_step = fresh is not None and not pool.is_trial
+    staged = 0 if is_step else pool.staged_count[layer]
+    end = pool.end[layer]
+    segments: list[Segment] = []
+    if max(counts):
+        segments.append(slot_segment(pool, layer, counts))
+    if tail:
+        places = pool.positions(end - staged - tail, end - staged)
+        segments.append(_dense(pool, *pool.tail[layer], tail, places))
+    if staged:
+        places = pool.positions(end - staged, end)
+        segments.append(_dense(pool, *pool.staged(layer), staged, places))
+    if fresh is not None:
+        segments.append(fresh)
+    scores = None
+    if pool.select is not None:
+        scores = pool.remembered(layer, counts)
+    return KVView(layer, pool.spec.kv_heads, tuple(segments), scores)
+
+
+def fresh_segment(pool: Pool, keys: Tensor, values: Tensor, places: Tensor) -> DenseSegment:
+    """Return the chunk that is being appended, as a segment."""
+    return DenseSegment(keys, values, keys.shape[2], positions_BKS=places, causal=pool.is_regular)
+
+
+def slot_segment(pool: Pool, layer: int, counts: Sequence[int]) -> Segment:
+    """Return what the slots of a layer hold; by head, where heads hold unequal numbers."""
+    lanes = pool.lanes[layer]
+    order = pool.order(layer)
+    if len(lanes) == 1:
+        return _lane_segment(pool, lanes[0], counts[0], order)
+    parts = [_lane_segment(pool, lane, n, None) for lane, n in zip(lanes, counts, strict=True)]
+    return RaggedSegment(parts, order)
+
+
+def _lane_segment(pool: Pool, lane: Lane, count: int, order: Tensor | None) -> Segment:
+    places = _places(pool, lane, count)
+    if pool.codec is None:
+        return _dense(pool, lane.parts["keys"], lane.parts["values"], count, places)
+    if places is None:
+        places = pool.positions(0, count)
+    if isinstance(pool.codec, EncodeLayers):
+        return _layers_segment(pool, pool.codec, lane.layer, count, places)
+    codes = {
+        name.removeprefix("codes."): tensor[:, :, :count]
+        for name, tensor in lane.parts.items()
+        if name.startswith("codes.")
+    }
+    return CodesSegment(
+        pool.codec, codes, count, pool.spec.head_dim, places, order, pool.is_regular
+    )
+
+
+def _places(pool: Pool, lane: Lane, count: int) -> Tensor | None:
+    """Return the positions of a lane's slots; None where slot i stands at position i."""
+    if pool.select is not None:
+        return lane.parts["slot_positions"][:, :, :count]
+    return None if pool.is_regular else pool.tensors["positions"][:, None, :count]
+
+
+def _layers_segment(
+    pool: Pool, codec: EncodeLayers, layer: int, count: int, places: Tensor
+) -> LayersSegment:
+    number = pool.group_of[layer]
+    assert pool.rope is not None
+    carried = pool.tensors.get("carried")
+    return LayersSegment(
+        codec,
+        pool.group(number),
+        layer,
+        _rows_of(pool, layer, count),
+        pool.of_group("bases", number, -(-count // codec.closes_every)),
+        count,
+        places,
+        pool.rope,
+        None if carried is None else carried[:, :count],
+        pool.is_regular,
+        _first(pool, layer, count),
+    )
+
+
+def _first(pool: Pool, layer: int, count: int) -> tuple[Tensor, Tensor] | None:
+    """Return keys and values of the first tokens, where they stay exact."""
+    held = pool.tensors.get("first")
+    if held is None:
+        return None
+    first = held[:, layer, :, :, : min(count, held.shape[4])]
+    return first[:, 0], first[:, 1]
+
+
+def _rows_of(pool: Pool, layer: int, count: int) -> dict[str, Tensor]:
+    lane = pool.lanes[pool.groups[pool.group_of[layer]][0]][0]
+    return {
+        name.removeprefix("rows."): part[:, 0, :count]
+        for name, part in lane.parts.items()
+        if name.startswith("rows.")
+    }
+
+
+def _dense(
+    pool: Pool, keys: Tensor, values: Tensor, tokens: int, places: Tensor | None
+) -> DenseSegment:
+    segment = DenseSegment(keys, values, tokens, positions_BKS=places)
+    segment.clear = pool.is_regular
+    return segment
