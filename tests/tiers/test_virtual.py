@@ -165,7 +165,8 @@ def test_two_hundred_requests_commit_little_more_than_they_need() -> None:
         for rid in [rid for rid, (n, end) in live.items() if n == end]:
             kv.free(rid)
             del live[rid]
-            kv.trim()
+            if not waiting:
+                kv.trim()
     kv.check_integrity()
     kv.close()
     assert committed <= 1.15 * needed

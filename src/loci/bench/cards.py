@@ -16,7 +16,7 @@ from loci.core.card import Card, Measurement
 from loci.errors import MissingExtraError, ParameterError
 from loci.methods import catalogue
 
-ROOMS = ("nn", "bench")  # what has cards and is no kind of methods
+ROOMS = ("nn", "bench", "tiers")  # what has cards and is no kind of methods
 EXACT = "exact"  # the card of a KV cache that is kept as it is, in fewer bits
 
 

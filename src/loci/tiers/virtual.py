@@ -13,14 +13,16 @@ mapped into it as its tokens come. Attention reads one contiguous piece, so any 
     pages of a region = ceil(tokens * bytes of a token / bytes of a page)
 
 Freed requests keep their pages (deferred reclamation), and the next request takes the inactive id
-whose pages fit best: the fewest that suffice, else the most there are. When pages run short they
-are taken from inactive ids, the highest first; while nobody is active each step takes one.
+whose pages fit best: the fewest that suffice, else the most there are. What it has beyond the next
+two pages goes back. When pages run short they are taken from inactive ids, the highest first; while
+nobody is active each step takes one.
 `step_async` maps what is needed now, and in the background what the next ten steps need, two pages
 at most.
 
 Differs from the authors' program: keys and values lie in one region, so the megacache grows by one
-page instead of two; pages come in runs (see `loci.tiers.groups`), which one system call maps; a
-prefix can be shared whose end is no page's, by copying the rest.
+page instead of two; a short request does not keep all that a long one left; pages come in runs (see
+`loci.tiers.groups`), which one system call maps; a prefix can be shared whose end is no page's, by
+copying the rest.
 Not for: heads that keep other numbers of tokens, or few tokens of a small model in large pages.
 """
 
@@ -189,6 +191,7 @@ class VirtualKVAllocator:
             else:
                 rid = max(idle, key=lambda r: self._slots[r].mapped)
             self._slots[rid].is_active = True
+            self._unmap(rid, max(0, self._slots[rid].mapped - want - AHEAD_PAGES))
             try:
                 self.step({rid: length})
             except BaseException:
