@@ -160,6 +160,7 @@ class AsyncMemory(AsyncFace):
     counts = in_thread(run_memory.Memory.counts)
     edit = in_thread(run_memory.Memory.edit)
     retire = in_thread(run_memory.Memory.retire)
+    links = in_thread(run_memory.Memory.links)
     history = in_thread(run_memory.Memory.history)
     changes = in_thread(run_memory.Memory.changes)
     undo = in_thread(run_memory.Memory.undo)

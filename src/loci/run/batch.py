@@ -110,6 +110,7 @@ class Load:
         kv_bytes: of running requests; kept_bytes: of what others left behind; most_kv_bytes: what
             both may take together now.
         step_s: mean seconds of a step of late.
+        new_tokens: of requests that have ended; made_tokens: of those that run, too.
         ended: {reason: requests}.
     """
 
@@ -123,6 +124,7 @@ class Load:
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
+    made_tokens: int
     refused: int
     ended: dict[str, int]
 
@@ -177,7 +179,7 @@ class Batch:
         self._changed = threading.Condition()
         self._closing = False
         self._number = 0
-        self._step_s, self._steps, self._refused = 0.0, 0, 0
+        self._step_s, self._steps, self._refused, self._made = 0.0, 0, 0, 0
         self._tokens: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
         try:
@@ -271,6 +273,7 @@ class Batch:
             prompt_tokens=self._tokens["prompt"],
             reused_tokens=self._tokens["reused"],
             new_tokens=self._tokens["new"],
+            made_tokens=self._made,
             refused=self._refused,
             ended=dict(self._ended),
         )
@@ -673,6 +676,7 @@ class Batch:
             live.first_s = time.monotonic()
         is_end = token in self.tokenizer.eos_ids and not ask.goes_on
         live.generated += len(tokens)
+        self._made += len(tokens)
         live.ids += tokens
         live.pending = tokens
         text = "" if is_end else live.words.feed(tokens)

@@ -67,6 +67,7 @@ Items = list[Item]
 Changes = list[Change]
 Edits = list[Edit]
 Users = list[str]
+Links = list[Link]
 Progress = Callable[[int, int], None]
 _KINDS = ("fact", "note", "relation", "entity", "state", "turn")
 
@@ -488,6 +489,10 @@ class Memory:
         end = now if at is None else read_time(at, self.zone)[0]
         after = replace(before, retired_at=now, valid_to=end)
         return self.store.change(self._scope_of(id, user), after, "retire", reason, now)
+
+    def links(self, ids: Sequence[str], *, user: str) -> Links:
+        """Return the links between a user's items that touch any of these, oldest first."""
+        return self._view(self._scope(user), Asked()).links(ids)
 
     def history(self, id: str, *, user: str | None = None) -> Changes:
         """Return all changes of an item, oldest first."""
