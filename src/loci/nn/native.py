@@ -390,6 +390,7 @@ class Past(NamedTuple):
         half: 1 for float16, 0 for float32.
         stored: tokens there already.
         position: of the next one.
+        spans: where they lie instead, where layers or heads differ; None where they do not.
     """
 
     keys: int
@@ -400,8 +401,63 @@ class Past(NamedTuple):
     half: int
     stored: int
     position: int
+    spans: Spans | None = None
 
 
+class Spans:
+    """Where the keys and values of one row lie, for each layer and KV head in stretches.
+
+    The stretch added last takes the next token, which must have room there. A head has at most
+    `MAX_SPANS`. Addresses are not kept alive.
+    """
+
+    def __init__(self, layers: int, heads: int) -> None:
+        self.native = _native.Spans(layers, heads)
+
+    def add_exact(
+        self, layer: int, head: int, keys_SD: Tensor, values_SD: Tensor, count: int
+    ) -> None:
+        """Add `count` tokens kept as they are; rows of both are equally far apart."""
+        half = int(keys_SD.dtype == torch.float16)
+        numbers = [keys_SD.data_ptr(), values_SD.data_ptr(), keys_SD.stride(0), half, count]
+        self.native.add_exact(layer, head, numbers)
+
+    def add_coded(
+        self,
+        layer: int,
+        head: int,
+        codes: Mapping[str, Tensor],
+        *,
+        bits: int,
+        block: int,
+        group: int = 0,
+        order_D: Tensor | None = None,
+        count: int,
+    ) -> None:
+        """Add `count` coded tokens, whose rows follow each other.
+
+        Without a group they are block floating point, with "key_exponents" and "value_exponents",
+        as `bfp_dequant` reads them. With one, a code q stands for low + step * q, in float16: keys
+        by channel over `group` tokens, each of which carries its share of the group's "key_grid",
+        all lows and then all steps; values by token, with a low and a step in "value_grid" for
+        every `block` channels.
+
+        Args:
+            codes: "keys", "values", and these.
+            order_D: int16, the channels the keys are stored in; None is their natural order.
+        """
+        names = ("key_grid", "value_grid") if group else ("key_exponents", "value_exponents")
+        numbers = [codes[name].data_ptr() for name in ("keys", "values", *names)]
+        numbers += [bits, block, group, codes["key_grid"].shape[-1] if group else 0]
+        numbers += [0 if order_D is None else order_D.data_ptr(), count]
+        self.native.add_coded(layer, head, numbers)
+
+    def grow(self) -> None:
+        """Count the token that a step has put into the last stretch of every head."""
+        self.native.grow()
+
+
+MAX_SPANS = 3
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VECTORS = (
     "input_norm",
@@ -466,6 +522,7 @@ class Decoder:
             work["tile"].numel(),
         )
         self._native.set_rounded(rounded)
+        self._parts, self._part = work["attention"].numel(), spec.heads * (spec.head_dim + 2)
         self._rounded = rounded
         self._room = work["prepared"].numel()
         self._layers: dict[int, object] = {}
@@ -506,6 +563,10 @@ class Decoder:
         self._keep += [tiles, list(embedding), list(head), norm]
         return True
 
+    def takes_spans(self, rows: int) -> bool:
+        """Return whether there is room to merge what so many rows read of their stretches."""
+        return self._parts >= rows * MAX_SPANS * self._part
+
     def step(
         self,
         ids_BT: Tensor,
@@ -527,17 +588,15 @@ class Decoder:
             `DONE`, `BAD_ID`, or `NOT_FINITE` plus the number of a layer.
         """
         pointer = 0 if out is None else out.data_ptr()
-        numbers = [number for row in past for number in row]
         tokens = ids_BT.shape[1]
         status: int = self._native.step(
-            ids_BT.data_ptr(), tokens, numbers, logits, pointer, largest
+            ids_BT.data_ptr(), tokens, *_pasts(past), logits, pointer, largest
         )
         return status
 
     def layer(self, index: int, tokens: int, past: Sequence[Past], largest: float) -> int:
         """Carry the hidden states of `tokens` a row through one layer; returns as `step` does."""
-        numbers = [number for row in past for number in row]
-        status: int = self._native.layer(index, tokens, numbers, largest)
+        status: int = self._native.layer(index, tokens, *_pasts(past), largest)
         return status
 
     def before(self, layer: int, positions_BT: Tensor, q_BHTD: Tensor, k_BKTD: Tensor) -> None:
@@ -569,6 +628,11 @@ def view(weight: Any) -> object | None:
     if not isinstance(weight, PackedWeight) or not handles(weight.bits) or weight.group < 8:
         return None
     return handle(weight) if weight.codes.device.type == "cpu" else None
+
+
+def _pasts(past: Sequence[Past]) -> tuple[list[int], list[object]]:
+    numbers = [number for row in past for number in row[:8]]
+    return numbers, [None if row.spans is None else row.spans.native for row in past]
 
 
 def _is_vector(vector: object) -> bool:

@@ -37,6 +37,7 @@ from loci.nn.kv import KVView, Seen
 from loci.run.kv_append import begin, check_finite, take
 from loci.run.kv_evict import Evictor
 from loci.run.kv_fold import Folder
+from loci.run.kv_native import NativeSteps
 from loci.run.kv_pool import DTYPES, Pool
 from loci.run.kv_snapshot import check_facts, facts_of, put_back, tensors_of
 from loci.run.kv_views import fresh_segment, view
@@ -109,6 +110,7 @@ class KVStore:
         )
         self._evictor = Evictor(pool, generator)
         self._folder = Folder(pool, self._evictor)
+        self._native = NativeSteps(pool)
         self._evictor.check(batch)
         self.wants_queries, self.wants_hidden = self._evictor.wants_queries, pool.wants_hidden
         given = {} if is_copy else pool.checked(artefacts or {})
@@ -225,31 +227,17 @@ class KVStore:
 
     # -- one step by a kernel that keeps keys and values itself -------------------------------
 
-    def pasts(self) -> list[native.Past] | None:
+    def pasts(self, with_spans: bool = False) -> list[native.Past] | None:
         """Return where a kernel may append the next keys and values of each row.
 
-        None where it may not: the store compresses, a row is padded, or a trial is under way. After
-        the kernel, `took` counts the tokens.
+        None where it may not: tokens would have to be evicted or encoded, a row is padded, or a
+        trial is under way. After the kernel, `took` counts the tokens.
+
+        Args:
+            with_spans: the kernel takes one token a row, and stretches; a store with a chain needs
+                both.
         """
-        if self.chain or self._pool.is_trial or not self._pool.is_regular:
-            return None
-        slots = self._pool.tensors["slots"]
-        size, count = slots.element_size(), self._pool.length
-        row, layer, part, head, token, _ = slots.stride()
-        base, half = slots.data_ptr(), int(self.dtype == torch.float16)
-        return [
-            native.Past(
-                base + size * row * index,
-                base + size * (row * index + part),
-                layer,
-                head,
-                token,
-                half,
-                count,
-                count,
-            )
-            for index in range(self.batch)
-        ]
+        return self._native.pasts(with_spans)
 
     def begin(self, tokens: int) -> None:
         """Prepare for layers that append some of them here and some through `pasts`."""
@@ -259,11 +247,7 @@ class KVStore:
 
     def took(self, tokens: int) -> None:
         """Count tokens whose keys and values were written to where `pasts` said."""
-        self._pool.length += tokens
-        self._pool.count = [
-            self._pool.length
-        ] * self.spec.layers  # a store without a chain has whole layers
-        self._pool.end = [self._pool.length] * self.spec.layers
+        self._native.took(tokens)
 
     # -- what it holds ------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ No module tree and no hooks: embedding, layers, head as a fixed sequence over pr
 It agrees with transformers' eager float32 forward within 1e-4.
 
 Where the native kernels were built they do as much as they can in one call. With weights that stay
-where they are and a store that keeps keys and values as they come, that is the whole forward. With
-weights that are streamed or a store that compresses, it is one half of a layer: attention and the
-store between the halves are Python's. What is left runs in plain torch, which is also the oracle.
+where they are and a store that keeps keys and values as they come, that is the whole forward; so is
+one token of a store that selects, or encodes in a form they read, until it has to evict or encode.
+With weights that are streamed or another store, it is one half of a layer: attention and the store
+between the halves are Python's. What is left runs in plain torch, which is also the oracle.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Runner:
         if logits not in (None, "last", "all"):
             raise ParameterError("unknown logits", value=logits, allowed="last, all or None")
         if positions_BT is None and pad_B is None and self._decoder is not None:
-            pasts = store.pasts()
+            pasts = store.pasts(self._takes_spans(self._decoder, rows, tokens))
             if pasts is not None and len(pasts) == rows:
                 self._check_room(store, tokens)
                 return self._step(self._decoder, ids_BT, (store,), pasts, logits)
@@ -338,9 +339,11 @@ class Runner:
 
     def _run_at_once(self, lot: Lot, done: Callable[[Lot, Tensor], None]) -> bool:
         """Run a lot in one native call where that can be; return whether it could."""
-        pasts = self._pasts(lot)
         whole = lot.layers == (0, self.spec.layers) and lot.ids_ST.numel() <= self._rows
-        if self._decoder is None or not (self.is_whole and whole) or pasts is None:
+        if self._decoder is None or not (self.is_whole and whole):
+            return False
+        pasts = self._pasts(lot, self._takes_spans(self._decoder, *lot.ids_ST.shape))
+        if pasts is None:
             return False
         which = "last" if lot.wants_logits else None
         out = self._step(self._decoder, lot.ids_ST, lot.stores, pasts, which)
@@ -348,13 +351,17 @@ class Runner:
             done(lot, out)
         return True
 
-    def _pasts(self, lot: Lot) -> list[native.Past] | None:
+    def _takes_spans(self, decoder: native.Decoder, rows: int, tokens: int) -> bool:
+        """Return whether a step may read stores whose layers or heads differ."""
+        return self.is_whole and tokens == 1 and decoder.takes_spans(rows)
+
+    def _pasts(self, lot: Lot, with_spans: bool = False) -> list[native.Past] | None:
         """Return where the kernels may append the tokens of a lot; None where they may not."""
         if self._decoder is None:
             return None
         found = []
         for store in lot.stores:
-            pasts = store.pasts()
+            pasts = store.pasts(with_spans)
             if pasts is None:
                 return None
             found += pasts

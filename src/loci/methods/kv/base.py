@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from loci.core.cost import Cost
 from loci.core.method import Granularity, Method
@@ -141,6 +141,20 @@ class Select(KVMethod):
         return 1
 
 
+class CodeForm(NamedTuple):
+    """Codes as kernels read them; see `loci.nn.native.Spans.add_coded`.
+
+    Attributes:
+        bits: of a code.
+        block: channels that share an exponent, or a grid of values.
+        group: tokens that share a grid of keys; 0 for block floating point.
+    """
+
+    bits: int
+    block: int
+    group: int = 0
+
+
 class Encode(KVMethod):
     """Turns tokens into codes, token by token, once and for all.
 
@@ -161,6 +175,10 @@ class Encode(KVMethod):
     @abstractmethod
     def code_table(self, head_dim: int) -> Shapes:
         """Return {name: (shape, dtype)} of the codes of one token of one head."""
+
+    def code_form(self, head_dim: int) -> CodeForm | None:
+        """Return how kernels may read the codes; None where only `decode` can."""
+        return None
 
     def fixed_table(self, spec: ModelSpec) -> Shapes:
         """Return {name: (shape, dtype)} of what each row stores once, whatever the length."""

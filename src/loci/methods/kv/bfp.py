@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated
 from loci.core.method import About, Kind, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError
-from loci.methods.kv.base import Encode, Shapes
+from loci.methods.kv.base import CodeForm, Encode, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +89,10 @@ class Bfp(Encode):
             "values": ((row,), "uint8"),
             "value_exponents": ((blocks,), "uint8"),
         }
+
+    def code_form(self, head_dim: int) -> CodeForm:
+        """Return what kernels need to know."""
+        return CodeForm(self.bits, self.block)
 
     def fixed_table(self, spec: ModelSpec) -> Shapes:
         """Return the channel orders, where keys are sorted."""

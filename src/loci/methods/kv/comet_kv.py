@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from loci.core.method import About, Kind, Param, Phase
 from loci.errors import ParameterError
-from loci.methods.kv.base import Encode, Shapes
+from loci.methods.kv.base import CodeForm, Encode, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,10 @@ class CometKV(Encode):
             "values": ((row,), "uint8"),
             "value_grid": ((2,), "float16"),
         }
+
+    def code_form(self, head_dim: int) -> CodeForm:
+        """Return what kernels need to know."""
+        return CodeForm(_BITS, head_dim, self.group)
 
     def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
         """Return codes of whole groups of tokens.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from loci.core.method import About, Kind, Param, Phase
 from loci.errors import MethodError, ParameterError
-from loci.methods.kv.base import Encode, Shapes
+from loci.methods.kv.base import CodeForm, Encode, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +87,10 @@ class Kivi(Encode):
             "values": ((row,), "uint8"),
             "value_grid": ((2 * head_dim // self.group,), "float16"),
         }
+
+    def code_form(self, head_dim: int) -> CodeForm:
+        """Return what kernels need to know."""
+        return CodeForm(self.bits, self.group, self.group)
 
     def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
         """Return codes of whole groups of tokens.

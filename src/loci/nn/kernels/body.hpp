@@ -1042,6 +1042,37 @@ INLINE void weigh(const float (*weights)[kChunkTokens], const void* values, int6
   }
 }
 
+// Before the first chunk: no weights, no largest score.
+template <int G>
+INLINE void clear(float* part, int64_t wide) {
+  for (int g = 0; g < G; ++g) {
+    for (int64_t d = 0; d < wide; ++d) part[g * wide + d] = 0;
+    part[g * wide + wide - 2] = -HUGE_VALF;
+  }
+}
+
+// The scores of a chunk become weights; `factors` are what the sums so far are scaled by.
+template <int G>
+INLINE void weights_of(float (*scores)[kChunkTokens], int64_t count, int64_t wide, float* part,
+                       float* factors) {
+  for (int g = 0; g < G; ++g) {
+    float* statistics = part + g * wide + wide - 2;
+    V highest = set(statistics[0]);
+    for (int64_t s = 0; s < count; s += W) highest = most(highest, load(scores[g] + s));
+    const float peak = top(highest);
+    factors[g] = peak == statistics[0] ? 1.0f : exponential_one(statistics[0] - peak);
+    V weights = zero();
+    for (int64_t s = 0; s < count; s += W) {
+      V p = exponential(sub(load(scores[g] + s), set(peak)));
+      if (count - s < W) p = keep(p, count - s);
+      store(scores[g] + s, p);
+      weights = add(weights, p);
+    }
+    statistics[1] = statistics[1] * factors[g] + sum(weights);
+    statistics[0] = peak;
+  }
+}
+
 // G query heads of one KV head. A row of `part` is a head: weighted values, largest score, sum of
 // weights.
 template <int G, bool H>
@@ -1049,32 +1080,13 @@ void attend_heads(const float* q, int64_t q_head, const Stored& kv, int64_t kv_h
                   int64_t to, int64_t size, float scale, float* part) {
   alignas(64) float scores[G][kChunkTokens];
   const int64_t wide = size + 2;
-  for (int g = 0; g < G; ++g) {
-    for (int64_t d = 0; d < size; ++d) part[g * wide + d] = 0;
-    part[g * wide + size] = -HUGE_VALF;
-    part[g * wide + size + 1] = 0;
-  }
+  clear<G>(part, wide);
   for (int64_t begin = from; begin < to; begin += kChunkTokens) {
     const int64_t count = smaller(kChunkTokens, to - begin);
     score<G, H>(q, q_head, kv.k, kv_head * kv.k_head + begin * kv.k_token, kv.k_token, count, size,
                 scale, scores);
     float factors[G];
-    for (int g = 0; g < G; ++g) {
-      float* statistics = part + g * wide + size;
-      V highest = set(statistics[0]);
-      for (int64_t s = 0; s < count; s += W) highest = most(highest, load(scores[g] + s));
-      const float peak = top(highest);
-      factors[g] = peak == statistics[0] ? 1.0f : exponential_one(statistics[0] - peak);
-      V weights = zero();
-      for (int64_t s = 0; s < count; s += W) {
-        V p = exponential(sub(load(scores[g] + s), set(peak)));
-        if (count - s < W) p = keep(p, count - s);
-        store(scores[g] + s, p);
-        weights = add(weights, p);
-      }
-      statistics[1] = statistics[1] * factors[g] + sum(weights);
-      statistics[0] = peak;
-    }
+    weights_of<G>(scores, count, wide, part, factors);
     weigh<G, H>(scores, kv.v, kv_head * kv.v_head + begin * kv.v_token, kv.v_token, count, size,
                 factors, part, wide);
   }
@@ -1099,6 +1111,234 @@ void attend(const float* q, int64_t q_head, int64_t groups, const Stored& kv, in
             int64_t from, int64_t to, int64_t size, float scale, float* part) {
   if (kv.half) attend_with<true>(q, q_head, groups, kv, kv_head, from, to, size, scale, part);
   else attend_with<false>(q, q_head, groups, kv, kv_head, from, to, size, scale, part);
+}
+
+// What codes of one side of a chunk stand for: low + step * (q - middle).
+struct Mantissas {
+  const uint8_t* exponents;
+  const float* powers;
+  int64_t blocks;
+  float middle;
+
+  float step(int64_t s, int64_t b) const { return powers[exponents[s * blocks + b]]; }
+  float low(int64_t, int64_t) const { return 0; }
+};
+
+struct Grids {
+  const uint16_t* grid;  // low and step, block by block
+  int64_t blocks;
+  static constexpr float middle = 0;
+
+  float step(int64_t s, int64_t b) const { return half_to_float(grid[2 * (s * blocks + b) + 1]); }
+  float low(int64_t s, int64_t b) const { return half_to_float(grid[2 * (s * blocks + b)]); }
+};
+
+// Dots of W tokens, or fewer, become scores.
+template <int G>
+INLINE void put_scores(V (*dots)[W], int64_t at, int64_t many, const float* more, float scale,
+                       float (*scores)[kChunkTokens]) {
+  for (int g = 0; g < G; ++g) {
+    for (int64_t i = many; i < W; ++i) dots[g][i] = zero();
+    store(scores[g] + at, mul(add(sums(dots[g]), set(more[g])), set(scale)));
+    for (int64_t i = many; i < W; ++i) scores[g][at + i] = -HUGE_VALF;
+  }
+}
+
+// As `score`, of codes a byte each in blocks of whole vectors.
+template <int G>
+INLINE void score_codes(const float* q, int64_t q_head, const uint8_t* codes, const Mantissas& of,
+                        int64_t block, int64_t count, int64_t size, float scale,
+                        float (*scores)[kChunkTokens]) {
+  const V middle = set(of.middle);
+  const float none[G] = {};
+  for (int64_t s = 0; s < count; s += W) {
+    const int64_t many = smaller(W, count - s);
+    V dots[G][W];
+    for (int64_t i = 0; i < many; ++i) {
+      const uint8_t* key = codes + (s + i) * size;
+      V dot[G];
+      UNROLL for (int g = 0; g < G; ++g) dot[g] = zero();
+      for (int64_t b = 0; b < of.blocks; ++b) {
+        V part[G];
+        UNROLL for (int g = 0; g < G; ++g) part[g] = zero();
+        for (int64_t d = b * block; d < (b + 1) * block; d += W) {
+          const V k = sub(bytes(key + d), middle);
+          UNROLL for (int g = 0; g < G; ++g) part[g] = fma(load(q + g * q_head + d), k, part[g]);
+        }
+        const V power = set(of.step(s + i, b));
+        UNROLL for (int g = 0; g < G; ++g) dot[g] = fma(part[g], power, dot[g]);
+      }
+      UNROLL for (int g = 0; g < G; ++g) dots[g][i] = dot[g];
+    }
+    put_scores<G>(dots, s, many, none, scale, scores);
+  }
+}
+
+// The same of keys whose grids go by channel: queries take the steps, and their products with the
+// lows are one number a group of tokens. `turned` is room for G rows of `size`.
+template <int G>
+INLINE void score_grids(const float* q, int64_t q_head, const uint8_t* codes, const uint16_t* grids,
+                        int64_t group, int64_t share, int64_t count, int64_t size, float scale,
+                        float (*scores)[kChunkTokens], float* turned) {
+  for (int64_t first = 0; first < count; first += group) {
+    const uint16_t* lows = grids + first * share;
+    float more[G];
+    UNROLL for (int g = 0; g < G; ++g) {
+      V total = zero();
+      for (int64_t d = 0; d < size; d += W) {
+        const V x = load(q + g * q_head + d);
+        total = fma(x, halves(lows + d), total);
+        store(turned + g * size + d, mul(x, halves(lows + size + d)));
+      }
+      more[g] = sum(total);
+    }
+    const int64_t end = smaller(count, first + group);
+    for (int64_t s = first; s < end; s += W) {
+      const int64_t many = smaller(W, end - s);
+      V dots[G][W];
+      for (int64_t i = 0; i < many; ++i) {
+        const uint8_t* key = codes + (s + i) * size;
+        V dot[G];
+        UNROLL for (int g = 0; g < G; ++g) dot[g] = zero();
+        for (int64_t d = 0; d < size; d += W) {
+          const V k = bytes(key + d);
+          UNROLL for (int g = 0; g < G; ++g) dot[g] = fma(load(turned + g * size + d), k, dot[g]);
+        }
+        UNROLL for (int g = 0; g < G; ++g) dots[g][i] = dot[g];
+      }
+      put_scores<G>(dots, s, many, more, scale, scores);
+    }
+  }
+}
+
+// N vectors of channels of `weigh_codes`, at d.
+template <int G, int N>
+INLINE void weigh_vectors(const float (*scaled)[kChunkTokens], const uint8_t* codes, float middle,
+                          const float* more, int64_t count, int64_t size, const float* factors,
+                          float* outs, int64_t out_head) {
+  V total[G][N];
+  UNROLL for (int g = 0; g < G; ++g) {
+    UNROLL for (int j = 0; j < N; ++j)
+      total[g][j] = fma(load(outs + g * out_head + j * W), set(factors[g]), set(more[g]));
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    V v[N];
+    UNROLL for (int j = 0; j < N; ++j) v[j] = sub(bytes(codes + s * size + j * W), set(middle));
+    UNROLL for (int g = 0; g < G; ++g) {
+      const V p = set(scaled[g][s]);
+      UNROLL for (int j = 0; j < N; ++j) total[g][j] = fma(p, v[j], total[g][j]);
+    }
+  }
+  UNROLL for (int g = 0; g < G; ++g) {
+    UNROLL for (int j = 0; j < N; ++j) store(outs + g * out_head + j * W, total[g][j]);
+  }
+}
+
+// As `weigh`, of codes a byte each in blocks of whole vectors.
+template <int G, class Of>
+INLINE void weigh_codes(const float (*weights)[kChunkTokens], const uint8_t* codes, const Of& of,
+                        int64_t block, int64_t count, int64_t size, const float* factors, float* outs,
+                        int64_t out_head) {
+  alignas(64) float scaled[G][kChunkTokens];
+  for (int64_t b = 0; b < of.blocks; ++b) {
+    float more[G] = {};
+    for (int64_t s = 0; s < count; ++s) {
+      const float step = of.step(s, b), low = of.low(s, b);
+      UNROLL for (int g = 0; g < G; ++g) {
+        scaled[g][s] = weights[g][s] * step;
+        more[g] += weights[g][s] * low;
+      }
+    }
+    int64_t d = b * block;
+    for (; d + 4 * W <= (b + 1) * block; d += 4 * W)
+      weigh_vectors<G, 4>(scaled, codes + d, of.middle, more, count, size, factors, outs + d, out_head);
+    for (; d < (b + 1) * block; d += W)
+      weigh_vectors<G, 1>(scaled, codes + d, of.middle, more, count, size, factors, outs + d, out_head);
+  }
+}
+
+// Codes of tokens from..from+count, a byte each.
+inline const uint8_t* code_bytes(const uint8_t* packed, int bits, int64_t from, int64_t count,
+                                 int64_t size, uint8_t* to) {
+  const int64_t row = whole(size * bits, 8) / 8;
+  const uint8_t* at = packed + from * row;
+  if (bits == 8) return at;
+  if (size * bits % 8 == 0) unpack(at, count * row, bits, count * size, to);
+  else
+    for (int64_t s = 0; s < count; ++s) unpack(at + s * row, row, bits, size, to + s * size);
+  return to;
+}
+
+// Codes one by one, for heads and blocks that are no whole vectors.
+template <class Of>
+void decode_codes(const uint8_t* codes, const Of& of, int64_t block, int64_t count, int64_t size,
+                  float* to) {
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t d = 0; d < size; ++d)
+      to[s * size + d] = of.low(s, d / block) + of.step(s, d / block) * (float(codes[s * size + d]) - of.middle);
+}
+
+inline void decode_grids(const uint8_t* codes, const uint16_t* grids, int64_t group, int64_t share,
+                         int64_t count, int64_t size, float* to) {
+  for (int64_t s = 0; s < count; ++s) {
+    const uint16_t* lows = grids + s / group * group * share;
+    for (int64_t d = 0; d < size; ++d)
+      to[s * size + d] = half_to_float(lows[d]) + half_to_float(lows[size + d]) * float(codes[s * size + d]);
+  }
+}
+
+template <int G>
+void attend_coded(const float* q, int64_t q_head, const Coded& kv, int64_t from, int64_t to, int64_t size,
+                  float scale, float* part, uint8_t* scratch) {
+  alignas(64) float scores[G][kChunkTokens];
+  const int64_t wide = size + 2, blocks = size / kv.block;
+  const bool direct = kv.block % W == 0 && size % W == 0, gridded = kv.k_grid != nullptr;
+  float* numbers = reinterpret_cast<float*>(scratch);
+  uint8_t* room = scratch + kChunkTokens * size * 4;
+  clear<G>(part, wide);
+  for (int64_t begin = from; begin < to; begin += kChunkTokens) {
+    const int64_t count = smaller(kChunkTokens, to - begin);
+    const float middle = float(1 << (kv.bits - 1));
+    const int64_t powers = gridded ? 0 : begin * blocks, grids = gridded ? begin : 0;
+    const Mantissas k_of{kv.k_exponents + powers, kv.powers, blocks, middle};
+    const Mantissas v_of{kv.v_exponents + powers, kv.powers, blocks, middle};
+    const Grids v_grids{kv.v_grid + 2 * grids * blocks, blocks};
+    const uint16_t* k_grids = kv.k_grid + grids * kv.k_share;
+    const uint8_t* keys = code_bytes(kv.k, kv.bits, begin, count, size, room);
+    if (direct && gridded)
+      score_grids<G>(q, q_head, keys, k_grids, kv.group, kv.k_share, count, size, scale, scores, numbers);
+    else if (direct) score_codes<G>(q, q_head, keys, k_of, kv.block, count, size, scale, scores);
+    else {
+      if (gridded) decode_grids(keys, k_grids, kv.group, kv.k_share, count, size, numbers);
+      else decode_codes(keys, k_of, kv.block, count, size, numbers);
+      score<G, false>(q, q_head, numbers, 0, size, count, size, scale, scores);
+    }
+    float factors[G];
+    weights_of<G>(scores, count, wide, part, factors);
+    const uint8_t* values = code_bytes(kv.v, kv.bits, begin, count, size, room);
+    if (direct && gridded)
+      weigh_codes<G>(scores, values, v_grids, kv.block, count, size, factors, part, wide);
+    else if (direct) weigh_codes<G>(scores, values, v_of, kv.block, count, size, factors, part, wide);
+    else {
+      if (gridded) decode_codes(values, v_grids, kv.block, count, size, numbers);
+      else decode_codes(values, v_of, kv.block, count, size, numbers);
+      weigh<G, false>(scores, numbers, 0, size, count, size, factors, part, wide);
+    }
+  }
+}
+
+void attend_codes(const float* q, int64_t q_head, int64_t groups, const Coded& kv, int64_t from,
+                  int64_t to, int64_t size, float scale, float* part, uint8_t* scratch) {
+  for (int64_t g = 0; g < groups;) {
+    const int64_t left = smaller(groups - g, kHeads);
+    const float* queries = q + g * q_head;
+    float* parts = part + g * (size + 2);
+    if (left == 1) attend_coded<1>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    else if (left == 2) attend_coded<2>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    else if (left == 3) attend_coded<3>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    else attend_coded<4>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    g += left;
+  }
 }
 
 float merge(const float* parts, int64_t count, int64_t stride, int64_t size, float* out) {
@@ -1344,6 +1584,7 @@ constexpr Kernels table() {
   k.to_half = to_half;
   k.argmax = argmax;
   k.attend = attend;
+  k.attend_codes = attend_codes;
   k.merge = merge;
   k.flash_floats = flash_floats;
   k.flash = flash;

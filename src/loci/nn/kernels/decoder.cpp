@@ -159,8 +159,8 @@ struct Decoder::Pass {
   }
 
   // Rotates the key of a row for one head, and keeps it and its value; `largest` 0 checks nothing.
-  void keep_head(const Layer& layer, const Past& past, int64_t index, int64_t row, int64_t head,
-                 int64_t token, float largest) {
+  void keep_head(const Layer& layer, int64_t index, int64_t row, int64_t head, void* keys, void* values,
+                 bool half, float largest) {
     const float *kb = layer.vector[kKBias], *vb = layer.vector[kVBias];
     float* k_row = key(row) + head * s.size;
     float* v_row = value(row) + head * s.size;
@@ -172,9 +172,15 @@ struct Decoder::Pass {
         note_bad(index);
         break;
       }
+    keep(k_row, keys, half);
+    keep(v_row, values, half);
+  }
+
+  void keep_head(const Layer& layer, const Past& past, int64_t index, int64_t row, int64_t head,
+                 int64_t token, float largest) {
     const int64_t place = index * past.layer + head * past.head + token * past.token;
-    keep(k_row, at(past.keys, place, past.half), past.half);
-    keep(v_row, at(past.values, place, past.half), past.half);
+    keep_head(layer, index, row, head, at(past.keys, place, past.half), at(past.values, place, past.half),
+              past.half, largest);
   }
 
   Stored stored(const Past& past, int64_t index) const {
@@ -184,20 +190,35 @@ struct Decoder::Pass {
 
   // -- attention, one token a row
 
+  // Tokens a head reads of a span, the new one included.
+  static int64_t tokens_of(const std::vector<Span>& spans, size_t number) {
+    return spans[number].count + (number + 1 == spans.size());
+  }
+
+  // Chunks of as many tokens as keep the parts in their room. Each span begins a chunk of its own,
+  // so a head with n spans has at most n - 1 chunks more than its tokens alone would make.
   void plan_chunks(const Step& step) {
-    int64_t most = 1;
-    for (const Past& past : step.past) most = std::max(most, past.count + 1);
-    const int64_t room = std::max<int64_t>(1, w.parts_floats / (rows * s.heads * (s.size + 2)));
-    chunk_tokens = kChunkTokens * pieces(pieces(most, kChunkTokens), room);
-    chunks = pieces(most, chunk_tokens);
+    int64_t most = 1, extra = 0;
+    for (const Past& past : step.past) {
+      const bool is_plain = past.spans == nullptr;
+      most = std::max(most, (is_plain ? past.count : past.spans->most_tokens()) + 1);
+      if (!is_plain) extra = kMaxSpans - 1;
+    }
+    const int64_t room = w.parts_floats / (rows * s.heads * (s.size + 2)) - extra;
+    chunk_tokens = kChunkTokens * pieces(pieces(most, kChunkTokens), std::max<int64_t>(1, room));
+    chunks = pieces(most, chunk_tokens) + extra;
   }
 
   int64_t first_seen(const Past& past) const {
     return s.window > 0 ? std::max<int64_t>(0, past.count + 1 - s.window) : 0;
   }
 
-  int64_t chunks_of(const Past& past) const {
-    return pieces(past.count + 1 - first_seen(past), chunk_tokens);
+  int64_t chunks_of(const Past& past, int64_t index, int64_t head) const {
+    if (past.spans == nullptr) return pieces(past.count + 1 - first_seen(past), chunk_tokens);
+    const std::vector<Span>& spans = past.spans->at(index, head);
+    int64_t many = 0;
+    for (size_t i = 0; i < spans.size(); ++i) many += pieces(tokens_of(spans, i), chunk_tokens);
+    return many;
   }
 
   float* part_of(int64_t row, int64_t chunk, int64_t head) const {
@@ -208,29 +229,64 @@ struct Decoder::Pass {
   void attend_one(const Step& step, const Layer& layer, int64_t index, int64_t item) {
     const int64_t row = item / (s.kv_heads * chunks), head = item / chunks % s.kv_heads;
     const Past& past = step.past[row];
-    const int64_t many = chunks_of(past), chunk = item % chunks;
+    const int64_t many = chunks_of(past, index, head), chunk = item % chunks;
     if (chunk >= many) return;
     const int64_t groups = s.heads / s.kv_heads, first_head = head * groups;
-    const int64_t from = first_seen(past) + chunk * chunk_tokens;
     const float* bias = layer.vector[kQBias];
-    float* turned = floats(groups * s.size);
-    if (chunk + 1 == many) keep_head(layer, past, index, row, head, past.count, 0);
+    float* turned = floats(2 * groups * s.size);
+    const bool is_newest = chunk + 1 == many;
+    if (is_newest && past.spans == nullptr)
+      keep_head(layer, past, index, row, head, past.count, 0);
     rotate(query(row) + first_head * s.size, groups,
            bias == nullptr ? nullptr : bias + first_head * s.size, layer.vector[kQNorm], row, turned,
            s.size);
+    float* part = part_of(row, chunk, first_head);
+    if (past.spans != nullptr) {
+      attend_span(layer, index, row, head, past.spans->at(index, head), chunk, is_newest, turned, part);
+      return;
+    }
+    const int64_t from = first_seen(past) + chunk * chunk_tokens;
     k.attend(turned, s.size, groups, stored(past, index), head, from,
-             std::min(past.count + 1, from + chunk_tokens), s.size, s.scale,
-             part_of(row, chunk, first_head));
+             std::min(past.count + 1, from + chunk_tokens), s.size, s.scale, part);
+  }
+
+  void attend_span(const Layer& layer, int64_t index, int64_t row, int64_t head,
+                   const std::vector<Span>& spans, int64_t chunk, bool is_newest, float* turned,
+                   float* part) {
+    size_t number = 0;
+    for (int64_t many; chunk >= (many = pieces(tokens_of(spans, number), chunk_tokens)); ++number)
+      chunk -= many;
+    const Span& span = spans[number];
+    const int64_t groups = s.heads / s.kv_heads, size = s.size;
+    const int64_t from = chunk * chunk_tokens, count = tokens_of(spans, number);
+    const int64_t to = std::min(count, from + chunk_tokens);
+    if (is_newest)
+      keep_head(layer, index, row, head, at(span.k, span.count * span.token, span.half),
+                at(span.v, span.count * span.token, span.half), span.half, 0);
+    if (span.order != nullptr) {
+      float* ordered = turned + groups * size;
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t d = 0; d < size; ++d) ordered[g * size + d] = turned[g * size + span.order[d]];
+      turned = ordered;
+    }
+    if (span.is_coded) {
+      k.attend_codes(turned, size, groups, span.codes, from, to, size, s.scale, part,
+                     scratch(coded_bytes(size)));
+      return;
+    }
+    const Stored stored{span.k, span.v, 0, span.token, 0, span.token, span.half};
+    k.attend(turned, size, groups, stored, 0, from, to, size, s.scale, part);
   }
 
   void attend_ones(const Step& step, const Layer& layer, int64_t index) {
     share(rows * s.kv_heads * chunks, 1, [&](int64_t from, int64_t to, int) {
       for (int64_t item = from; item < to; ++item) attend_one(step, layer, index, item);
     });
+    const int64_t groups = s.heads / s.kv_heads;
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t head = 0; head < s.heads; ++head)
-        k.merge(part_of(row, 0, head), chunks_of(step.past[row]), s.heads * (s.size + 2), s.size,
-                w.mixed + (row * s.heads + head) * s.size);
+        k.merge(part_of(row, 0, head), chunks_of(step.past[row], index, head / groups),
+                s.heads * (s.size + 2), s.size, w.mixed + (row * s.heads + head) * s.size);
   }
 
   // -- attention, many tokens a row

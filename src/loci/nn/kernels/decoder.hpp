@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -34,6 +35,42 @@ struct VocabTile {
   Packed weight;
 };
 
+// Stored tokens of one head of one layer, one behind the other: as they are, or coded.
+struct Span {
+  void *k, *v;
+  int64_t token;         // elements from one token to the next
+  int64_t count;
+  bool half;
+  bool is_coded;
+  Coded codes;
+  const int16_t* order;  // [size] the channels the keys are stored in, or null
+};
+
+// What one row holds where layers or heads hold it differently. The last span of each takes the
+// next token, which has room there; it may be empty until then.
+struct Spans {
+  Spans(int64_t layers, int64_t heads) : heads(heads), of(layers * heads) {}
+
+  const std::vector<Span>& at(int64_t layer, int64_t head) const { return of[layer * heads + head]; }
+  void grow() {
+    for (auto& list : of) ++list.back().count;
+  }
+  int64_t most_tokens() const {
+    int64_t most = 0;
+    for (const auto& list : of) {
+      int64_t total = 0;
+      for (const Span& span : list) total += span.count;
+      most = std::max(most, total);
+    }
+    return most;
+  }
+
+  const int64_t heads;
+  std::vector<std::vector<Span>> of;  // by layer and head
+};
+
+constexpr int kMaxSpans = 3;  // of one head: coded, exact, and what the next token joins
+
 // What is kept of one row of the batch: token s, head h of layer l at l * layer + h * head +
 // s * token elements behind `keys` and `values`.
 struct Past {
@@ -43,6 +80,7 @@ struct Past {
   bool half;
   int64_t count;         // tokens there already
   int64_t position;      // of the next one
+  const Spans* spans;    // instead of all of the above but the position, or null
 };
 
 struct Work {

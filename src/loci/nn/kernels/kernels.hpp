@@ -76,6 +76,21 @@ struct Stored {
   bool half;
 };
 
+// Keys and values of one head as codes, a bit stream a token, one token behind the other.
+//
+// Without grids they are block floating point: mantissas biased by 2^(bits - 1), and a power of two
+// a block of channels. With grids a code q stands for low + step * q, in float16: of keys, the lows
+// of all channels and then the steps are shared by `group` tokens, each of which carries `k_share`
+// of these numbers; of values, each token has a low and a step for every `block` channels.
+struct Coded {
+  const uint8_t *k, *v;
+  int bits, block;
+  const uint8_t *k_exponents = nullptr, *v_exponents = nullptr;
+  const float* powers = nullptr;  // [256], by exponent
+  const uint16_t *k_grid = nullptr, *v_grid = nullptr;
+  int64_t group = 0, k_share = 0;
+};
+
 // Many queries of one batch row against stored tokens. Query t stands at `start + t` and sees the
 // tokens from itself backwards, `window` of them; without a window, all.
 struct Flash {
@@ -126,6 +141,9 @@ struct Kernels {
   // weighted values [size], then the largest score and the sum of weights.
   void (*attend)(const float* q, int64_t q_head, int64_t groups, const Stored&, int64_t kv_head,
                  int64_t first, int64_t last, int64_t size, float scale, float* part);
+  // The same of coded tokens; `bytes` is scratch of coded_bytes(size).
+  void (*attend_codes)(const float* q, int64_t q_head, int64_t groups, const Coded&, int64_t first,
+                       int64_t last, int64_t size, float scale, float* part, uint8_t* bytes);
   // Parts of one query head, `stride` apart, into one row; returns the log-sum-exp.
   float (*merge)(const float* parts, int64_t count, int64_t stride, int64_t size, float* out);
   int64_t (*flash_floats)(int64_t size, int64_t groups);
@@ -135,6 +153,9 @@ struct Kernels {
               int block, int64_t size, float* to, uint8_t* bytes);
   uint64_t (*read)(const uint8_t* from, int64_t count);  // every byte once: the limit of decoding
 };
+
+// A chunk of mantissas, of numbers and of weights, one more of each than asked for.
+constexpr int64_t coded_bytes(int64_t size) { return kChunkTokens * (size + 4 * size + 64) + 1024; }
 
 constexpr int kFlashQueries = 48;  // queries of one head that flash takes at once
 

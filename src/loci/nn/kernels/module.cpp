@@ -160,13 +160,24 @@ void attend_prompt(const std::vector<uintptr_t>& q, const std::vector<uintptr_t>
 // Mantissas as a bit stream a row, biased by 2^(bits-1); one exponent byte a block of n, biased by
 // 127: value = (mantissa - 2^(bits-1)) * 2^(exponent - 127 - (bits - 2)), zero where that step
 // would be no normal float.
+const float* bfp_powers(int bits) {
+  struct Table {
+    float of[9][256];
+    Table() {
+      for (int bits = 2; bits <= 8; ++bits)
+        for (int e = 0; e < 256; ++e) {
+          const int place = e - (bits - 2);
+          of[bits][e] = place <= 0 ? 0.0f : std::ldexp(1.0f, place - 127);
+        }
+    }
+  };
+  static const Table table;
+  return table.of[bits];
+}
+
 void bfp_dequant(uintptr_t packed, uintptr_t exponents, int bits, int block, int64_t count,
                  int64_t size, int64_t row_bytes, uintptr_t to) {
-  float powers[256];
-  for (int e = 0; e < 256; ++e) {
-    const int place = e - (bits - 2);
-    powers[e] = place <= 0 ? 0.0f : std::ldexp(1.0f, place - 127);
-  }
+  const float* powers = bfp_powers(bits);
   over_rows(count, 0, [&](int64_t r) {
     kernels().bfp(at<uint8_t>(packed) + r * row_bytes,
                   at<uint8_t>(exponents) + r * (size / block), powers, bits, block, size,
@@ -223,21 +234,58 @@ std::vector<VocabTile> tiles(const std::vector<const Weight*>& weights) {
   return found;
 }
 
-// Numbers of each row: keys, values, layer, head, token, half, count, position.
-Step make_step(int64_t tokens, const std::vector<int64_t>& past, float largest) {
-  Step step{nullptr, int64_t(past.size()) / 8, tokens, {}, kNone, nullptr, largest};
-  for (size_t i = 0; i + 8 <= past.size(); i += 8) {
-    const int64_t* p = past.data() + i;
+// Exact tokens of one head behind those it has: keys, values, token, half, count.
+void add_exact(Spans& spans, int64_t layer, int64_t head, const std::vector<int64_t>& n) {
+  Span span{at<void>(uintptr_t(n.at(0))), at<void>(uintptr_t(n.at(1))), n.at(2), n.at(4),
+            n.at(3) != 0, false, {}, nullptr};
+  spans.of.at(layer * spans.heads + head).push_back(span);
+}
+
+// Codes with a grid: keys, values, key grid, value grid, bits, block, group, share, order, count.
+// Block floating point: keys, values, key exponents, value exponents, bits, block, 0, 0, order,
+// count.
+void add_coded(Spans& spans, int64_t layer, int64_t head, const std::vector<int64_t>& n) {
+  Span span{nullptr, nullptr, 0, n.at(9), false, true, {}, at<int16_t>(uintptr_t(n.at(8)))};
+  Coded& codes = span.codes;
+  codes.k = at<uint8_t>(uintptr_t(n.at(0)));
+  codes.v = at<uint8_t>(uintptr_t(n.at(1)));
+  codes.bits = int(n.at(4));
+  codes.block = int(n.at(5));
+  codes.group = n.at(6);
+  codes.k_share = n.at(7);
+  if (codes.group > 0) {
+    codes.k_grid = at<uint16_t>(uintptr_t(n.at(2)));
+    codes.v_grid = at<uint16_t>(uintptr_t(n.at(3)));
+  } else {
+    codes.k_exponents = at<uint8_t>(uintptr_t(n.at(2)));
+    codes.v_exponents = at<uint8_t>(uintptr_t(n.at(3)));
+    codes.powers = bfp_powers(codes.bits);
+  }
+  spans.of.at(layer * spans.heads + head).push_back(span);
+}
+
+// Numbers of each row: keys, values, layer, head, token, half, count, position; then its spans, or
+// none.
+constexpr size_t kPastNumbers = 8;
+Step make_step(int64_t tokens, const std::vector<int64_t>& past,
+               const std::vector<const Spans*>& spans, float largest) {
+  const size_t rows = past.size() / kPastNumbers;
+  if (spans.size() != rows) throw std::invalid_argument("rows and spans differ in number");
+  Step step{nullptr, int64_t(rows), tokens, {}, kNone, nullptr, largest};
+  for (size_t i = 0; i < rows; ++i) {
+    const int64_t* p = past.data() + i * kPastNumbers;
+    if (spans[i] != nullptr && tokens != 1)
+      throw std::invalid_argument("spans take one token at a time");
     step.past.push_back({at<void>(uintptr_t(p[0])), at<void>(uintptr_t(p[1])), p[2], p[3], p[4],
-                         p[5] != 0, p[6], p[7]});
+                         p[5] != 0, p[6], p[7], spans[i]});
   }
   return step;
 }
 
 int64_t step(Decoder& d, uintptr_t ids, int64_t tokens, const std::vector<int64_t>& past,
-             int logits, uintptr_t out, float largest) {
+             const std::vector<const Spans*>& spans, int logits, uintptr_t out, float largest) {
   py::gil_scoped_release release;
-  Step step = make_step(tokens, past, largest);
+  Step step = make_step(tokens, past, spans, largest);
   step.ids = at<int64_t>(ids);
   step.logits = Logits(logits);
   step.out = at<float>(out);
@@ -245,9 +293,9 @@ int64_t step(Decoder& d, uintptr_t ids, int64_t tokens, const std::vector<int64_
 }
 
 int64_t layer(Decoder& d, int64_t index, int64_t tokens, const std::vector<int64_t>& past,
-              float largest) {
+              const std::vector<const Spans*>& spans, float largest) {
   py::gil_scoped_release release;
-  return d.layer(index, make_step(tokens, past, largest));
+  return d.layer(index, make_step(tokens, past, spans, largest));
 }
 
 }  // namespace
@@ -299,6 +347,11 @@ PYBIND11_MODULE(_native, m) {
     return sample(at<float>(logits), count, temperature, top_k, top_p, uniform);
   });
   m.def("read_all", &read_all);
+  py::class_<Spans>(m, "Spans")
+      .def(py::init<int64_t, int64_t>())
+      .def("add_exact", &add_exact)
+      .def("add_coded", &add_coded)
+      .def("grow", &Spans::grow);
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&make_decoder))
       .def("set_rounded", [](Decoder& d, bool rounded) { d.rounded = rounded; })

@@ -1,0 +1,151 @@
+"""What kernels need to decode a token straight from a store, compressed or not.
+
+A kernel appends keys and values itself and reads what is stored where it lies: exact tokens by
+layer or by head, and codes of the forms it knows. It does so until something has to be evicted or
+encoded; that step goes through the store, and the next ones through the kernel again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from loci.methods.kv.base import CodeForm, Encode
+from loci.nn import native
+from loci.run.kv_pool import Pool
+
+# Shapes: K key/value heads, k heads of a lane, S stored tokens, D head size.
+
+
+class NativeSteps:
+    """Hands a pool's places to kernels, and counts what they put there."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._form = _form_of(pool)
+        self._spans: list[native.Spans] = []  # by row of the batch
+        self._next: Tensor | None = None  # the slot every lane's heads use next, of one row
+        self._seen: tuple[object, ...] = ()  # what the spans were made for
+
+    def pasts(self, with_spans: bool) -> list[native.Past] | None:
+        """Return where the next keys and values of each row go; None where a kernel may not.
+
+        Args:
+            with_spans: the kernel takes one token a row, and stretches.
+        """
+        pool = self._pool
+        if pool.is_trial or not pool.is_regular:
+            return None
+        if pool.select is None and pool.codec is None:
+            return self._plain()
+        if not with_spans or not self._has_room():
+            return None
+        if self._seen != self._state():
+            self._spans = [self._row_spans(row) for row in range(pool.batch)]
+            self._next = self._next_slots()
+            self._seen = self._state()
+        return [native.Past(0, 0, 0, 0, 0, 0, 0, pool.length, spans) for spans in self._spans]
+
+    def took(self, tokens: int) -> None:
+        """Count tokens whose keys and values were written to where `pasts` said."""
+        pool = self._pool
+        pool.length += tokens
+        pool.end = [pool.length] * pool.spec.layers
+        if pool.codec is not None:
+            pool.tail_count = [count + tokens for count in pool.tail_count]
+        else:
+            pool.count = [count + tokens for count in pool.count]
+        if pool.select is None and pool.codec is None:
+            return
+        for spans in self._spans:
+            spans.grow()
+        if self._next is not None:
+            pool.tensors["slot_positions"].flatten(1).index_fill_(1, self._next, pool.length - 1)
+            pool.tensors["scores"].flatten(1).index_fill_(1, self._next, math.inf)
+            self._next += 1
+        self._seen = self._state()
+
+    def _plain(self) -> list[native.Past]:
+        pool = self._pool
+        slots = pool.tensors["slots"]
+        size, count = slots.element_size(), pool.length
+        row, layer, part, head, token, _ = slots.stride()
+        base, half = slots.data_ptr(), int(pool.dtype == torch.float16)
+        return [
+            native.Past(
+                base + size * row * index,
+                base + size * (row * index + part),
+                layer,
+                head,
+                token,
+                half,
+                count,
+                count,
+            )
+            for index in range(pool.batch)
+        ]
+
+    def _has_room(self) -> bool:
+        """Return whether one more token neither evicts nor encodes, in any layer."""
+        pool = self._pool
+        if pool.spec.window is not None or any(pool.staged_count):
+            return False
+        if pool.codec is not None:
+            return self._form is not None and max(pool.tail_count) + 1 < pool.plan.tail
+        lanes = (lane for lanes in pool.lanes for lane in lanes)
+        return all(pool.count[lane.number] < lane.slots for lane in lanes)
+
+    def _state(self) -> tuple[object, ...]:
+        """Return what spans depend on: whoever else changes the pool changes this."""
+        pool = self._pool
+        return pool.length, tuple(pool.count), tuple(pool.tail_count), id(pool.lanes)
+
+    def _row_spans(self, row: int) -> native.Spans:
+        pool, spec = self._pool, self._pool.spec
+        spans = native.Spans(spec.layers, spec.kv_heads)
+        for layer, lanes in enumerate(pool.lanes):
+            order = pool.order(layer)
+            for lane in lanes:
+                count = pool.count[lane.number]
+                for index, head in enumerate(range(*lane.heads.indices(spec.kv_heads))):
+                    parts = {name: part[row, index] for name, part in lane.parts.items()}
+                    if pool.codec is None:
+                        spans.add_exact(layer, head, parts["keys"], parts["values"], count)
+                        continue
+                    if count:
+                        assert self._form is not None
+                        spans.add_coded(
+                            layer,
+                            head,
+                            {n.removeprefix("codes."): part for n, part in parts.items()},
+                            bits=self._form.bits,
+                            block=self._form.block,
+                            group=self._form.group,
+                            order_D=None if order is None else order[row, head],
+                            count=count,
+                        )
+                    keys, values = (part[row, head] for part in pool.tail[layer])
+                    spans.add_exact(layer, head, keys, values, pool.tail_count[layer])
+        return spans
+
+    def _next_slots(self) -> Tensor | None:
+        """Return the next slot of each head of each lane, in a row's flat slots; None without."""
+        pool = self._pool
+        if pool.select is None or pool.codec is not None:
+            return None
+        found, first = [], 0
+        for lane in (lane for lanes in pool.lanes for lane in lanes):
+            for _ in range(*lane.heads.indices(pool.spec.kv_heads)):
+                found.append(first + pool.count[lane.number])
+                first += lane.slots
+        return torch.tensor(found)
+
+
+def _form_of(pool: Pool) -> CodeForm | None:
+    codec = pool.codec
+    if not isinstance(codec, Encode) or not native.available():
+        return None
+    form = codec.code_form(pool.spec.head_dim)
+    return form if form is not None and native.handles(form.bits) else None
