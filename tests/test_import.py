@@ -48,6 +48,11 @@ def test_light_commands_load_no_torch(arguments: list[str]) -> None:
     assert "torch" not in modules_after(code)
 
 
+def test_a_server_without_the_page_loads_nothing_of_it() -> None:
+    loaded = modules_after("import loci.cli.serve, loci.server.app, loci.server.serve")
+    assert "fastapi" in loaded and not loaded & {"nicegui", "socketio"}
+
+
 def test_every_exported_name_is_there() -> None:
     for name in loci.__all__:
         assert getattr(loci, name) is not None

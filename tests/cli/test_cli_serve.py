@@ -17,9 +17,10 @@ from loci.testing.models import tiny_pack
 
 
 @contextmanager
-def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(*arguments: str, page: bool = False) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `loci serve` in a process of its own; yield it and where it listens."""
     command = [sys.executable, "-m", "loci", "serve", "tiny", "--port", "0", "--dram", "32MiB"]
+    command.append("--page" if page else "--no-page")
     with subprocess.Popen(
         [*command, "--context", "256", *arguments], stderr=subprocess.PIPE, text=True
     ) as process:
@@ -100,3 +101,13 @@ def test_what_cannot_be_served_is_refused(
 ) -> None:
     done = loci(*arguments)
     assert done.code == code and said in done.err
+
+
+def test_the_page_is_there_unless_it_is_not_wanted(tiny: Path) -> None:
+    with served(page=True) as (process, url):
+        assert "<title>Loci</title>" in httpx.get(url).text
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
+        process.terminate()
+        assert process.wait(20) == 0
+    with served() as (_, url):
+        assert httpx.get(url).status_code == 404

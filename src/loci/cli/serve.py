@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any  # click hands keyword arguments through
 
 import click
 
-from loci import config
+from loci import api, config
 from loci.cli.options import SIZE, budget_options, make_plan
 from loci.cli.output import note, progress
 from loci.units import format_bytes
@@ -42,6 +43,7 @@ _SECONDS = click.FloatRange(min=0)
 )
 @click.option("--scheduler", metavar="METHOD", help='What each step does; else "fcfs(chunk=128)".')
 @click.option("--max-request", type=SIZE, help="Bytes of a request's body at most; else 8MiB.")
+@click.option("--page/--no-page", default=True, help="Serve the page at / too (the default).")
 @click.option(
     "--drain", "drain_s", type=_SECONDS, default=30.0, help="Seconds requests may end in at a stop."
 )
@@ -57,6 +59,7 @@ def command(
     keep_s: float | None,
     scheduler: str | None,
     max_request: int | None,
+    page: bool,
     drain_s: float,
     **given: Any,
 ) -> None:
@@ -101,11 +104,12 @@ def command(
             keys=keys,
             open_memory=None if memory_file is None else _opener(memory_file),
             user=settings.user,
+            planner=partial(api.plan, name),
         )
         if max_request is not None:
             service.limit_bytes = max_request
         try:
-            app = make_app(service, hosts=() if host in LOOPBACK else (host,))
+            app = make_app(service, hosts=() if host in LOOPBACK else (host,), page=page)
             running = Running(
                 pid=os.getpid(),
                 host=host,
@@ -122,7 +126,7 @@ def command(
             )
             with announced(settings.cache_dir / "servers", running):
                 note(f"serving {service.model} on {running.url}")
-                Server(app, service, drain_s=drain_s).run(sockets=[socket])
+                Server(app, service, drain_s=drain_s, has_page=page).run(sockets=[socket])
         finally:
             service.close()
 

@@ -15,12 +15,14 @@ try:
     from pydantic import BaseModel
     from starlette.datastructures import Headers
     from starlette.exceptions import HTTPException
+    from starlette.requests import HTTPConnection
     from starlette.responses import JSONResponse, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from loci.server import anthropic, openai, own, refusals, responses
     from loci.server.keys import Caller
     from loci.server.metrics import CONTENT_TYPE, Metrics
+    from loci.server.page import sessions
     from loci.server.refusals import Refusal
     from loci.server.service import Service
 except ImportError as problem:
@@ -29,6 +31,8 @@ except ImportError as problem:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health", "/ready", "/openapi.json")  # asked by machines that have no key
 ADMIN = ("/metrics", "/api/v1/plan", "/api/v1/ledger", "/api/v1/events", "/api/v1/load")
+PAGE = ("/", "/favicon.ico", sessions.ENTER, sessions.LEAVE)
+PAGE_FILES = ("/_nicegui/", "/_nicegui_ws/")
 _FORMS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": openai.ChatForm,
     "/v1/completions": openai.CompletionForm,
@@ -55,10 +59,11 @@ def check_address(host: str, has_keys: bool) -> None:
         )
 
 
-def make_app(service: Service, *, hosts: tuple[str, ...] = ()) -> ASGIApp:
+def make_app(service: Service, *, hosts: tuple[str, ...] = (), page: bool = False) -> ASGIApp:
     """Return the application.
 
     Args:
+        page: serve the page at `/` too; only one application of a process can have it.
         hosts: names that requests without a key may call this server by, besides those of this
             machine alone; others are refused, so that no page of a browser reaches it by a name
             that was made to point here.
@@ -129,23 +134,40 @@ def make_app(service: Service, *, hosts: tuple[str, ...] = ()) -> ASGIApp:
         )
         return refusals.response(refusal, request.url.path)
 
-    return Gate(app, service, hosts=(*LOOPBACK, *hosts))
+    app.state.sessions = None if service.keys is None else sessions.Sessions(service.keys)
+    if page:
+        from loci.server.page import site
+
+        app.include_router(sessions.router)
+        site.mount(app, service)
+    return Gate(app, service, hosts=(*LOOPBACK, *hosts), sessions=app.state.sessions)
 
 
 class Gate:
     """Lets in who may ask, and no more than a request may weigh."""
 
-    def __init__(self, app: ASGIApp, service: Service, *, hosts: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        *,
+        hosts: tuple[str, ...],
+        sessions: sessions.Sessions | None = None,
+    ) -> None:
         self.app, self._service, self._hosts = app, service, hosts
+        self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path, headers = scope["path"], Headers(scope=scope)
         try:
-            caller = self._caller(path, headers)
+            caller = self._caller(scope, path, headers)
             self._check_size(headers.get("content-length"))
         except Refusal as refusal:
             await refusals.response(refusal, path)(scope, receive, send)
@@ -174,13 +196,29 @@ class Gate:
         if heavy and not begun:
             await refusals.response(self._too_large(), path)(scope, receive, send)
 
-    def _caller(self, path: str, headers: Headers) -> Caller:
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the page talk with the server it came from, and no other page."""
+        headers = Headers(scope=scope)
+        try:
+            self._check_own_page(headers)
+            if self._service.keys is None:
+                self._check_origin(headers)
+        except Refusal:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self.app(scope, receive, send)
+
+    def _caller(self, scope: Scope, path: str, headers: Headers) -> Caller | None:
         keys = self._service.keys
         if path in OPEN:
             return Caller()
         if keys is None:
             self._check_origin(headers)
             return Caller(role="admin")
+        if path in PAGE or path.startswith(PAGE_FILES):  # it asks for a key itself
+            self._check_own_page(headers)
+            word = HTTPConnection(scope).cookies.get(sessions.COOKIE)
+            return None if self._sessions is None else self._sessions.caller(word)
         given = headers.get("x-api-key", "")
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -206,6 +244,14 @@ class Gate:
                 status=403,
                 message="without a key this server answers programs on this machine alone",
                 kind="permission_error",
+            )
+
+    def _check_own_page(self, headers: Headers) -> None:
+        """Refuse what a page of another server asks for."""
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+            raise Refusal(
+                status=403, message="this is for its own page alone", kind="permission_error"
             )
 
     def _is_ours(self, origin: str) -> bool:

@@ -23,14 +23,16 @@ GRACE_S = 5.0  # for answers to be told that they were cut short
 class Server(uvicorn.Server):
     """A server that stops taking requests at the first signal, and ends when the last has ended."""
 
-    def __init__(self, app: ASGIApp, service: Service, *, drain_s: float = DRAIN_S) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, *, drain_s: float = DRAIN_S, has_page: bool = False
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                ws="none",
+                ws="wsproto" if has_page else "none",
                 timeout_graceful_shutdown=int(drain_s + GRACE_S),
             )
         )

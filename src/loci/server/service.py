@@ -13,6 +13,7 @@ from typing import Any  # JSON values, arrays
 from loci.core.item import Hit
 from loci.core.ledger import Lease
 from loci.errors import ContextError, ModelError, ParameterError
+from loci.plan.solve import Plan
 from loci.run.batch import Batch
 from loci.run.engine import NOTES, NOTES_SHARE
 from loci.run.memory import Memory
@@ -108,6 +109,7 @@ class Service:
         keys: who may ask; None lets everybody on this machine.
         open_memory: opens the memory of a tenant, with the embedder given; None has no memory.
         user: whose memory, when a request names nobody.
+        planner: plans this model anew, with the arguments of `loci.plan`.
     """
 
     batch: Batch
@@ -116,6 +118,7 @@ class Service:
     keys: Keys | None = None
     open_memory: Callable[[str, Any], Memory] | None = None
     user: str = "local"
+    planner: Callable[..., Plan] | None = None
     limit_bytes: int = LIMIT_BYTES
     started: float = field(default_factory=time.time)
 
@@ -269,6 +272,18 @@ class Service:
             agent=recalled.agent,
             session=recalled.session,
         )
+
+    # -- plans --------------------------------------------------------------------------------
+
+    def replan(self, **asked: Any) -> Plan:
+        """Return what would be done with this model in another budget; nothing changes.
+
+        Raises:
+            BudgetError: if it does not fit.
+        """
+        if self.planner is None:
+            raise ParameterError("this server cannot plan", way_out="loci plan MODEL ...")
+        return self.planner(**asked)
 
     # -- vectors ------------------------------------------------------------------------------
 
