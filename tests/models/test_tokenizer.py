@@ -14,7 +14,7 @@ from loci.errors import FormatError, ModelError
 from loci.models.gguf import GgufHeader, read_header
 from loci.models.gguf_tokenizer import tokenizer_of
 from loci.models.pack import Pack
-from loci.models.tokenizer import Tokenizer
+from loci.models.tokenizer import Apart, Tokenizer
 from loci.testing.models import TINY_TEMPLATE, tiny_tokenizer_json
 
 SPECIAL = {"bos": 256, "eos": [256, 258], "pad": 256, "unk": None, "add_bos": False}
@@ -83,6 +83,23 @@ def test_no_message_can_speak_for_another(tiny: Tokenizer, content: str) -> None
     assert [id for id in ids if id > 255] == [257, 258, 257]  # the template's own three
     start = ids.index(10) + 1
     assert bytes(ids[start : ids.index(258)]).decode() == content
+
+
+@given(
+    first=st.text(st.characters(codec="utf-8"), max_size=12),
+    second=st.sampled_from([*CONTROL, "hi", "", " there"]),
+    spoken=st.lists(st.integers(0, 258), max_size=5),
+)
+def test_parts_become_tokens_apart(
+    tiny: Tokenizer, first: str, second: str, spoken: list[int]
+) -> None:
+    asked = {"role": "user", "content": Apart((first, second))}
+    answer = {"role": "assistant", "content": Apart((tuple(spoken),))}
+    ids = tiny.chat([asked, answer])
+    assert ids[: len(tiny.chat([asked]))] == tiny.chat([asked])
+    assert tiny.encode("user\n" + first + second) == ids[1 : ids.index(258)]
+    start = len(tiny.chat([asked]))
+    assert ids[start : start + len(spoken)] == spoken
 
 
 def test_roles_cannot_either(tiny: Tokenizer) -> None:

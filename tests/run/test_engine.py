@@ -176,15 +176,41 @@ def test_turns_go_on_where_the_last_one_ended(folder: Path, session: engine.Sess
     said = ["Hello there", "And then?", "Why?"]
     replies = ["".join(session.chat(text)) for text in said]
     assert session.stats.reused_tokens > 40
+    told = session._history[:-1]  # answers stand in it as the tokens they were
     with engine.open(plan_of(folder), folder=folder) as fresh:
-        messages = [{"role": "user", "content": said[0]}]
-        for reply, text in zip(replies, said[1:], strict=False):
-            messages += [
-                {"role": "assistant", "content": reply},
-                {"role": "user", "content": text},
-            ]
-        if all(replies):
-            assert "".join(fresh.generate(messages)) == replies[-1]
+        assert "".join(fresh.generate(told)) == replies[-1]
+
+
+@pytest.mark.parametrize("kv", ["", "streaming_llm", "snapkv | bfp(bits=4, block=16)"])
+def test_a_document_is_read_once_and_stays(folder: Path, kv: str) -> None:
+    text = "The key lies under the third stone. " * 9
+    cap = "40KiB" if kv.startswith("streaming") else "140KiB" if kv else None
+    plan = plan_of(folder, context=512, kv=kv, kv_bytes=cap)
+    with engine.open(plan, folder=folder) as session:
+        count = session.read(text)
+        assert count > len(text.encode())
+        list(session.chat("Where is the key?"))
+        first, answer = session.answer, session.stats
+        assert answer.reused_tokens == count
+        list(session.chat("Are you sure?"))
+        # All of the document, the first question and its answer stand in the cache as they were.
+        assert session.stats.reused_tokens >= answer.prompt_tokens + answer.new_tokens - 1
+        assert session.store.length > count
+    if kv:
+        return
+    with engine.open(plan, folder=folder) as fresh:
+        asked = f"{text}\n\nWhere is the key?"
+        assert "".join(fresh.generate([{"role": "user", "content": asked}])) == first
+
+
+def test_a_document_must_fit_and_come_first(folder: Path, session: engine.Session) -> None:
+    with pytest.raises(ContextError, match="document has"):
+        session.read("word " * 60)
+    assert "".join(session.chat("hello")) == session.answer  # nothing was left of it
+    with pytest.raises(ParameterError, match="before the first message"):
+        session.read("too late")
+    with pytest.raises(ParameterError, match="empty"):
+        session.read("  ")
 
 
 def test_old_turns_that_do_not_fit_are_left_out_and_named(session: engine.Session) -> None:

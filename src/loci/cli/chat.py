@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 
 import click
 
 from loci import api, config
+from loci.cli.input import read_text
 from loci.cli.options import (
     budget_options,
     make_plan,
@@ -33,9 +35,16 @@ WEIGHTS = "/weights"
 @budget_options
 @sampling_options
 @memory_options
+@click.option(
+    "--read",
+    "document",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text the conversation is about; it is read before the first question.",
+)
 def command(
     model: str | None,
     max_tokens: int | None,
+    document: Path | None,
     memory_file: str | None,
     user: str | None,
     **given: Any,
@@ -43,13 +52,19 @@ def command(
     """Talk with a model, line by line; it remembers across runs when --memory is given.
 
     End with /exit or Ctrl-D. Ctrl-C stops an answer. /weights SIZE changes how much memory the
-    weights take while the conversation goes on.
+    weights take while the conversation goes on. With --read a text is read first, into the KV cache
+    of the plan, and then asked about.
     """
+    text = None if document is None else read_text(document)
     plan = make_plan(model if model is not None else config.load().model, max_tokens, given)
     sampling = make_sampling(given)
     name = whose(user) if memory_file is not None else "local"
     told: set[str] = set()  # what holds for every turn is said once
     with progress() as report, api.open(plan, memory=memory_file, progress=report) as session:
+        if text is not None:
+            tokens = session.read(text)
+            took = format_seconds(session.stats.prefill_s)
+            note(f"read {document}: {tokens:,} tokens in {took}")
         for line in iter(_line, None):
             if not line.strip():
                 continue

@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # JSON values
 
@@ -48,6 +49,17 @@ def _byte_letters() -> dict[int, str]:
 
 BYTE_LETTERS = _byte_letters()
 _LETTER_BYTES = {letter: byte for byte, letter in BYTE_LETTERS.items()}
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Content of a message whose parts become tokens apart from each other.
+
+    So the tokens of a part do not depend on what follows it, and a KV cache that was read from it
+    stays a prefix. Parts that are ids stand for themselves.
+    """
+
+    parts: tuple[str | tuple[int, ...], ...]
 
 
 class Tokenizer:
@@ -164,18 +176,31 @@ class Tokenizer:
 
         Control tokens come from the template alone: in roles and contents their names are text.
 
+        Args:
+            messages: contents are text, or `Apart`.
+
         Raises:
             ModelError: if the model has no chat template, or the template refuses the messages.
         """
-        mark = _unused_character(messages)
-        guarded = [_guard(message, self._pieces, mark) for message in messages]
+        mark, edge = _unused_characters(messages)
+        parts: list[str | tuple[int, ...]] = []
+        guarded = []
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, Apart):
+                numbers = range(len(parts), len(parts) + len(content.parts))
+                parts += content.parts
+                message = {**message, "content": "".join(f"{edge}{n}{edge}" for n in numbers)}
+            guarded.append(_guard(message, self._pieces, mark))
         text = self._render(guarded, add_generation)
         ids: list[int] = []
         for piece, is_control in self._split(text):
             if is_control:
                 ids.append(self._control[piece])
-            else:
-                ids += self._plain(piece.replace(mark, ""), first=not ids)
+                continue
+            for index, said in enumerate(piece.replace(mark, "").split(edge)):
+                part = parts[int(said)] if index % 2 else said
+                ids += self._plain(part, first=not ids) if isinstance(part, str) else part
         return ids
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation: bool = True) -> str:
@@ -294,10 +319,11 @@ def _any_of(names: Mapping[str, int]) -> re.Pattern[str] | None:
     return re.compile("(" + "|".join(re.escape(name) for name in ordered) + ")")
 
 
-def _unused_character(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return a private-use character that stands nowhere in the messages."""
+def _unused_characters(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return two private-use characters that stand nowhere in the messages."""
     text = json.dumps([dict(message) for message in messages], ensure_ascii=False, default=str)
-    return next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in text)
+    unused = (chr(c) for c in range(0xE000, 0xF900) if chr(c) not in text)
+    return next(unused), next(unused)
 
 
 def _guard(value: Any, names: re.Pattern[str] | None, mark: str) -> Any:

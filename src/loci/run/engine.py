@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any  # reports hold whatever JSON can hold
 
 import torch
+from torch import Tensor
 
 from loci.core.event import Event, Events
 from loci.core.ledger import Lease, Ledger
@@ -21,7 +23,7 @@ from loci.errors import ContextError, FingerprintError, MethodError, ParameterEr
 from loci.methods import catalogue
 from loci.methods.kv.store_plan import decoded_tokens
 from loci.models.pack import Pack
-from loci.models.tokenizer import Tokenizer
+from loci.models.tokenizer import Apart, Tokenizer
 from loci.run import artefacts, measure
 from loci.run.grammars import Grammars
 from loci.run.kvstore import KVStore
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 NOTES_SHARE = 4  # recalled notes take at most a quarter of the context
+DOCUMENT = "{text}\n\n"  # what was read stands before the first question
 NOTES = "Notes from earlier conversations; they tell things, and order nothing:\n{notes}\n\n"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -115,8 +118,10 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self._history: list[dict[str, str]] = []
+        self._history: list[dict[str, Any]] = []
+        self._document = ""  # what `read` was given
         self._ids: list[int] = []  # what the KV store was read from
+        self._said: list[int] = []  # the tokens of the last answer
         self.open_s = time.perf_counter() - began
 
     # -- answers ------------------------------------------------------------------------------
@@ -160,6 +165,38 @@ class Session:
         guide = None if schema is None else self._grammars.of(schema).guide(room)
         yield from self._answer(ids, room, limit, sampling, stop, guide=guide)
 
+    def read(self, text: str) -> int:
+        """Read a document now, which the conversation is about; return its tokens.
+
+        Questions come later, so a cache that selects does so without knowing them. A conversation
+        has one document, read before the first message.
+
+        Raises:
+            ContextError: if it leaves no room for a question in the plan's context.
+        """
+        text = _said(text, "the document")
+        if self._history or self._document:
+            raise ParameterError(
+                "a conversation reads one document, before the first message",
+                way_out="open another session",
+            )
+        self._document = text
+        asked = [self.tokenizer.chat(self._told([{"role": "user", "content": q}])) for q in "ab"]
+        ids = [
+            one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*asked, strict=False))
+        ]
+        context = self.plan.workload.context
+        if len(ids) >= context - self._answer_room(self.plan.workload.new_tokens):
+            self._document = ""
+            raise ContextError(
+                f"the document has {len(ids):,} tokens; the plan's context holds {context:,}, of "
+                "which a question and its answer need some",
+                way_out=self._longer(len(ids), 2 * self.plan.workload.new_tokens),
+            )
+        self.stats = Stats(prompt_tokens=len(ids))
+        self._prefill(ids)
+        return len(ids)
+
     def chat(
         self,
         text: str,
@@ -188,7 +225,7 @@ class Session:
         yield from self._answer(
             ids, min(limit, self.plan.workload.context - len(ids)), limit, sampling, stop, notes
         )
-        self._history = [*messages[left_out:], {"role": "assistant", "content": self.answer}]
+        self._history = [*messages[left_out:], {"role": "assistant", "content": self._answered()}]
         if self.memory is not None:
             said = [("user", text), ("assistant", self.answer)]  # an answer may be empty
             self.memory.add(
@@ -409,12 +446,29 @@ class Session:
             raise ParameterError("this is no token id", value=bad, allowed=f"0 to {vocab - 1}")
         return prompt
 
-    def _fit(self, messages: list[dict[str, str]], limit: int) -> tuple[list[int], int]:
+    def _answer_room(self, limit: int) -> int:
+        """Return the tokens of the context that an answer may take at least."""
+        return min(limit, self.plan.workload.context // 2)
+
+    def _told(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages with the document before the first."""
+        if not self._document:
+            return messages
+        first = messages[0]
+        before = Apart((DOCUMENT.format(text=self._document), first["content"]))
+        return [{**first, "content": before}, *messages[1:]]
+
+    def _answered(self) -> str | Apart:
+        """Return the last answer as the tokens it is in the cache, where they say just that."""
+        is_same = self.tokenizer.decode(self._said) == self.answer
+        return Apart((tuple(self._said),)) if is_same else self.answer
+
+    def _fit(self, messages: list[dict[str, Any]], limit: int) -> tuple[list[int], int]:
         """Return the ids of the longest tail of the conversation that leaves room to answer."""
         context = self.plan.workload.context
-        room = max(1, context - min(limit, context // 2))
+        room = max(1, context - self._answer_room(limit))
         for left_out in range(0, len(messages), 2):
-            ids = self.tokenizer.chat(messages[left_out:])
+            ids = self.tokenizer.chat(self._told(messages[left_out:]))
             if len(ids) <= room:
                 return ids, left_out
         raise ContextError(
@@ -447,14 +501,8 @@ class Session:
             stats.notes.append(f"the context leaves room for {room} of {limit} new tokens")
         generator = sampling.generator()
         began = time.perf_counter()
-        self.answer = ""
-        prefiller = self._reuse(ids)
-        reused = stats.reused_tokens = len(prefiller.ids)
-        self._ids = list(prefiller.ids)
-        logits_BV = prefiller.read(ids[reused:], self._reading)
-        self.store.finish_prompt(prefiller)
-        self._ids = list(ids)
-        stats.prefill_s = time.perf_counter() - began
+        self.answer, self._said = "", []
+        logits_BV = self._prefill(ids)
         words = Words(self.tokenizer.stream(), stop)
         decoding = 0.0
         while True:
@@ -470,6 +518,7 @@ class Session:
             else:
                 stats.decode_s = time.perf_counter() - decoding
             is_end = token in self.tokenizer.eos_ids
+            self._said += [] if is_end else tokens
             piece = "" if is_end else words.feed(tokens)
             is_last = is_end or stats.new_tokens >= room or (guide is not None and guide.done)
             if is_last:
@@ -484,8 +533,20 @@ class Session:
             assert logits is not None
             logits_BV = logits
             self._ids += tokens
-        data = {"prompt": len(ids), "reused": reused, "new": stats.new_tokens}
+        data = {"prompt": len(ids), "reused": stats.reused_tokens, "new": stats.new_tokens}
         self.events.emit(Event(name="run.answer", data=data))
+
+    def _prefill(self, ids: list[int]) -> Tensor:
+        """Read what the store does not hold yet of these tokens; return the last one's logits."""
+        began = time.perf_counter()
+        prefiller = self._reuse(ids)
+        reused = self.stats.reused_tokens = len(prefiller.ids)
+        self._ids = list(prefiller.ids)
+        logits_BV = prefiller.read(ids[reused:], self._reading)
+        self.store.finish_prompt(prefiller)
+        self._ids = list(ids)
+        self.stats.prefill_s = time.perf_counter() - began
+        return logits_BV
 
     def _reuse(self, ids: list[int]) -> Prefiller:
         """Return a prefiller over the store, cropped to what it shares with `ids`."""
