@@ -125,7 +125,7 @@ def test_predicted_bytes_are_held_bytes(
         batch = 1
     size = 2 if half else 4
     arguments = {"max_tokens": max_tokens, "batch": batch, "chunk": chunk}
-    select, _ = check_chain(chain)
+    select = check_chain(chain).select
     budget = None
     if select is not None and slots is not None:
         budget = budget_for(spec, chain, slots, dtype_bytes=size, **arguments)
@@ -307,7 +307,7 @@ def test_illegal_chains_raise_with_the_table(chain: Chain, why: str) -> None:
 
 
 def test_a_coarse_selection_goes_with_a_coarse_encoder() -> None:
-    select, encode = check_chain((StreamingLLM(), ByLayer()))
+    select, encode, _ = check_chain((StreamingLLM(), ByLayer()))
     assert select == StreamingLLM() and encode == ByLayer()
 
 

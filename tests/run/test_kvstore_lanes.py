@@ -20,7 +20,7 @@ from loci.methods.kv.store_plan import budget_for, fitted, predict_store
 from loci.nn.attend import attend, attend_reference
 from loci.nn.kv import KVView, Seen
 from loci.run.kvstore import KVStore
-from loci.testing import kv
+from loci.testing import kv_rules
 from loci.testing.kv import SCALE, Text, kept_positions, read, spec_of, store_of
 
 SPEC = spec_of(layers=3, kv_heads=2, heads=4)
@@ -119,7 +119,7 @@ def exact_over(store: KVStore, text: Text, layer: int, queries: Tensor, now: int
 
 @pytest.mark.parametrize("method", [Uneven(), ByNeed(), ByHead()], ids=str)
 def test_what_is_promised_of_every_method_holds(method: Select) -> None:
-    kv.check(KVStore, method)
+    kv_rules.check(KVStore, method)
 
 
 def test_later_layers_hold_more_in_the_same_bytes() -> None:

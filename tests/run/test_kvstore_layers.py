@@ -22,8 +22,8 @@ from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.kv import KVBlock
 from loci.run.kvstore import KVStore
-from loci.testing import kv
-from loci.testing.kv import FakeLab, Text, prepared, read, spec_of, store_of
+from loci.testing import kv_rules
+from loci.testing.kv import FakeLab, Text, hidden_of, prepared, read, spec_of, store_of
 
 SPEC = spec_of(layers=5)
 PADDED = 4
@@ -246,15 +246,15 @@ METHODS = (Whole(), Whole(group=1), Whole(group=None), Rows(), Sums(), Whole(exa
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_what_is_promised_of_every_method_holds(method: EncodeLayers) -> None:
     for check in (
-        kv.check_bytes,
-        kv.check_shapes,
-        kv.check_unchanged_inputs,
-        kv.check_rows,
-        kv.check_repeatable,
-        kv.check_snapshot,
-        kv.check_not_finite,
-        kv.check_short,
-        kv.check_codes,
+        kv_rules.check_bytes,
+        kv_rules.check_shapes,
+        kv_rules.check_unchanged_inputs,
+        kv_rules.check_rows,
+        kv_rules.check_repeatable,
+        kv_rules.check_snapshot,
+        kv_rules.check_not_finite,
+        kv_rules.check_short,
+        kv_rules.check_codes,
     ):
         check(KVStore, method)
 
@@ -378,7 +378,7 @@ def test_hidden_states_and_what_was_prepared_reach_the_method() -> None:
     store = store_of(KVStore, (method,), max_tokens=60, spec=SPEC)
     text = Text.of(SPEC, 50)
     read(store, text, stop=40)
-    states = kv.hidden_of(store, text, 3, 0, 40)
+    states = hidden_of(store, text, 3, 0, 40)
     assert states is not None
     ways = FakeLab(SPEC).weights("layer.3.k_proj")
     want = (states @ ways.t()).unflatten(2, (2, -1)).transpose(1, 2)

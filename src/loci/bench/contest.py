@@ -108,7 +108,7 @@ class Bench:
         found = []
         for name in names:
             plain = Contender(name=name)
-            select, _ = check_chain(plain.chain())
+            select = check_chain(plain.chain()).select
             chunks: tuple[int | None, ...] = self.how.chunks
             if plain.reads_alone():  # it stages the chunk of every layer
                 chunks = tuple(c for c in chunks if c is not None) or (SMALL_CHUNK,)

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,7 +74,7 @@ class Contender:
 
     def reads_alone(self) -> bool:
         """Return whether the stores of others cannot share its forward."""
-        select, _ = check_chain(self.chain())
+        select = check_chain(self.chain()).select
         return self.chunk is not None or (select is not None and Need.PROBE in select.about.needs)
 
 
@@ -92,7 +94,7 @@ class Fan:
         self.wants_hidden = any(store.wants_hidden for store in stores)
         self.length, self.max_tokens, self.largest = 0, first.max_tokens, first.largest
 
-    def pasts(self) -> None:
+    def pasts(self, with_spans: bool = False) -> None:
         """Let no kernel write the stores: there are several."""
 
     def append(
@@ -221,6 +223,7 @@ class Reading:
                 for method in chain
                 if Need.ARTEFACT in method.about.needs
             },
+            folder=Path(tempfile.gettempdir()),
         )
 
     @contextmanager
@@ -316,7 +319,7 @@ def contenders(
     """
     found = [Contender(name=FULL)]
     for name in names:
-        select, _ = check_chain(catalogue.parse_chain(name, "kv"))
+        select = check_chain(catalogue.parse_chain(name, "kv")).select
         by = SMALL_CHUNK if chunk is None and Contender(name=name).reads_alone() else chunk
         if select is None:
             found.append(Contender(name=name, chunk=by))

@@ -37,9 +37,11 @@ def timed(
 
 def sizes_of(reading: Reading, session: Session) -> dict[str, int]:
     """Return the bytes a store holds, what was predicted, and both with the work buffers."""
-    held = sum(session.store.nbytes().values())
+    by_tier = session.store.nbytes()
+    held = by_tier.pop(session.store.tier)
     return {
         "kv_bytes": held,
+        "disk_bytes": by_tier.get("disk", 0),
         "predicted_bytes": reading.predicted(session.contender),
         "peak_bytes": held + session.reader.runner.nbytes(),
     }
@@ -67,6 +69,7 @@ def to_disk_and_back(session: Session, item: SharedContext) -> dict[str, Any]:
             meta,
             ids=session.reader.ids,
             generator=torch.Generator(),
+            folder=Path(folder),
         )
         loaded = time.perf_counter()
         nbytes = path.stat().st_size

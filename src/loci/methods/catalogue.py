@@ -21,7 +21,7 @@ from loci.units import nearest
 
 GROUP = "loci.methods"
 _PACKAGE = "loci.methods"
-_NOT_METHODS = ("__init__.py", "base.py", "chain.py", "store_plan.py")
+_NOT_METHODS = ("__init__.py", "base.py", "chain.py", "retrieve.py", "store_plan.py")
 
 
 def kinds() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loci.errors import ParameterError
 from loci.nn import native
-from loci.nn.kv import DenseSegment, KVView, RaggedSegment, Seen, Segment
+from loci.nn.kv import DenseSegment, FetchedSegment, KVView, RaggedSegment, Seen, Segment
 
 TILE_SCORES = 2**20  # float32 scores computed at once on the masked path: 4 MiB
 
@@ -210,7 +210,9 @@ def _merged(
     for segment in view.segments:
         if segment.tokens:
             ordered = _in_order(q_BKGTD, segment)
-            if isinstance(segment, RaggedSegment):
+            if isinstance(segment, FetchedSegment):
+                parts = iter([segment.attend(q_BKGTD, positions_BT, scale, window)])
+            elif isinstance(segment, RaggedSegment):
                 parts = _by_head(ordered, segment, positions_BT, scale, window, masked, kernels)
             elif not masked and (segment.clear or _is_causal(segment)):
                 parts = _open(ordered, segment, scale, kernels)

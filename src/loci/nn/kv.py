@@ -175,6 +175,38 @@ def _filled(x_BKS: Tensor | None, tokens: int, value: int) -> Tensor:
     return torch.cat([x_BKS, x_BKS.new_full(shape, value)], 2)
 
 
+class Fetches(Protocol):
+    """What fetches tokens for queries; see `loci.methods.kv.retrieve.Bank`."""
+
+    def attend(
+        self, layer: int, queries: Tensor, positions: Tensor, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what rotated queries [B, K, G, T, D] read, and lse [B, K, G, T]."""
+        ...
+
+
+class FetchedSegment:
+    """Tokens of which every query fetches its own few. It has no tiles: queries decide."""
+
+    __slots__ = ("_bank", "_layer", "clear", "order", "positions_BKS", "tokens")
+
+    def __init__(self, bank: Fetches, layer: int, tokens: int) -> None:
+        self._bank, self._layer, self.tokens = bank, layer, tokens
+        self.clear = False
+        self.positions_BKS: Tensor | None = None
+        self.order: Tensor | None = None
+
+    def attend(
+        self, q_BKGTD: Tensor, positions_BT: Tensor, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the queries read from what they fetch, and the log-sum-exp."""
+        return self._bank.attend(self._layer, q_BKGTD, positions_BT, scale, window)
+
+    def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield nothing."""
+        yield from ()
+
+
 class KVView:
     """Everything one layer can attend to in one step, oldest segment first.
 

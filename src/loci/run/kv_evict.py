@@ -14,6 +14,7 @@ from loci.errors import MethodError
 from loci.methods.kv.base import EncodeLayers
 from loci.methods.kv.store_plan import fitted, kept_tokens
 from loci.nn.kv import Seen
+from loci.run.kv_dropped import drop
 from loci.run.kv_lanes import Lane, best_of, keep_only, levelled
 from loci.run.kv_pool import Pool
 from loci.run.kv_views import view
@@ -220,6 +221,7 @@ class Evictor:
         scores = lane.parts["scores"][:, :, :count]
         is_pad = lane.parts["slot_positions"][:, :, :count] < 0
         best = best_of(scores.masked_fill(is_pad, -math.inf), keep)
+        drop(self._pool, lane, {}, best)
         for part in lane.parts.values():
             keep_only(part, count, part[:, :, :0], best[:, : part.shape[1]])  # rows have no heads
         self._pool.count[lane.number] = keep

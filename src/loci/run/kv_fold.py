@@ -13,6 +13,7 @@ from loci.methods.kv.base import Encode, EncodeLayers
 from loci.methods.kv.chain import due_tokens
 from loci.nn.kv import KVBlock, Seen
 from loci.nn.rope import undo
+from loci.run.kv_dropped import drop
 from loci.run.kv_evict import Evictor
 from loci.run.kv_lanes import keep_only
 from loci.run.kv_pool import Pool
@@ -163,16 +164,20 @@ class Folder:
         """Put tokens behind those in the slots; where some were chosen, only those stay."""
         heads = self._pool.spec.kv_heads
         for lane, chosen_BKs in zip(self._pool.lanes[layer], chosen, strict=True):
-            count = self._pool.count[lane.number]
-            for name, slots in lane.parts.items():
+            count, fresh = self._pool.count[lane.number], {}
+            for name in lane.parts:
                 if name == "scores":
                     continue
                 part = new.get(name)
                 if name == "slot_positions":
                     part = places_B1T.expand(-1, heads, -1)
                 assert part is not None
-                if not name.startswith("rows."):  # rows have no heads
-                    part = part[:, lane.heads]
+                # Rows have no heads.
+                fresh[name] = part if name.startswith("rows.") else part[:, lane.heads]
+            if chosen_BKs is not None:
+                drop(self._pool, lane, fresh, chosen_BKs)
+            for name, part in fresh.items():
+                slots = lane.parts[name]
                 if chosen_BKs is None:
                     slots[:, :, count : count + moved] = part
                 else:

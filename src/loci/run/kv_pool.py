@@ -7,6 +7,7 @@ the pool is one row of the batch: [rows, layers, 2, kv heads, tokens, head size]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any  # JSON values
 
 import torch
@@ -19,9 +20,11 @@ from loci.core.spec import ModelSpec
 from loci.errors import FingerprintError, FormatError, MethodError
 from loci.methods.kv.base import EncodeLayers, KVMethod, LayerGroup
 from loci.methods.kv.chain import Chain, check_chain, layer_groups
+from loci.methods.kv.retrieve import Bank
 from loci.methods.kv.store_plan import kept_tokens, store_plan
 from loci.nn.rope import Rope
 from loci.run.kv_lanes import Lane, levelled
+from loci.run.kv_mapped import mapped
 
 DTYPES = {
     "float32": torch.float32,
@@ -67,7 +70,7 @@ class Pool:
     ) -> None:
         self.spec, self.max_tokens, self.batch, self.dtype = spec, max_tokens, batch, dtype
         self.tier = tier
-        self.select, self.codec = check_chain(chain)
+        self.select, self.codec, self.retrieve = check_chain(chain)
         self.plan = store_plan(
             spec,
             chain,
@@ -93,38 +96,60 @@ class Pool:
         self.step_places = torch.empty(batch, 1, 0, dtype=torch.int32)
         self.first_slots = self.even_slots()
         self.tensors: dict[str, Tensor] = {}
-        self.lease: Lease | None = None
+        self.bank: Bank | None = None  # where tokens are dropped to
+        self.leases: list[Lease] = []
 
-    def allocate(self, ledger: Ledger | None) -> None:
-        """Take the storage; the ledger pays before anything is allocated."""
+    def allocate(self, ledger: Ledger | None, folder: Path | None) -> None:
+        """Take the storage; the ledger pays before anything is allocated.
+
+        Args:
+            folder: for tensors that lie in files.
+        """
+        plan = self.plan
+        if plan.on_disk and folder is None:
+            raise MethodError(
+                f"{self.retrieve} keeps tokens in a file, and was given no folder",
+                way_out="KVStore(..., folder=PATH), or a tier of 'dram'",
+            )
         if ledger is not None:
-            self.lease = ledger.reserve("kv", self.tier, self.plan.nbytes, "kv")
-        self.tensors = {
-            name: torch.empty(shape, dtype=DTYPES[kind])
-            for name, (shape, kind) in self.plan.tensors.items()
-        }
+            self.leases.append(ledger.reserve("kv", self.tier, plan.nbytes, "kv"))
+            if plan.on_disk:
+                self.leases.append(ledger.reserve("kv", "disk", plan.disk_bytes, "kv"))
+        for name, (shape, kind) in plan.tensors.items():
+            if name in plan.on_disk:
+                assert folder is not None
+                self.tensors[name] = mapped(folder, shape, DTYPES[kind])
+            else:
+                # A bank reads slots nobody wrote with a weight of zero, so they must be numbers.
+                make = torch.zeros if name.startswith("bank.") else torch.empty
+                self.tensors[name] = make(shape, dtype=DTYPES[kind])
+        if self.retrieve is not None and any(name.startswith("bank.") for name in plan.tensors):
+            held = {n.removeprefix("bank."): t for n, t in self.tensors.items() if n[:5] == "bank."}
+            self.bank = self.retrieve.open(self.spec, held)
 
     def open(self, first_slots: Sequence[int]) -> None:
         """Cut the lanes, as the chain wants them, and count the bytes as held."""
         self.first_slots = list(first_slots)
         self.index()
-        if self.lease is not None:
-            self.lease.commit(self.nbytes()[self.tier])
+        held = self.nbytes()
+        for lease in self.leases:
+            lease.commit(held[lease.tier])
         self.reset()
 
     def release(self) -> None:
         """Give all storage back; a second release does nothing."""
-        self.tensors, self.lanes, self.tail = {}, [], []
-        if self.lease is not None:
-            self.lease.release()
+        self.tensors, self.lanes, self.tail, self.bank = {}, [], [], None
+        for lease in self.leases:
+            lease.release()
 
     def nbytes(self) -> dict[str, int]:
         """Return {tier: bytes} of the storage really held, each storage once."""
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in self.tensors.values()
-        }
-        return {self.tier: sum(storages.values())}
+        found: dict[str, dict[int, int]] = {self.tier: {}}
+        for name, tensor in self.tensors.items():
+            tier = "disk" if name in self.plan.on_disk else self.tier
+            storage = tensor.untyped_storage()
+            found.setdefault(tier, {})[storage.data_ptr()] = storage.nbytes()
+        return {tier: sum(storages.values()) for tier, storages in found.items()}
 
     # -- state --------------------------------------------------------------------------------
 
@@ -136,6 +161,8 @@ class Pool:
         self.count = [0] * sum(map(len, self.lanes))
         self.tail_count, self.staged_count = [0] * layers, [0] * layers
         self.has_evicted, self.is_regular = False, True
+        if self.bank is not None:
+            self.bank.reset()
         if self.select is not None and self.allocates and self.select.reallocates:
             self.cut(self.first_slots)
 
@@ -151,6 +178,7 @@ class Pool:
             "ordered": list(self.ordered),
             "first_slots": list(self.first_slots),
             "slots": self.slots(),
+            "bank": None if self.bank is None else self.bank.state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -163,6 +191,8 @@ class Pool:
         self.count, self.tail_count = list(state["count"]), list(state["tail"])
         self.has_evicted, self.is_regular = state["has_evicted"], state["is_regular"]
         self.probed, self.ordered = state["probed"], list(state["ordered"])
+        if self.bank is not None:
+            self.bank.set_state(state["bank"])
 
     def reorder(self, rows: Tensor) -> None:
         """Replace row i of the batch by row `rows[i]`, as beam search does."""
@@ -246,7 +276,7 @@ class Pool:
 
     def used(self, name: str) -> int | None:
         """Return how many tokens of a tensor are in use, None for tensors kept whole."""
-        if name.startswith(("fixed.", "shared.", "first")):
+        if name.startswith(("fixed.", "shared.", "first", "bank.")):
             return None
         if name == "positions":
             return 0 if self.is_regular else self.length

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from loci.methods.kv.base import EncodeLayers
-from loci.nn.kv import DenseSegment, KVView, RaggedSegment, Segment
+from loci.nn.kv import DenseSegment, FetchedSegment, KVView, RaggedSegment, Segment
 from loci.run.kv_lanes import Lane
 from loci.run.kv_pool import Pool
 from loci.run.kv_segments import CodesSegment, LayersSegment
@@ -52,6 +52,15 @@ def view(
     if pool.select is not None:
         scores = pool.remembered(layer, counts)
     return KVView(layer, pool.spec.kv_heads, tuple(segments), scores)
+
+
+def with_bank(pool: Pool, shown: KVView) -> KVView:
+    """Return a view that also fetches what was dropped."""
+    held = 0 if pool.bank is None else pool.bank.held(shown.layer)
+    if pool.bank is None or not held:
+        return shown
+    bank = FetchedSegment(pool.bank, shown.layer, held)
+    return KVView(shown.layer, shown.heads, (*shown.segments, bank), shown.scores_BKS)
 
 
 def fresh_segment(pool: Pool, keys: Tensor, values: Tensor, places: Tensor) -> DenseSegment:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any  # JSON values; a prefiller's extra attributes
 
 import torch
@@ -40,7 +41,7 @@ from loci.run.kv_fold import Folder
 from loci.run.kv_native import NativeSteps
 from loci.run.kv_pool import DTYPES, Pool
 from loci.run.kv_snapshot import check_facts, facts_of, put_back, tensors_of
-from loci.run.kv_views import fresh_segment, view
+from loci.run.kv_views import fresh_segment, view, with_bank
 
 # Shapes: B batch, L layers, K key/value heads, T new tokens, S stored tokens, D head size.
 
@@ -50,7 +51,7 @@ class KVStore:
 
     Args:
         chain: methods of `loci.methods.kv`, at most one that selects, then at most one that
-            encodes; () is exact.
+            encodes, then at most one that retrieves; () is exact.
         max_tokens: logical tokens per row, kept or not.
         dtype: float32 or float16, of tokens that are not encoded.
         budget_bytes: the most bytes the store may hold; None holds everything.
@@ -59,6 +60,7 @@ class KVStore:
         generator: for methods that draw.
         orders: [L, K, D] channel orders for an encoder that is told them.
         artefacts: by name of the method, what was prepared for those that need it.
+        folder: where a method that retrieves may keep tokens in a file.
         is_copy: the caller fills in everything, what was prepared included.
 
     Raises:
@@ -85,6 +87,7 @@ class KVStore:
         generator: torch.Generator | None = None,
         orders: Tensor | None = None,
         artefacts: Mapping[str, Artefact] | None = None,
+        folder: Path | None = None,
         is_copy: bool = False,
     ) -> None:
         if dtype not in (torch.float32, torch.float16):
@@ -97,7 +100,7 @@ class KVStore:
         self.max_tokens, self.batch, self.dtype = max_tokens, batch, dtype
         self.budget_bytes, self.chunk, self.tier = budget_bytes, min(chunk, max_tokens), tier
         self.largest = torch.finfo(dtype).max
-        self._ledger, self._generator = ledger, generator
+        self._ledger, self._generator, self._files = ledger, generator, folder
         pool = self._pool = Pool(
             spec,
             self.chain,
@@ -114,8 +117,8 @@ class KVStore:
         self._evictor.check(batch)
         self.wants_queries, self.wants_hidden = self._evictor.wants_queries, pool.wants_hidden
         given = {} if is_copy else pool.checked(artefacts or {})
-        pool.allocate(ledger)
         try:
+            pool.allocate(ledger, folder)
             for method in () if is_copy else (pool.select, pool.codec):
                 if method is not None:
                     pool.share(method, given.get(method.about.name))
@@ -172,12 +175,13 @@ class KVStore:
         if self._pending is not None and not self._pool.is_trial:
             self._fold(self._pending, None)
         if self._pool.is_trial:
-            return view(self._pool, layer, fresh_segment(self._pool, k, v, positions[:, None]))
+            fresh = fresh_segment(self._pool, k, v, positions[:, None])
+            return with_bank(self._pool, view(self._pool, layer, fresh))
         shown, is_due = take(self._pool, layer, k, v, hidden)
         if is_due:
             self._pending = layer
         self._pool.end[layer] += tokens
-        return shown
+        return with_bank(self._pool, shown)
 
     def observe(self, layer: int, seen: Seen) -> None:
         """Show the store the queries of a chunk, right after that layer attended."""
@@ -237,6 +241,8 @@ class KVStore:
             with_spans: the kernel takes one token a row, and stretches; a store with a chain needs
                 both.
         """
+        if self._pool.bank is not None:  # kernels cannot fetch
+            return None
         return self._native.pasts(with_spans)
 
     def begin(self, tokens: int) -> None:
@@ -334,6 +340,7 @@ class KVStore:
             ledger=self._ledger,
             tier=self.tier,
             generator=drawn,
+            folder=self._files,
             is_copy=True,
         )
         for name, tensor in self._pool.tensors.items():
@@ -382,6 +389,7 @@ class KVStore:
         ledger: Ledger | None = None,
         tier: str = "dram",
         generator: torch.Generator | None = None,
+        folder: Path | None = None,
     ) -> KVStore:
         """Return the store of a snapshot; the tensors are copied and may be read-only.
 
@@ -403,6 +411,7 @@ class KVStore:
             ledger=ledger,
             tier=tier,
             generator=generator,
+            folder=folder,
             is_copy=True,
         )
         store._pool.set_state(meta["state"])

@@ -7,12 +7,12 @@ import pytest
 from loci.core.method import Method
 from loci.methods import catalogue
 from loci.run.kvstore import KVStore
-from loci.testing import kv
+from loci.testing import kv_rules
 
 
 @pytest.mark.parametrize("name", catalogue.names("kv"))
 def test_keeps_the_rules(name: str) -> None:
-    kv.check(KVStore, catalogue.find(name, "kv"))
+    kv_rules.check(KVStore, catalogue.find(name, "kv"))
 
 
 @pytest.mark.parametrize("name", catalogue.names("kv"))

@@ -1,24 +1,34 @@
 """Which KV methods may follow which.
 
-A chain is at most one method that selects, then at most one that encodes:
-`(SnapKV(), Bfp(bits=4))`.
+A chain is at most one method that selects, then at most one that encodes, then at most one that
+retrieves what was dropped: `(SnapKV(), Bfp(bits=4))`, `(WindowKV(), LongMem())`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from loci.core.method import Granularity, Method
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError
 from loci.methods.kv.base import Encode, EncodeLayers, Select
+from loci.methods.kv.retrieve import Retrieve
 
 Chain = tuple[Method, ...]
 Encoder = Encode | EncodeLayers
 
 
-def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]:
-    """Return the chain's methods that select and encode.
+class Links(NamedTuple):
+    """The methods of a chain by what they do."""
+
+    select: Select | None
+    encode: Encoder | None
+    retrieve: Retrieve | None
+
+
+def check_chain(chain: Iterable[Method]) -> Links:
+    """Return the chain's methods that select, encode and retrieve.
 
     Raises:
         MethodError: if the order is wrong, a role appears twice, or the codes do not tolerate the
@@ -26,7 +36,10 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]
     """
     select: Select | None = None
     encode: Encoder | None = None
+    retrieve: Retrieve | None = None
     for method in chain:
+        if retrieve is not None:
+            raise _illegal(chain, f"{retrieve.about.name} retrieves, and comes last")
         if isinstance(method, Select):
             if encode is not None:
                 raise _illegal(chain, f"{method.about.name} selects after {encode.about.name}")
@@ -37,6 +50,8 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]
             if encode is not None:
                 raise _illegal(chain, f"{encode.about.name} and {method.about.name} both encode")
             encode = method
+        elif isinstance(method, Retrieve):
+            retrieve = method
         else:
             raise _illegal(chain, f"{method.about.name} is no method for a KV cache")
     if select and encode and encode.keeps_groups:
@@ -50,13 +65,23 @@ def check_chain(chain: Iterable[Method]) -> tuple[Select | None, Encoder | None]
             f"{select.about.name} evicts by {select.granularity}, and {encode.about.name} "
             f"tolerates nothing finer than {encode.granularity}",
         )
+    if retrieve and select is None:
+        raise _illegal(
+            chain, f"{retrieve.about.name} keeps what others drop, and nothing before it drops any"
+        )
+    if retrieve and isinstance(encode, EncodeLayers):
+        raise _illegal(
+            chain,
+            f"{retrieve.about.name} keeps tokens by head, and {encode.about.name} has rows of "
+            "whole layers",
+        )
     if select and isinstance(encode, EncodeLayers) and encode.group_layers != 1:
         raise _illegal(
             chain,
             f"{select.about.name} selects layer by layer, and {encode.about.name} keeps rows of "
             "several layers together",
         )
-    return select, encode
+    return Links(select, encode, retrieve)
 
 
 def layer_groups(spec: ModelSpec, encode: Encoder | None) -> list[range]:
@@ -76,15 +101,17 @@ def due_tokens(encode: Encoder, waiting: int) -> int:
 def _illegal(chain: Iterable[Method], why: str) -> MethodError:
     rows = []
     for method in chain:
-        role = {True: "evicts by", False: "tolerates"}[isinstance(method, Select)]
+        role = "evicts by" if isinstance(method, Select) else "tolerates"
         grain = getattr(method, "granularity", None)
-        rows.append(
-            f"{method.about.name:<16}{role if grain else 'is no KV method':<12}{grain or ''}"
-        )
+        rows.append(f"{method.about.name:<16}{role if grain else _role(method):<12}{grain or ''}")
     scale = " > ".join(grain.value for grain in Granularity)
     return MethodError(
         f"this chain cannot work: {why}",
         value=" | ".join(map(str, chain)),
-        allowed="at most one that selects, then at most one that encodes",
+        allowed="at most one that selects, then one that encodes, then one that retrieves",
         way_out=[*rows, f"granularity, coarsest first: {scale}"],
     )
+
+
+def _role(method: Method) -> str:
+    return "retrieves" if isinstance(method, Retrieve) else "is no KV method"

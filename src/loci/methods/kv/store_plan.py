@@ -15,6 +15,7 @@ from loci.core.spec import ModelSpec
 from loci.errors import BudgetError, ParameterError
 from loci.methods.kv.base import Encode, EncodeLayers, Select, Shapes
 from loci.methods.kv.chain import Chain, Encoder, check_chain, due_tokens, layer_groups
+from loci.methods.kv.retrieve import Retrieve
 from loci.units import format_bytes
 
 BLOCK_TOKENS = 64  # an exact store's tokens are rounded up to whole blocks
@@ -35,6 +36,7 @@ class StorePlan:
         staged_layers: layers whose fresh chunk waits outside the slots; 0 where chunks go straight
             into them.
         tensors: {name: (shape, dtype)}.
+        on_disk: names of tensors that lie in a file instead of the store's tier.
     """
 
     slots: int
@@ -43,10 +45,17 @@ class StorePlan:
     staged_layers: int
     tensors: Shapes = field(default_factory=dict)
 
+    on_disk: frozenset[str] = frozenset()
+
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return _table_bytes(self.tensors)
+        """Bytes of the tensors in the store's tier."""
+        return table_bytes({n: t for n, t in self.tensors.items() if n not in self.on_disk})
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the tensors that lie in files."""
+        return table_bytes({n: t for n, t in self.tensors.items() if n in self.on_disk})
 
 
 def kept_tokens(slots: int, limit: int | None = None) -> int:
@@ -115,7 +124,7 @@ def store_plan(
     Raises:
         BudgetError: if not even one token, or without a Select not all of them, fit.
     """
-    select, encode = check_chain(chain)
+    select, encode, retrieve = check_chain(chain)
     for name, value in (("max_tokens", max_tokens), ("batch", batch), ("chunk", chunk)):
         if value < 1:
             raise ParameterError(f"{name} of a KV store must be >= 1", value=value)
@@ -124,7 +133,7 @@ def store_plan(
     real = "float32" if dtype_bytes == 4 else "float16"
 
     def plan(slots: int, keep: int) -> StorePlan:
-        return _table(spec, select, encode, slots, keep, max_tokens, batch, real, chunk)
+        return _table(spec, select, encode, retrieve, slots, keep, max_tokens, batch, real, chunk)
 
     if isinstance(encode, EncodeLayers):
         encode.check(spec)
@@ -183,14 +192,16 @@ def budget_for(
     chunk: int = 512,
 ) -> int:
     """Return the smallest budget in bytes with which the store has slots for `tokens`."""
-    select, encode = check_chain(chain)
+    select, encode, retrieve = check_chain(chain)
     real = "float32" if dtype_bytes == 4 else "float16"
-    return _table(spec, select, encode, tokens, tokens, max_tokens, batch, real, chunk).nbytes
+    return _table(
+        spec, select, encode, retrieve, tokens, tokens, max_tokens, batch, real, chunk
+    ).nbytes
 
 
 def decoded_tokens(chain: Chain, max_tokens: int) -> int:
     """Return how many stored tokens attention decodes from codes at once; 0 without an encoder."""
-    _, encode = check_chain(chain)
+    encode = check_chain(chain).encode
     if encode is None:
         return 0
     whole = encode.closes_every if encode.keeps_groups else 1
@@ -204,6 +215,7 @@ def _table(
     spec: ModelSpec,
     select: Select | None,
     encode: Encoder | None,
+    retrieve: Retrieve | None,
     slots: int,
     keep: int,
     max_tokens: int,
@@ -262,10 +274,23 @@ def _table(
         tensors["staged"] = ((batch, staged, 2, heads, step, size), real)
         if hidden:
             tensors["staged_hidden"] = ((batch, staged, step, spec.hidden), real)
-    return StorePlan(slots=slots, keep=keep, tail=tail, staged_layers=staged, tensors=tensors)
+    on_disk: set[str] = set()
+    if retrieve is not None and slots < max_tokens:  # else nothing is ever dropped
+        for name, (shape, dtype) in retrieve.bank_table(spec, max_tokens).items():
+            tensors[f"bank.{name}"] = ((batch, layers, heads, *shape), dtype)
+        on_disk = {f"bank.{name}" for name in retrieve.on_disk()}
+    return StorePlan(
+        slots=slots,
+        keep=keep,
+        tail=tail,
+        staged_layers=staged,
+        tensors=tensors,
+        on_disk=frozenset(on_disk),
+    )
 
 
-def _table_bytes(tensors: Shapes) -> int:
+def table_bytes(tensors: Shapes) -> int:
+    """Return the bytes of all tensors of a table."""
     return sum(prod(shape) * SIZES[dtype] for shape, dtype in tensors.values())
 
 
