@@ -250,6 +250,23 @@ def known(name: str, where: str = "") -> Key:
     return key
 
 
+def shown(key: Key, found: Config) -> object:
+    """Return a value as it may be seen: no secret, and no password in a place."""
+    value = getattr(found, key.name)
+    if key.name == "memory_file":
+        return without_password(value)
+    return "***" if key.secret and value is not None else value
+
+
+def without_password(place: str) -> str:
+    """Return where a memory is as it may be seen."""
+    if "://" not in place or place.startswith("sqlite"):
+        return place
+    from loci.store.postgres import read_url
+
+    return read_url(place)[1]
+
+
 def store(name: str, text: str | None, file: Path) -> None:
     """Write one key to the file, or take it out when `text` is None; other lines stay as they are.
 

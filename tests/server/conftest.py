@@ -13,6 +13,7 @@ import pytest
 from served import Served
 
 from loci.plan import plan as make_plan
+from loci.plan.solve import Plan
 from loci.run.batch import Batch
 from loci.run.memory import Memory
 from loci.server.app import make_app
@@ -44,10 +45,12 @@ def serving(
     **engine: Any,
 ) -> Iterator[Served]:
     """Serve for as long as the block."""
-    plan = make_plan(
-        "tiny", dram=dram, context=512, new_tokens=16, folder=models, cache=models / ".cache"
-    )
-    batch = Batch(plan, folder=models, **engine)
+
+    def planner(**asked: Any) -> Plan:
+        given = {"new_tokens": 16} | asked
+        return make_plan("tiny", **given, folder=models, cache=models / ".cache")
+
+    batch = Batch(planner(dram=dram, context=512), folder=models, **engine)
     opener: Callable[[str, Any], Memory] | None = None
     if memory is not None:
         place = memory
@@ -62,6 +65,7 @@ def serving(
         keys=None if keys is None else Keys(keys),
         open_memory=opener,
         user="ada",
+        planner=planner,
     )
     if limit_bytes is not None:
         service.limit_bytes = limit_bytes

@@ -148,7 +148,8 @@ def test_keys_say_who_may_ask(serve: Serve, tmp_path: Path) -> None:
             assert http.get("/health").status_code == http.get("/ready").status_code == 200
     with server.openai("none") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
-    for path in ("/metrics", "/api/v1/ledger", "/api/v1/events", "/api/v1/plan", "/api/v1/load"):
+    of_admins = ("ledger", "events", "plan", "load", "blocks", "config")
+    for path in ("/metrics", *(f"/api/v1/{what}" for what in of_admins)):
         with server.http(headers={"x-api-key": acme}) as http:
             assert http.get(path).status_code == 403, path
     with server.http(headers={"x-api-key": admin}) as http:

@@ -154,6 +154,34 @@ def test_what_is_remembered_can_be_found_changed_undone_and_forgotten(rememberin
         assert gone.status_code == 404 and gone.json()["error"]["type"] == "NotFoundError"
 
 
+def test_a_note_is_kept_explained_retired_and_comes_back(remembering: Served) -> None:
+    with remembering.http() as http:
+        item = http.post("/api/v1/memories/note", json={"text": "Tea at four."}).json()
+        assert (item["kind"], item["text"]) == ("note", "Tea at four.")
+        where = f"/api/v1/memories/{item['id']}"
+        gone = http.post(f"{where}/retire", json={"reason": "no more tea"}).json()
+        assert gone["retired_at"] is not None
+        assert http.get("/api/v1/memories").json()["memories"] == []
+        assert http.post(f"{where}/undo").json()["memories"][0]["retired_at"] is None
+        assert http.post(f"{where}/redo").json()["memories"][0]["retired_at"] is not None
+        http.post(f"{where}/undo")
+        told = http.get(f"{where}/explain", params={"query": "tea"}).json()
+        assert told["about"]["kind"] == "note" and told["rank"] == 1
+        assert [change["action"] for change in told["history"]][:2] == ["add", "retire"]
+        changes = http.get("/api/v1/changes", params={"limit": 2}).json()["changes"]
+        assert len(changes) == 2 and changes[0]["item"] == item["id"]
+        assert http.get("/api/v1/users").json() == ["ada"]
+
+
+def test_memories_are_told_as_a_graph(remembering: Served) -> None:
+    with remembering.http() as http:
+        for text in ("I live in Ghent.", "Tom moved to Ghent."):
+            http.post("/api/v1/memories", json={"messages": [{"content": text}]})
+        graph = http.get("/api/v1/memories/graph").json()
+    assert "name:ghent" in [node["id"] for node in graph["nodes"]]
+    assert {"names"} == {edge["relation"] for edge in graph["edges"]}
+
+
 def test_another_program_sees_what_the_server_remembers(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "m.db"
     server = serve(memory=file)
@@ -184,6 +212,56 @@ def test_plan_ledger_load_and_methods(server: Served) -> None:
         assert http.get("/api/v1/methods", params={"kind": "kw"}).status_code == 400
         paths = http.get("/openapi.json").json()["paths"]
         assert {"/v1/chat/completions", "/v1/messages", "/api/v1/ledger"} <= set(paths)
+
+
+def test_another_budget_can_be_planned_and_nothing_changes(server: Served) -> None:
+    with server.http() as http:
+        found = http.post("/api/v1/plan", json={"dram": "64MiB", "context": 256}).json()
+        first = found["lines"][0]
+        assert first.startswith("tiny fits: ") and "256 tokens" in first
+        assert str(Plan.from_json(found["plan"])).splitlines() == found["lines"]
+        short = http.post("/api/v1/plan", json={"dram": 100_000})
+        assert short.status_code == 400 and short.json()["error"]["type"] == "BudgetError"
+        assert short.json()["error"]["way_out"]
+        odd = http.post("/api/v1/plan", json={"drem": 1})
+        assert odd.status_code == 400 and "did you mean 'dram'" in odd.text
+        assert http.get("/api/v1/plan").json() == server.service.batch.plan.to_json()
+
+
+def test_blocks_are_those_of_the_weights(server: Served) -> None:
+    with server.http() as http:
+        blocks = http.get("/api/v1/blocks").json()
+        held = http.get("/api/v1/ledger").json()["tiers"]["dram"]["by_kind"]["weights"]
+    assert {"embed.0", "layer.0", "layer.3", "norm"} <= {block["name"] for block in blocks}
+    assert sum(block["nbytes"] for block in blocks) == held
+    assert all(block["checksum"].startswith("blake2b:") for block in blocks)
+    assert {block["tier"] for block in blocks} == {"dram"}
+
+
+def test_cards_are_those_that_are_shipped(server: Served) -> None:
+    with server.http() as http:
+        cards = http.get("/api/v1/cards", params={"kind": "sched"}).json()
+        assert "fcfs" in [card["method"] for card in cards]
+        card = http.get("/api/v1/cards/kv/snapkv").json()
+        assert card["verdict"] in ("reproduced", "in part", "not reproduced")
+        assert card["measurements"] and card["claim"]
+        method = http.get("/api/v1/methods/snapkv").json()
+        assert method["parameters"]["window"] and method["card"]["claim"] == card["claim"]
+        near = http.get("/api/v1/methods/snapvk")
+        assert near.status_code == 400 and "snapkv" in near.text
+        assert http.get("/api/v1/cards/kv/nothing").status_code == 400
+
+
+def test_settings_are_shown_without_their_secrets(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCI_ENDPOINT_KEY", "a-secret")
+    monkeypatch.setenv("LOCI_MEMORY", "postgresql://ada:pa55@db/loci")
+    with server.http() as http:
+        text = http.get("/api/v1/config").text
+    assert "a-secret" not in text and "pa55" not in text
+    assert json.loads(text)["endpoint_key"]["value"] == "***"
+    assert json.loads(text)["memory_file"]["source"] == "environment"
 
 
 def test_metrics_count_what_happened(server: Served) -> None:

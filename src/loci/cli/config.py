@@ -6,7 +6,7 @@ import click
 
 from loci import config
 from loci.cli.app import Group
-from loci.cli.output import as_json_option, emit, plain, say, table, without_password
+from loci.cli.output import as_json_option, emit, plain, say, table
 
 
 @click.group(cls=Group)
@@ -26,7 +26,7 @@ def show(as_json: bool) -> None:
         emit(
             {
                 key.name: {
-                    "value": _open(key, found),
+                    "value": config.shown(key, found),
                     "source": found.sources[key.name],
                     "variable": key.variable,
                     "help": key.help,
@@ -36,7 +36,7 @@ def show(as_json: bool) -> None:
         )
         return
     rows = [
-        (key.name, _shown(_open(key, found)), found.sources[key.name], key.variable)
+        (key.name, _shown(config.shown(key, found)), found.sources[key.name], key.variable)
         for key in config.KEYS
     ]
     table(rows, ("key", "value", "from", "variable"))
@@ -47,7 +47,7 @@ def show(as_json: bool) -> None:
 @as_json_option
 def get(key: str, as_json: bool) -> None:
     """Print the value of one setting."""
-    value = _open(config.known(key), config.load())
+    value = config.shown(config.known(key), config.load())
     if as_json:
         emit({key: value})
     else:
@@ -73,14 +73,6 @@ def unset(key: str) -> None:
 def path() -> None:
     """Print where the configuration file is."""
     say(str(config.config_file()))
-
-
-def _open(key: config.Key, found: config.Config) -> object:
-    """Return a value as it may be seen."""
-    value = getattr(found, key.name)
-    if key.name == "memory_file":
-        return without_password(value)
-    return "***" if key.secret and value is not None else value
 
 
 def _shown(value: object) -> str:

@@ -16,10 +16,10 @@ import click
 
 from loci import api, errors
 from loci.cli.app import exit_code, root
-from loci.cli.methods import described
 from loci.cli.output import note
 from loci.core.card import Card
 from loci.core.method import Kind, Method
+from loci.methods.describe import described
 
 MADE = "<!-- Made by `make docs`; change the source, not this page. -->\n"
 HEADINGS = {

@@ -11,7 +11,7 @@ from typing import Any  # facts are whatever JSON can hold
 import click
 
 from loci import __version__, config
-from loci.cli.output import as_json_option, emit, progress, say, without_password
+from loci.cli.output import as_json_option, emit, progress, say
 from loci.hw.probe import probe
 from loci.run.runtime import runtime
 from loci.units import format_bytes
@@ -73,7 +73,7 @@ def facts(
         "kernels": kernels,
         "extras": {extra: _version(package) for package, extra in EXTRAS.items()},
         "models_dir": str(settings.models_dir),
-        "memory_file": without_password(settings.memory_file),
+        "memory_file": config.without_password(settings.memory_file),
         "vector_index": _version("usearch") is not None,
         "config_file": str(settings.file),
         "runtime_bytes": measured.bytes,

@@ -10,8 +10,7 @@ import click
 from loci import api
 from loci.cli.options import SIZE
 from loci.cli.output import as_json_option, emit, note, progress, say, table
-from loci.core.card import Card
-from loci.core.method import Method
+from loci.methods.describe import described
 from loci.units import format_bytes
 
 
@@ -97,32 +96,6 @@ def prepare(
         return
     for size, loss in zip(made["bytes"], made["kl"], strict=True):
         say(f"{format_bytes(size):>10}  {loss:.4f} nats a token")
-
-
-def described(method: type[Method], card: Card | None) -> dict[str, Any]:
-    """Return a method and its card as JSON values."""
-    about = method.about
-    return {
-        "name": about.name,
-        "kind": about.kind.value,
-        "idea": about.idea,
-        "paper": about.paper,
-        "phases": [phase.value for phase in about.phases],
-        "needs": [need.value for need in about.needs],
-        "frees": about.frees.value,
-        "lossy": about.lossy,
-        "reconstruction": about.reconstruction,
-        "parameters": method.schema()["properties"],
-        "card": None
-        if card is None
-        else {
-            "claim": card.claim,
-            "where": card.claim_where,
-            "verdict": card.verdict.value,
-            "because": card.because,
-            "measurements": card.measurements,
-        },
-    }
 
 
 def lines(found: dict[str, Any]) -> list[str]:

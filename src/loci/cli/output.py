@@ -33,15 +33,6 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def without_password(place: str) -> str:
-    """Return where a memory is as it may be seen."""
-    if "://" not in place or place.startswith("sqlite"):
-        return place
-    from loci.store.postgres import read_url
-
-    return read_url(place)[1]
-
-
 def plain(value: object) -> Any:
     """Return the value as JSON values: dataclasses become objects, times ISO 8601."""
     if isinstance(value, Enum):

@@ -19,7 +19,7 @@ try:
     from starlette.responses import JSONResponse, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from loci.server import anthropic, openai, own, refusals, responses
+    from loci.server import anthropic, openai, own, refusals, remembering, responses
     from loci.server.keys import Caller
     from loci.server.metrics import CONTENT_TYPE, Metrics
     from loci.server.page import sessions
@@ -30,7 +30,15 @@ except ImportError as problem:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health", "/ready", "/openapi.json")  # asked by machines that have no key
-ADMIN = ("/metrics", "/api/v1/plan", "/api/v1/ledger", "/api/v1/events", "/api/v1/load")
+ADMIN = (
+    "/metrics",
+    "/api/v1/plan",
+    "/api/v1/ledger",
+    "/api/v1/blocks",
+    "/api/v1/load",
+    "/api/v1/events",
+    "/api/v1/config",
+)
 PAGE = ("/", "/favicon.ico", sessions.ENTER, sessions.LEAVE)
 PAGE_FILES = ("/_nicegui/", "/_nicegui_ws/")
 _FORMS: dict[str, type[BaseModel]] = {
@@ -40,6 +48,9 @@ _FORMS: dict[str, type[BaseModel]] = {
     "/v1/responses": responses.ResponseForm,
     "/v1/messages": anthropic.MessagesForm,
     "/v1/messages/count_tokens": anthropic.CountForm,
+    "/api/v1/plan": own.PlanForm,
+    "/api/v1/memories": remembering.AddForm,
+    "/api/v1/memories/note": remembering.NoteForm,
 }
 _log = logging.getLogger("loci.server")
 
@@ -84,7 +95,7 @@ def make_app(service: Service, *, hosts: tuple[str, ...] = (), page: bool = Fals
     )
     app.state.service = service
     app.state.metrics = Metrics(service.batch)
-    for part in (openai, responses, anthropic, own):
+    for part in (openai, responses, anthropic, own, remembering):
         app.include_router(part.router)
 
     @app.get("/health", tags=["state"])

@@ -6,13 +6,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any  # JSON values, arrays
 
+from loci.core.block import Block
 from loci.core.item import Hit
 from loci.core.ledger import Lease
 from loci.errors import ContextError, ModelError, ParameterError
+from loci.models.load import locate
 from loci.plan.solve import Plan
 from loci.run.batch import Batch
 from loci.run.engine import NOTES, NOTES_SHARE
@@ -22,6 +25,7 @@ from loci.run.sampling import Sampling
 from loci.server.keys import Caller, Keys
 from loci.store.messages import key_text
 from loci.text.quote import listed
+from loci.tiers.blocks import BlockStore
 
 EMBEDDER = "minilm"
 LIMIT_BYTES = 8 << 20  # of a request's body
@@ -284,6 +288,23 @@ class Service:
         if self.planner is None:
             raise ParameterError("this server cannot plan", way_out="loci plan MODEL ...")
         return self.planner(**asked)
+
+    def blocks(self) -> list[tuple[str, Block]]:
+        """Return the blocks of the weights and the tier each lives on.
+
+        Weights in levels have no blocks of the pack in memory; they are one of their own.
+        """
+        plan = self.batch.plan
+        if plan.weights == "stacked":
+            held = self.batch.ledger.by_kind("dram").get("weights", 0)
+            return [("dram", Block(name="weights", kind="weights", nbytes=held, codec=plan.stack))]
+        pinned = None if plan.placement is None else set(plan.placement.pinned)
+        store = BlockStore(locate(plan.model, self.models_dir).pack, direct=False, mapped=False)
+        with closing(store):
+            found = [store.block(name) for name in store.names()]
+        return [
+            ("dram" if pinned is None or block.name in pinned else "disk", block) for block in found
+        ]
 
     # -- vectors ------------------------------------------------------------------------------
 
