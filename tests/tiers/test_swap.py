@@ -193,7 +193,7 @@ def test_what_was_cut_off_is_copied_anew() -> None:
     mine.swap_out("a", whole=4)
     mine.swap_in("a").wait()
     mine.groups.free("a", 2)
-    mine.forget("a", beyond=2)
+    mine.cut("a", whole=2)
     mine.alloc("a", 1)
     write(mine, "a", {2: 50})
     mine.swap_out("a", whole=3).wait()

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar  # a scheduler's state is its own
@@ -39,25 +39,23 @@ from loci.errors import (
     ParameterError,
 )
 from loci.methods import catalogue
-from loci.methods.kv.store_plan import decoded_tokens, predict_store
-from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
+from loci.methods.kv.store_plan import decoded_tokens
+from loci.methods.sched.base import Sched, SchedView, StepPlan
 from loci.models.tokenizer import Tokenizer
 from loci.nn import native
-from loci.run import artefacts, prefixes
-from loci.run.engine import DTYPES
 from loci.run.grammars import Grammars
-from loci.run.kvstore import KVStore
+from loci.run.live import Live
 from loci.run.prefill import Prefiller
-from loci.run.prefixes import Chain, Kept
+from loci.run.prefixes import Chain
 from loci.run.requests import Ask, End, Odds, Piece, Reason, Ticket
 from loci.run.runner import Lot, Runner
 from loci.run.sampling import choose
 from loci.run.sources import Sources
+from loci.run.stores import PagedStores, Stores, SwapRoom
 from loci.run.words import Words
 from loci.units import format_bytes
 
 if TYPE_CHECKING:
-    from loci.models.grammar import Guide
     from loci.plan.solve import Plan
 
 ROWS = 16  # requests that decode together; more than the kernels' few rows cost a step of their own
@@ -70,36 +68,6 @@ _SMOOTH = 0.1  # weight of the newest step in the mean time of a step
 
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(eq=False, kw_only=True)
-class _Live:
-    """One unfinished request, as the engine's thread sees it."""
-
-    ticket: Ticket
-    ids: list[int]  # the prompt, then what came
-    prompt: int
-    room: int  # new tokens at most
-    kv_bytes: int
-    chain: Chain
-    words: Words
-    generator: torch.Generator
-    guide: Guide | None = None
-    came_s: float = 0.0
-    began_s: float | None = None
-    first_s: float | None = None
-    store: KVStore | None = None
-    prefiller: Prefiller | None = None
-    prefilled: int = 0
-    reused: int = 0
-    generated: int = 0
-    pending: list[int] = field(default_factory=list)  # tokens the model has not seen
-    states: tuple[Lease, Tensor] | None = None  # between layers of a prompt
-    through: int = 0  # layers those states went through
-
-    @property
-    def ask(self) -> Ask:
-        return self.ticket.ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +109,16 @@ class Batch:
         waiting: requests that may wait.
         each: requests of one scope that may run or wait; None is as many as of all.
         keep_s: how long keys and values of ended requests are kept for others that begin alike.
+        paged: keys and values lie in mapped blocks, see `loci.run.kv_paged`; None leaves it to the
+            scheduler, and one that swaps needs them.
+        swap: where a scheduler that swaps puts requests out to; without room there, what they
+            hold is read again.
         events: told of reservations, answers and refusals.
 
     Raises:
         BudgetError: if what is really there needs more than the plan's budget.
         FingerprintError: if the model is not the one the plan was made for.
+        MethodError: if mapped blocks are wanted and cannot be had.
     """
 
     def __init__(
@@ -158,6 +131,8 @@ class Batch:
         waiting: int = WAITING,
         each: int | None = None,
         keep_s: float = KEEP_S,
+        paged: bool | None = None,
+        swap: SwapRoom | None = None,
         events: Events | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -170,11 +145,11 @@ class Batch:
         self.ledger = Ledger(plan.budget.limits(), self.events)
         self.scheduler = _scheduler(scheduler)
         self.waiting, self.each, self.keep_s = waiting, each, keep_s
+        self.stores: Stores
         self._closers: list[Callable[[], None]] = []
         self._state: Any = self.scheduler.start()
-        self._live: dict[str, _Live] = {}  # in the order they came
-        self._kept: list[Kept] = []  # used longest ago first
-        self._arrived: list[_Live] = []
+        self._live: dict[str, Live] = {}  # in the order they came
+        self._arrived: list[Live] = []
         self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -184,6 +159,7 @@ class Batch:
         self._ended: Counter[str] = Counter()
         try:
             self._open(plan, folder, rows, progress)
+            self._open_stores(paged, swap or SwapRoom())
         except BaseException:
             self._give_back()
             raise
@@ -229,11 +205,13 @@ class Batch:
         """
 
         def take() -> Lease:
-            self._make_room(nbytes)
+            self.stores.make_room(nbytes)
             try:
+                if nbytes > self.ledger.free("dram") - self.stores.promised(self._live.values()):
+                    raise BudgetError(f"{owner} needs {format_bytes(nbytes)}")
                 return self.ledger.reserve(owner, "dram", nbytes, kind)
             except BudgetError as error:
-                if nbytes > self._most():
+                if nbytes > self.stores.most():
                     raise
                 raise OverloadError(
                     f"{owner} needs {format_bytes(nbytes)}, which running requests hold",
@@ -261,13 +239,12 @@ class Batch:
             live = [*self._live.values()]
             arrived = len(self._arrived)
         running = [one for one in live if one.store is not None]
-        kept = list(self._kept)
         return Load(
             running=len(running),
             waiting=len(live) - len(running) + arrived,
             kv_bytes=sum(one.kv_bytes for one in running),
-            kept_bytes=sum(one.nbytes for one in kept),
-            most_kv_bytes=self._most(),
+            kept_bytes=self.stores.kept_bytes(),
+            most_kv_bytes=self.stores.most(),
             step_s=self._step_s,
             steps=self._steps,
             prompt_tokens=self._tokens["prompt"],
@@ -353,6 +330,29 @@ class Batch:
         self.grammars = Grammars(self.tokenizer, self.reserve)
         self._closers.append(self.grammars.close)
 
+    def _open_stores(self, paged: bool | None, swap: SwapRoom) -> None:
+        plan, spec, folder = self.plan, self.spec, self._sources.pack.folder
+        swaps = self.scheduler.swaps
+        if paged is False and swaps:
+            raise MethodError(
+                f"{self.scheduler} moves requests, which needs keys and values in mapped blocks",
+                way_out="leave paged out, or take another scheduler",
+            )
+        if not (swaps or paged):
+            self.stores = Stores(plan, spec, self._chain, self.ledger, folder, self.keep_s)
+        elif self._chain or not native.available():
+            raise MethodError(
+                "keys and values in mapped blocks need the native kernels and a cache that keeps "
+                "every token",
+                value=plan.kv or native.why_not(),
+                way_out='serve with --kv "", or with another scheduler',
+            )
+        else:
+            self.stores = PagedStores(
+                plan, spec, self.ledger, folder, self.keep_s, room=swap, promises=not swaps
+            )
+        self._closers.append(self.stores.close)
+
     def _rows_that_fit(self, plan: Plan, rows: int, decoded: int) -> int:
         """Return how many rows can be had beside the keys and values of one long request."""
         room = self.ledger.free("dram") - plan.held("kv")
@@ -369,7 +369,7 @@ class Batch:
             rows //= 2
         return rows
 
-    def _checked(self, ask: Ask) -> _Live:
+    def _checked(self, ask: Ask) -> Live:
         """Return a request that could run, or say why it never can."""
         vocab, context = self.spec.vocab, self.plan.workload.context
         if not ask.ids:
@@ -393,8 +393,8 @@ class Batch:
                 way_out=f"shorten them, or serve with --context {need}",
             )
         room = ask.max_tokens or min(self.plan.workload.new_tokens, context - len(ask.ids))
-        kv_bytes = self._kv_bytes(len(ask.ids) + room)
-        most = self._most()
+        kv_bytes = self.stores.bytes_for(len(ask.ids) + room)
+        most = self.stores.most()
         if kv_bytes > most:
             raise BudgetError(
                 f"keys and values of {len(ask.ids) + room:,} tokens need {format_bytes(kv_bytes)}; "
@@ -407,7 +407,7 @@ class Batch:
             number = self._number
         chain = Chain(ask.scope)
         chain.extend(ask.ids)
-        return _Live(
+        return Live(
             ticket=Ticket(f"r{number}", ask, self._wake),
             ids=list(ask.ids),
             prompt=len(ask.ids),
@@ -419,22 +419,6 @@ class Batch:
             guide=guide,
             came_s=time.monotonic(),
         )
-
-    def _kv_bytes(self, tokens: int) -> int:
-        return predict_store(
-            self.spec,
-            self._chain,
-            max_tokens=tokens,
-            dtype_bytes=DTYPES[self.plan.kv_dtype].itemsize,
-            budget_bytes=self.plan.kv_budget_bytes,
-            chunk=self.plan.chunk,
-        )
-
-    def _most(self) -> int:
-        """Return the bytes that all keys and values may take together now."""
-        held = self.ledger.by_kind("dram").get("kv", 0)
-        most = self.ledger.free("dram") + held
-        return most if self.plan.budget.kv is None else min(most, self.plan.budget.kv)
 
     def _wait_s(self) -> float:
         """Return when the next running request ends at the latest, by the steps of late."""
@@ -464,8 +448,8 @@ class Batch:
         while True:
             with self._changed:
                 while not (self._arrived or self._live or self._jobs or self._closing):
-                    self._changed.wait(self._until_old())
-                    if self._until_old() == 0.0:
+                    self._changed.wait(self.stores.until_old())
+                    if self.stores.until_old() == 0.0:
                         break
                 for live in self._arrived:
                     self._live[live.ticket.id] = live
@@ -478,7 +462,7 @@ class Batch:
                     done.set_result(job())
                 except BaseException as error:  # belongs to whoever asked for it
                     done.set_exception(error)
-            self._drop_old()
+            self.stores.drop_old()
             for live in [one for one in self._live.values() if one.ticket.is_cancelled]:
                 self._finish(live, "cancelled")
             if self._live:
@@ -496,17 +480,19 @@ class Batch:
         """Ask the scheduler, and do what it says."""
         began = time.perf_counter()
         view = SchedView(
-            requests=tuple(_request(live) for live in self._live.values()),
-            budget_bytes=self._most(),
+            requests=tuple(live.seen(self.stores.where(live)) for live in self._live.values()),
+            budget_bytes=self.stores.most(),
             max_rows=self.rows,
             layers=self.spec.layers,
+            token_bytes=self.stores.token_bytes,
+            block_tokens=self.stores.block_tokens,
         )
         plan, self._state = self.scheduler.choose(view, self._state)
         for id in plan.refuse:
             live = self._live[id]
             error = OverloadError(
                 f"its keys and values need {format_bytes(live.kv_bytes)}; "
-                f"{format_bytes(self._most())} are left beside what else is in memory",
+                f"{format_bytes(self.stores.most())} are left beside what else is in memory",
                 retry_after_s=self._wait_s(),
             )
             self._finish(live, "failed", error)
@@ -522,14 +508,14 @@ class Batch:
         self._steps += 1
         self._step_s = took if self._steps == 1 else self._step_s + _SMOOTH * (took - self._step_s)
 
-    def _fail(self, involved: Sequence[_Live], error: LociError) -> None:
+    def _fail(self, involved: Sequence[Live], error: LociError) -> None:
         for live in involved:
             if live.ticket.end is None:
                 self._finish(live, "failed", error)
 
     def _carry_out(self, plan: StepPlan) -> None:
-        if plan.swap_in or plan.swap_out:
-            raise MethodError(f"{self.scheduler} swaps, which this engine does not do yet")
+        if plan.swap_in:
+            self._bring_back(plan)
         decode = [self._live[id] for id in plan.decode]
         prompts = [(self._live[id], tokens) for id, tokens in plan.prefill]
         begun = [(live, tokens) for live, tokens in prompts if self._begin(live)]
@@ -543,17 +529,24 @@ class Batch:
         if self._chain:
             self._run(self._decode_lots(decode))
             for live, tokens in begun:
-                self._read(live, min(tokens, live.prompt - live.prefilled))
+                self._read(live, min(tokens, live.read - live.prefilled))
         elif by_layers and plan.prefill_layers != (0, self.spec.layers):
             assert plan.prefill_layers is not None
             lots = [self._layer_lot(live, tokens, plan.prefill_layers) for live, tokens in begun]
             self._run([*self._decode_lots(decode), *filter(None, lots)])
         else:
             self._run_with_prompts(self._decode_lots(decode), begun)
+        if plan.swap_out:
+            self._put_out(plan)
+        elif plan.is_idle and isinstance(self.stores, PagedStores):
+            self.stores.wait(one for one in self._live.values() if self._is_coming(one))
+
+    def _is_coming(self, live: Live) -> bool:
+        return self.stores.where(live) == "coming"
 
     # -- private: lots --------------------------------------------------------------------------
 
-    def _decode_lots(self, decode: Sequence[_Live]) -> list[tuple[Lot, list[_Live]]]:
+    def _decode_lots(self, decode: Sequence[Live]) -> list[tuple[Lot, list[Live]]]:
         """Return what decodes: those with one token together, others on their own."""
         for live in decode:
             while len(live.pending) > self.runner.chunk:  # a schema may force many at once
@@ -572,23 +565,26 @@ class Batch:
 
     def _lot(
         self,
-        lives: Sequence[_Live],
+        lives: Sequence[Live],
         ids: list[list[int]],
         layers: tuple[int, int],
         *,
         end: bool = True,
     ) -> Lot:
+        if layers[0] == 0:
+            for live in lives:
+                self.stores.grow(live, len(ids[0]))
         stores = [live.store for live in lives if live.store is not None]
         assert len(stores) == len(lives), "only begun requests run"
         return Lot(stores=stores, ids_ST=torch.tensor(ids), layers=layers, wants_logits=end)
 
     def _run_with_prompts(
-        self, lots: list[tuple[Lot, list[_Live]]], prompts: Sequence[tuple[_Live, int]]
+        self, lots: list[tuple[Lot, list[Live]]], prompts: Sequence[tuple[Live, int]]
     ) -> None:
         """Run what decodes together with the first part of the prompts, then the other parts."""
         room = self.runner.chunk
         for live, tokens in prompts:
-            stop = min(live.prefilled + tokens, live.prompt)
+            stop = min(live.prefilled + tokens, live.read)
             while live.prefilled < stop:
                 if room == 0 or (self._at_once and lots):
                     self._run(lots)
@@ -596,24 +592,24 @@ class Batch:
                 part = live.ids[live.prefilled : min(stop, live.prefilled + room)]
                 live.prefilled += len(part)
                 room -= len(part)
-                is_last = live.prefilled == live.prompt
+                is_last = live.prefilled == live.read
                 lots.append((self._lot([live], [part], (0, self.spec.layers), end=is_last), [live]))
         self._run(lots)
 
     def _layer_lot(
-        self, live: _Live, tokens: int, layers: tuple[int, int]
-    ) -> tuple[Lot, list[_Live]] | None:
+        self, live: Live, tokens: int, layers: tuple[int, int]
+    ) -> tuple[Lot, list[Live]] | None:
         """Return a prompt's tokens on their way through some layers; None for none left."""
-        part = live.ids[live.prefilled : min(live.prompt, live.prefilled + tokens)]
+        part = live.ids[live.prefilled : min(live.read, live.prefilled + tokens)]
         if live.through != layers[0]:
             raise MethodError(f"{self.scheduler} left layers out", value=layers)
         if live.states is None:
             nbytes = 4 * len(part) * self.spec.hidden
-            self._make_room(nbytes)
+            self.stores.make_room(nbytes)
             lease = self.ledger.reserve(f"states {live.ticket.id}", "dram", nbytes, "work")
             live.states = lease, torch.empty(len(part), self.spec.hidden)
         is_end = layers[1] == self.spec.layers
-        is_last = is_end and live.prefilled + len(part) == live.prompt
+        is_last = is_end and live.prefilled + len(part) == live.read
         lot = self._lot([live], [part], layers, end=is_last)
         lot.hidden_Nd = live.states[1]
         live.through = 0 if is_end else layers[1]
@@ -621,7 +617,7 @@ class Batch:
             live.prefilled += len(part)
         return lot, [live]
 
-    def _run(self, lots: Sequence[tuple[Lot, list[_Live]]]) -> None:
+    def _run(self, lots: Sequence[tuple[Lot, list[Live]]]) -> None:
         """Run lots, and take the next token of each row that ended."""
         if not lots:
             return
@@ -647,13 +643,13 @@ class Batch:
                 if lot.layers[1] == self.spec.layers and live.states is not None:
                     self._drop_states(live)
 
-    def _read(self, live: _Live, tokens: int) -> None:
+    def _read(self, live: Live, tokens: int) -> None:
         """Read a part of a prompt into a store that compresses."""
         prefiller = live.prefiller
         assert prefiller is not None and live.store is not None
         part = live.ids[live.prefilled : live.prefilled + tokens]
         live.prefilled += len(part)
-        if live.prefilled < live.prompt:
+        if live.prefilled < live.read:
             prefiller.prefill(part)
             live.store.finish_chunk(prefiller)
             return
@@ -663,7 +659,7 @@ class Batch:
 
     # -- private: tokens ------------------------------------------------------------------------
 
-    def _next(self, live: _Live, logits_1V: Tensor) -> None:
+    def _next(self, live: Live, logits_1V: Tensor) -> None:
         """Take the next token of a request, give out its text, and end it where it ends."""
         ask, guide = live.ask, live.guide
         if guide is not None:
@@ -716,111 +712,58 @@ class Batch:
 
     # -- private: memory ------------------------------------------------------------------------
 
-    def _begin(self, live: _Live) -> bool:
+    def _begin(self, live: Live) -> bool:
         """Give a request its store when it is first run; return whether it has one."""
         if live.store is not None:
             return True
         try:
-            live.store = self._store_for(live)
+            self.stores.begin(live, list(self._live.values()))
         except BudgetError as error:  # something else took it since the scheduler looked
             wait_s = self._wait_s()
             self._finish(live, "failed", OverloadError(error.what, retry_after_s=wait_s))
             return False
-        live.began_s = time.monotonic()
+        live.began_s = live.began_s or time.monotonic()
         if self._chain:
+            assert live.store is not None
             live.prefiller = Prefiller(self.runner, live.store)
         return True
 
-    def _store_for(self, live: _Live) -> KVStore:
-        """Return a store with what is known of a prompt already: one that was kept, or a copy."""
-        shared, source = self._known(live)
-        kept = next((one for one in self._kept if one.store is source), None)
-        tokens = live.prompt + live.room
-        if kept is not None and kept.store.max_tokens >= tokens and 2 * shared > len(kept.ids):
-            self._kept.remove(kept)
-            kept.store.crop(shared)
-            live.kv_bytes = kept.nbytes
-            store = kept.store
-        else:
-            if kept is not None:  # used now, so it goes last
-                self._kept.remove(kept)
-                kept.used_s = time.monotonic()
-                self._kept.append(kept)
-            self._make_room(live.kv_bytes)
-            store = KVStore(
-                self.spec,
-                self._chain,
-                max_tokens=tokens,
-                dtype=DTYPES[self.plan.kv_dtype],
-                budget_bytes=self.plan.kv_budget_bytes,
-                chunk=self.plan.chunk,
-                ledger=self.ledger,
-                generator=torch.Generator().manual_seed(0),
-                artefacts=artefacts.for_chain(
-                    self._chain, self._sources.pack.folder, self.spec.fingerprint
-                ),
-            )
-            if source is not None and kept is not None and kept not in self._kept:
-                shared, source = 0, None  # it had to make room
-            if source is not None:
-                prefixes.copy(source, store, shared)
-                if kept is not None and shared + prefixes.BLOCK > len(kept.ids):
-                    self._drop(kept)  # the copy has all it had
-        live.prefilled = live.reused = shared
-        return store
+    def _put_out(self, plan: StepPlan) -> None:
+        """Put requests out after a step; the last to run gives its copies up first."""
+        assert isinstance(self.stores, PagedStores)
+        leaving = {id for id in plan.swap_out if id in self._live}
+        others = [one for id, one in self._live.items() if id not in leaving]
+        for id in leaving:
+            nbytes = self.stores.put_out(self._live[id], reversed(others))
+            self._moved("out", id, nbytes)
 
-    def _known(self, live: _Live) -> tuple[int, KVStore | None]:
-        """Return how much of a prompt is known, at most all but its last token, and where."""
-        if self._chain:
-            return 0, None
-        running = [
-            (one.chain, one.store)
-            for one in self._live.values()
-            if one.store is not None and one.states is None
-        ]
-        tokens, store = prefixes.best(
-            live.chain, [*((one.chain, one.store) for one in self._kept), *running]
-        )
-        tokens = min(tokens, live.prompt - 1)
-        return (tokens, store) if tokens > 0 else (0, None)
+    def _bring_back(self, plan: StepPlan) -> None:
+        assert isinstance(self.stores, PagedStores)
+        for id in plan.swap_in:
+            live = self._live[id]
+            try:
+                self.stores.bring_back(live)
+            except BudgetError:  # something else took the room; the scheduler will ask again
+                continue
+            self._moved("in", id, 0 if live.store is None else sum(live.store.nbytes().values()))
 
-    def _make_room(self, nbytes: int) -> None:
-        """Drop what was kept, used longest ago first, until so many bytes are free."""
-        while self._kept and not self._fits(nbytes):
-            self._drop(self._kept[0])
+    def _moved(self, way: str, id: str, nbytes: int) -> None:
+        data = {"id": id, "bytes": nbytes, "read_again": way == "out" and not nbytes}
+        self.events.emit(Event(name=f"run.swap_{way}", data=data))
 
-    def _fits(self, nbytes: int) -> bool:
-        cap = self.plan.budget.kv
-        held = self.ledger.by_kind("dram").get("kv", 0)
-        return nbytes <= self.ledger.free("dram") and (cap is None or held + nbytes <= cap)
-
-    def _drop(self, kept: Kept) -> None:
-        self._kept.remove(kept)
-        kept.store.release()
-
-    def _drop_old(self) -> None:
-        while self._kept and time.monotonic() - self._kept[0].used_s >= self.keep_s:
-            self._drop(self._kept[0])
-
-    def _until_old(self) -> float | None:
-        """Return in how many seconds the oldest keep is dropped; None where there is none."""
-        if not self._kept:
-            return None
-        return max(0.0, self._kept[0].used_s + self.keep_s - time.monotonic())
-
-    def _drop_states(self, live: _Live) -> None:
+    def _drop_states(self, live: Live) -> None:
         if live.states is not None:
             live.states[0].release()
             live.states = None
 
     # -- private: the end -----------------------------------------------------------------------
 
-    def _finish(self, live: _Live, reason: Reason, error: LociError | None = None) -> None:
+    def _finish(self, live: Live, reason: Reason, error: LociError | None = None) -> None:
         """End a request: keep or give back what it held, and tell its ticket."""
         with self._changed:
             self._live.pop(live.ticket.id, None)
         self._drop_states(live)
-        self._keep(live, reason)
+        self.stores.keep(live, failed=reason == "failed")
         now = time.monotonic()
         end = End(
             reason=reason,
@@ -849,21 +792,7 @@ class Batch:
         self.events.emit(Event(name="run.answer", data=data))
         live.ticket.finish(end)
 
-    def _keep(self, live: _Live, reason: Reason) -> None:
-        """Keep what a request read and wrote for others that begin alike, if that is exact."""
-        store, live.store = live.store, None
-        if store is None:
-            return
-        if self._chain or reason == "failed" or self.keep_s == 0 or not store.length:
-            store.release()
-            return
-        ids = live.ids[: store.length]
-        live.chain.extend(ids)
-        self._kept.append(Kept(ids=ids, chain=live.chain, store=store, used_s=time.monotonic()))
-
     def _give_back(self) -> None:
-        for kept in list(getattr(self, "_kept", ())):
-            self._drop(kept)
         while self._closers:
             self._closers.pop()()
 
@@ -877,16 +806,3 @@ def _scheduler(scheduler: Sched | str) -> Sched:
 
 def _internal(error: Exception) -> LociError:
     return LociError(f"internal error: {type(error).__name__}: {error}")
-
-
-def _request(live: _Live) -> Request:
-    """Return a request as schedulers see it; the token that waits to be read counts as made."""
-    return Request(
-        id=live.ticket.id,
-        prompt_tokens=live.prompt,
-        new_tokens=live.room,
-        kv_bytes=live.kv_bytes,
-        prefilled=live.prefilled,
-        generated=live.generated,
-        priority=live.ask.priority,
-    )

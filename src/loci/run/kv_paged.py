@@ -149,7 +149,7 @@ class PagedMemory:
             self.groups.free(held.number, held.mapped - keep)
             self._unmap(held, keep)
         whole = tokens // self.block_tokens
-        self.swap.forget(held.number, beyond=whole) if whole else self.swap.forget(held.number)
+        self.swap.cut(held.number, whole)
         if whole < keep:
             self._own(held)
 
@@ -381,9 +381,18 @@ class PagedStore(KVStore):
             self.ticket.wait()
             self.ticket = None
 
+    @property
+    def mapped(self) -> int:
+        """Blocks it has here."""
+        return self._pool.held.mapped
+
     def grow(self, tokens: int) -> None:
         """Have room for so many tokens more."""
         self.memory.grow(self._pool.held, self.length + tokens)
+
+    def trim(self) -> None:
+        """Give blocks back that were mapped for tokens which have not come."""
+        self.memory.crop_blocks(self._pool.held, self.length)
 
     def take_beginning(self, source: KVStore, tokens: int) -> None:
         """Begin, while empty, with the first tokens of another store."""
@@ -398,8 +407,16 @@ class PagedStore(KVStore):
         others = [other._pool.held for other in least]
         return self.memory.put_out(self._pool.held, self.length, others)
 
-    def bring_back(self) -> Ticket:
-        """Begin to bring it back; it is here when the ticket, which it keeps too, is done."""
+    def bring_back(self, tokens: int | None = None) -> Ticket:
+        """Begin to bring it back; it is here when the ticket, which it keeps too, is done.
+
+        Args:
+            tokens: from the first, that are wanted; None is all of them.
+        """
+        if tokens is not None and tokens < self.length:
+            whole, blocks = tokens // self.memory.block_tokens, self.memory.blocks_for(tokens)
+            super().crop(tokens)
+            self.memory.swap.cut(self._pool.held.number, whole, blocks - whole)
         self.ticket = self.memory.bring_back(self._pool.held)
         return self.ticket
 

@@ -26,6 +26,7 @@ class Ask:
         logprobs: how many of the most likely tokens to tell beside each one that came; None tells
             no chances at all.
         scope: whose it is; keys and values that were read before serve the same scope alone.
+        user: whom a scheduler that is fair between users counts it for; "" is its scope.
         priority: larger goes first where the scheduler knows priorities.
         goes_on: tokens that end an answer do not end this one.
     """
@@ -37,6 +38,7 @@ class Ask:
     schema: Mapping[str, Any] | None = None
     logprobs: int | None = None
     scope: str = ""
+    user: str = ""
     priority: int = 0
     goes_on: bool = False
 

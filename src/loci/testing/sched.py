@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from loci.methods.sched.base import Request, Sched, SchedView, StepPlan
+from loci.methods.sched.base import Request, Sched, SchedView, StepPlan, Where
 
 
 @dataclass(kw_only=True)
@@ -44,6 +44,7 @@ def simulate(
     waiting = sorted(arrivals, key=lambda pair: pair[0])
     live: dict[str, Request] = {}
     resident: set[str] = set()  # ids whose KV is on the tier
+    out: set[str] = set()  # ids whose KV was put out
     through: dict[str, tuple[int, int]] = {}  # id -> (tokens, layers they went through)
     for step in range(max_steps):
         while waiting and waiting[0][0] <= step:
@@ -52,7 +53,7 @@ def simulate(
         if not live and not waiting:
             return run
         view = SchedView(
-            requests=tuple(live.values()),
+            requests=tuple(_placed(r, resident, out) for r in live.values()),
             budget_bytes=budget_bytes,
             max_rows=max_rows,
             layers=layers,
@@ -60,13 +61,15 @@ def simulate(
         plan, after = method.choose(view, state)
         assert method.choose(view, state) == (plan, after), "the same view gave another plan"
         state = after
-        resident |= set(plan.swap_in)
         check_plan(plan, view, resident)
+        resident |= set(plan.swap_in)
+        out -= set(plan.swap_in)
         resident |= {id for id, _ in plan.prefill} | set(plan.decode)
         held = sum(live[id].kv_bytes for id in resident)
         assert held <= budget_bytes, f"step {step} holds {held} of {budget_bytes} bytes"
         run.peak_bytes = max(run.peak_bytes, held)
         resident -= set(plan.swap_out)
+        out |= set(plan.swap_out)
         for id in plan.refuse:
             run.refused.append(id)
             del live[id]
@@ -86,6 +89,11 @@ def simulate(
                 resident.discard(id)
         run.plans.append(plan)
     raise AssertionError(f"not finished after {max_steps} steps: {', '.join(live)}")
+
+
+def _placed(request: Request, resident: set[str], out: set[str]) -> Request:
+    where: Where = "out" if request.id in out else "here" if request.id in resident else "nowhere"
+    return replace(request, where=where, stored=request.prefilled + request.generated)
 
 
 def check_plan(plan: StepPlan, view: SchedView, resident: set[str]) -> None:
@@ -108,6 +116,12 @@ def check_plan(plan: StepPlan, view: SchedView, resident: set[str]) -> None:
         moves = plan.swap_in or plan.swap_out
         assert not plan.is_idle or moves, "nothing runs although a request fits"
     assert not set(plan.swap_in) & resident, "swapped in twice"
+    where = {request.id: request.where for request in view.requests}
+    assert all(where[id] == "out" for id in plan.swap_in), "brought back without being out"
+    running = {*plan.decode, *prefill}
+    assert all(where[id] == "here" for id in plan.swap_out), "put out without being here"
+    assert not running & set(plan.swap_out), "put out while it runs"
+    assert all(where[id] in ("here", "nowhere") for id in running), "runs while it is out"
 
 
 def check(method: Sched) -> None:

@@ -284,18 +284,24 @@ class SwapManager:
         there = self._copies.get(owner)
         return 0 if there is None else there.valid
 
-    def forget(self, owner: Hashable, beyond: int = 0) -> None:
-        """Drop the copy of an owner, or what of it lies beyond its first blocks."""
+    def forget(self, owner: Hashable) -> None:
+        """Drop the copy of an owner."""
+        there = self._copies.pop(owner, None)
+        if there is not None:
+            there.place.groups.free(owner)
+
+    def cut(self, owner: Hashable, whole: int, rest: int = 0) -> None:
+        """Note that only the first whole blocks of an owner stay as they are.
+
+        Args:
+            rest: further blocks to keep of who is out, behind those.
+        """
         there = self._copies.get(owner)
-        if there is None or (beyond and there.is_only):
+        if there is None:
             return
-        held = there.place.groups.blocks(owner)
-        if beyond:
-            there.valid = min(there.valid, beyond)
-            there.place.groups.free(owner, max(0, len(held) - beyond))
-            return
-        there.place.groups.free(owner)
-        del self._copies[owner]
+        held = len(there.place.groups.blocks(owner))
+        there.valid = min(there.valid, whole)
+        there.place.groups.free(owner, max(0, held - whole - rest))
 
     # -- accounts -----------------------------------------------------------------------------
 
@@ -370,7 +376,7 @@ class SwapManager:
             held = len(place.groups.blocks(other))
             taken = min(count, held)
             self._sums.contaminated += taken
-            self.forget(other, held - taken)
+            self.cut(other, held - taken)
             count -= taken
             if not count:
                 return

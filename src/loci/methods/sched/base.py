@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any  # a method's state is its own affair
+from typing import Any, ClassVar, Literal  # a method's state is its own affair
 
 from loci.core.method import Method
 from loci.errors import ParameterError
+
+Where = Literal["nowhere", "here", "coming", "out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,10 @@ class Request:
         generated: tokens that were generated already.
         kv_bytes: bytes of its KV cache when it is complete.
         priority: larger goes first where a method knows priorities.
+        user: whose it is, for methods that are fair between users.
+        where: its KV is: "nowhere" before the first token (or after it was dropped, to be read
+            again), "here", "coming" back, or "out".
+        stored: tokens whose KV it has, here or out.
     """
 
     id: str
@@ -36,6 +42,9 @@ class Request:
     prefilled: int = 0
     generated: int = 0
     priority: int = 0
+    user: str = ""
+    where: Where = "nowhere"
+    stored: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.prefilled <= self.prompt_tokens or self.prompt_tokens < 1:
@@ -58,12 +67,23 @@ class SchedView:
         budget_bytes: bytes of KV that all admitted requests may hold together.
         max_rows: rows the engine can decode in one step.
         layers: of the model, for methods that plan by layers.
+        token_bytes: of KV, where it grows with use, in blocks of `block_tokens`; None where each
+            request holds all of `kv_bytes` from its beginning.
     """
 
     requests: tuple[Request, ...]
     budget_bytes: int
     max_rows: int = 1
     layers: int = 1
+    token_bytes: int | None = None
+    block_tokens: int = 1
+
+    def bytes_of(self, request: Request, tokens: int) -> int:
+        """Return what a request holds with so many tokens, whole blocks and at most all of it."""
+        if self.token_bytes is None:
+            return request.kv_bytes
+        blocks = -(-tokens // self.block_tokens)
+        return min(request.kv_bytes, blocks * self.block_tokens * self.token_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +120,12 @@ class Sched(Method):
     Plans keep to these rules, which `loci.testing.sched` checks: only requests in the view are
     named; a request decodes only after its whole prompt; the KV of all requests that hold any stays
     within the budget; while a request waits that fits alone, something runs or swaps.
+
+    Attributes:
+        swaps: plans may name requests to put out and to bring back.
     """
+
+    swaps: ClassVar[bool] = False
 
     def start(self) -> Any:
         """Return the state before the first step."""
