@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +40,25 @@ def served(*arguments: str, page: bool = False) -> Iterator[tuple[subprocess.Pop
                 pytest.fail(f"it never served: {''.join(said)}")
         finally:
             process.kill()
+
+
+def watched(*arguments: str) -> str:
+    """Run `loci` in a terminal for a moment, end it as Ctrl-C does, and return what was drawn."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "loci", *arguments], stdout=theirs, stderr=theirs, stdin=theirs
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        while drawn.count(b"tokens/s") < 3 and process.poll() is None:
+            drawn += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while more := os.read(ours, 65536):
+                drawn += more
+    os.close(ours)
+    assert process.returncode == 130
+    return drawn.decode("utf-8", "replace")
 
 
 @pytest.fixture
@@ -101,6 +124,58 @@ def test_what_cannot_be_served_is_refused(
 ) -> None:
     done = loci(*arguments)
     assert done.code == code and said in done.err
+
+
+def test_a_running_server_answers_run_and_chat_unless_it_is_not_wanted(
+    tiny: Path, loci: Loci
+) -> None:
+    with served() as (_, url):
+        done = loci("run", "tiny", "Hello", "--max-tokens", "4")
+        assert done.code == 0 and f"using the server on {url}" in done.err
+        assert "bytes are those of all its requests" in done.err
+        found = loci("run", "tiny", "Hello", "--max-tokens", "4", "--json")
+        assert found.json["answer"] == done.out.removesuffix("\n")
+        assert found.json["server"] == url and found.json["tokens"]["new"] <= 4
+        assert found.json["bytes"]["measured"]["dram"] < 32 << 20
+        assert found.json["plan"]["budget"]["dram"] == 32 << 20
+        assert {"tokens_per_s", "first_token_s", "runtime_bytes"} <= set(found.json)
+        # The same words as from the model itself.
+        own = loci("run", "tiny", "Hello", "--max-tokens", "4", "--dram", "32MiB", "--json")
+        assert own.json["answer"] == found.json["answer"] and "server" not in own.json
+        assert "--dram loads it here all the same" in own.err
+        assert "using the server" not in loci("run", "tiny", "Hello", "--no-server").err
+        odd = loci("run", "tiny", "Hello", "--temperature", "9")
+        assert odd.code == 1 and "temperature" in odd.err
+        talk = loci(
+            "chat", "tiny", "--max-tokens", "3", stdin="Hello\n/weights 1MiB\nAgain\n/exit\n"
+        )
+        assert talk.code == 0 and len(talk.out.splitlines()) >= 2
+        assert "weights stay as they are" in talk.err
+        assert talk.err.count("bytes are those of all its requests") == 1
+    assert "using the server" not in loci("run", "tiny", "Hello", "--context", "256").err
+
+
+def test_top_shows_a_server_as_it_works(tiny: Path, loci: Loci) -> None:
+    assert "no such server runs" in loci("top", "--once").err
+    with served() as (process, url):
+        body = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "temperature": 0}
+        made = httpx.post(f"{url}/v1/completions", json=body).json()["usage"]["completion_tokens"]
+        shown = loci("top", "--once", "--every", "0.1").out
+        assert "tiny" in shown and f"pid {process.pid}" in shown
+        assert re.search(r"dram +[█░]+  [\d.]+ [KM]iB of 32.0 MiB", shown)
+        assert f"{made} made" in shown and "weights" in shown
+        found = loci("top", "--json", "--every", "0.1").json
+        assert found["made_tokens"] == made and found["tokens_per_s"] == 0
+        assert found["tiers"]["dram"]["limit"] == 32 << 20
+        drawn = watched("top", "--every", "0.1")
+        assert drawn.count("tokens/s") >= 3 and "MiB" in drawn  # again and again
+    file = tiny / "keys.json"
+    admin = loci("key", "add", str(file), "--role", "admin", "--json").json["key"]
+    (tiny / "key").write_text(admin)
+    with served("--keys", str(file)):
+        assert "needs a key" in loci("top", "--once", "--every", "0.1").err
+        assert loci("top", "--once", "--every", "0.1", "--key", str(tiny / "key")).code == 0
+        assert "using the server" not in loci("run", "tiny", "Hello", "--context", "256").err
 
 
 def test_the_page_is_there_unless_it_is_not_wanted(tiny: Path) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "Talk with a model, line by line.",
     "serve": "Serve a model to many clients inside one budget.",
     "ps": "List the servers that run on this machine.",
+    "top": "Watch a server: its budget, its requests, its speed.",
     "stop": "End a server, its requests first.",
     "key": "Make, list and drop the keys of a server.",
     "pull": "Fetch models by name.",

@@ -20,11 +20,20 @@ from loci.cli.options import (
     whose,
 )
 from loci.cli.output import note, progress, stream, summary
-from loci.errors import BudgetError, ContextError, MethodError, ParameterError
+from loci.cli.through import client_of, plain_sampling, server_option
+from loci.errors import (
+    BudgetError,
+    ContextError,
+    EndpointError,
+    MethodError,
+    OverloadError,
+    ParameterError,
+)
 from loci.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from loci.run.engine import Session
+    from loci.server.client import Client
 
 LEAVE = ("/exit", "/quit")
 WEIGHTS = "/weights"
@@ -41,22 +50,31 @@ WEIGHTS = "/weights"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A text the conversation is about; it is read before the first question.",
 )
+@server_option
 def command(
     model: str | None,
     max_tokens: int | None,
     document: Path | None,
     memory_file: str | None,
     user: str | None,
+    may_use_server: bool,
     **given: Any,
 ) -> None:
     """Talk with a model, line by line; it remembers across runs when --memory is given.
 
     End with /exit or Ctrl-D. Ctrl-C stops an answer. /weights SIZE changes how much memory the
     weights take while the conversation goes on. With --read a text is read first, into the KV cache
-    of the plan, and then asked about.
+    of the plan, and then asked about. Where a server of this model runs and no budget, memory or
+    text is named, that server answers.
     """
+    named = model if model is not None else config.load().model
+    own = "--memory" if memory_file is not None else "--read" if document is not None else None
+    client = client_of(named, given, may_use=may_use_server, own=own)
+    if client is not None:
+        _through(client, max_tokens, plain_sampling(given))
+        return
     text = None if document is None else read_text(document)
-    plan = make_plan(model if model is not None else config.load().model, max_tokens, given)
+    plan = make_plan(named, max_tokens, given)
     sampling = make_sampling(given)
     name = whose(user) if memory_file is not None else "local"
     told: set[str] = set()  # what holds for every turn is said once
@@ -88,6 +106,34 @@ def command(
             fresh = [text for text in found["notes"] if text not in told]
             note(summary({**found, "notes": fresh}))
             told.update(fresh)
+
+
+def _through(client: Client, max_tokens: int | None, sampling: dict[str, Any]) -> None:
+    """Talk with a server; the conversation is kept here."""
+    said: list[dict[str, str]] = []
+    is_told = False
+    with client:
+        for line in iter(_line, None):
+            if not line.strip():
+                continue
+            if line.strip() in LEAVE:
+                break
+            if line.split()[0] == WEIGHTS:
+                note("a server's weights stay as they are; --no-server loads them here")
+                continue
+            asked = [*said, {"role": "user", "content": line.rstrip("\r\n")}]
+            try:
+                stream(client.answer(asked, max_tokens=max_tokens, **sampling))
+            except KeyboardInterrupt:
+                note("\nstopped; this turn is forgotten")
+                continue
+            except (EndpointError, OverloadError) as error:  # this line
+                note(f"{type(error).__name__}: {error}")
+                continue
+            found = client.report()
+            said = [*asked, {"role": "assistant", "content": found["answer"]}]
+            note(summary({**found, "notes": [] if is_told else found["notes"]}))
+            is_told = True
 
 
 def _resize(session: Session, sizes: list[str]) -> None:

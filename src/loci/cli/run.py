@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any  # click hands keyword arguments through
+from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 
 import click
 
@@ -18,7 +18,11 @@ from loci.cli.options import (
     whose,
 )
 from loci.cli.output import as_json_option, emit, note, progress, stream, summary
+from loci.cli.through import client_of, plain_sampling, server_option
 from loci.errors import ParameterError
+
+if TYPE_CHECKING:
+    from loci.server.client import Client
 
 
 @click.command()
@@ -32,6 +36,7 @@ from loci.errors import ParameterError
 @budget_options
 @sampling_options
 @memory_options
+@server_option
 @as_json_option
 def command(
     model: str,
@@ -40,15 +45,22 @@ def command(
     max_tokens: int | None,
     memory_file: str | None,
     user: str | None,
+    may_use_server: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
     """Answer one prompt within a budget.
 
     The prompt is an argument, a file, or what is piped in. The answer goes to stdout, what it took
-    to stderr; --json prints both, and the plan, as one object.
+    to stderr; --json prints both, and the plan, as one object. Where a server of this model runs
+    and no budget and no memory is named, that server answers.
     """
     text = _prompt(prompt, prompt_file)
+    own = None if memory_file is None else "--memory"
+    client = client_of(model, given, may_use=may_use_server, own=own)
+    if client is not None:
+        _through(client, text, max_tokens, given, as_json)
+        return
     plan = make_plan(model, max_tokens, given)
     sampling = make_sampling(given)
     name = whose(user) if memory_file is not None else None
@@ -68,6 +80,23 @@ def command(
         emit(found)
     else:
         note(summary(found))
+
+
+def _through(
+    client: Client, text: str, max_tokens: int | None, given: dict[str, Any], as_json: bool
+) -> None:
+    """Have a server answer."""
+    sampling = plain_sampling(given)
+    with client:
+        asked = [{"role": "user", "content": text}]
+        pieces = client.answer(asked, max_tokens=max_tokens, **sampling)
+        if as_json:
+            for _ in pieces:
+                pass
+            emit(client.report())
+        else:
+            stream(pieces)
+            note(summary(client.report()))
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -69,6 +69,25 @@ def servers(folder: Path) -> list[Running]:
     return sorted(found, key=lambda server: server.started_s)
 
 
+def the_one(folder: Path, pid: int | None = None) -> Running:
+    """Return the server with this process number; None is the only one.
+
+    Raises:
+        NotFoundError: if there is no such server, or none.
+        ParameterError: if there are several and none was named.
+    """
+    there = servers(folder)
+    known = ", ".join(f"{server.pid} at {server.url}" for server in there) or "none runs"
+    if pid is None and len(there) > 1:
+        raise ParameterError(
+            "several servers run", value=[server.pid for server in there], allowed=known
+        )
+    chosen = next((server for server in there if pid in (None, server.pid)), None)
+    if chosen is None:
+        raise NotFoundError("no such server runs", value=pid, allowed=known)
+    return chosen
+
+
 def stop(folder: Path, pid: int | None = None, *, patience_s: float = 60.0) -> Running:
     """End a server, and return it once it has ended; requests under way end first.
 
@@ -80,15 +99,7 @@ def stop(folder: Path, pid: int | None = None, *, patience_s: float = 60.0) -> R
         ParameterError: if there are several and none was named.
         TimeoutError: if it has not ended in time.
     """
-    there = servers(folder)
-    known = ", ".join(f"{server.pid} at {server.url}" for server in there) or "none runs"
-    if pid is None and len(there) > 1:
-        raise ParameterError(
-            "several servers run", value=[server.pid for server in there], allowed=known
-        )
-    chosen = next((server for server in there if pid in (None, server.pid)), None)
-    if chosen is None:
-        raise NotFoundError("no such server runs", value=pid, allowed=known)
+    chosen = the_one(folder, pid)
     os.kill(chosen.pid, signal.SIGTERM)
     deadline = time.monotonic() + patience_s
     while _is_alive(chosen):
