@@ -90,6 +90,7 @@ def plan(
         runtime_bytes=measured.bytes,
         pace=measured.pace,
         notes=notes if measured.is_busy else (),
+        prepared=_is_prepared,
         folder=settings.models_dir,
         cache=settings.cache_dir,
     )
@@ -175,3 +176,9 @@ def methods(kind: str | None = None) -> list[tuple[type[Method], Card | None]]:
         (method, load_card(method.about.kind, method.about.name))
         for method in catalogue.all_methods(kind)
     ]
+
+
+def _is_prepared(method: Method, folder: Path, fingerprint: str) -> bool:
+    from loci.run.artefacts import is_prepared  # brings torch
+
+    return is_prepared(method, folder, fingerprint)

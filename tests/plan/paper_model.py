@@ -35,16 +35,16 @@ def no_cards(kind: str, name: str) -> Card | None:
 
 
 def cards_with(
-    rows: list[tuple[str, dict[str, Any], float, str]],
+    rows: list[tuple[Any, ...]],
 ) -> Callable[[str, str], Card | None]:
-    """Return cards from (method, parameters, KL, fingerprint)."""
+    """Return cards from (method, parameters, KL, fingerprint), and a suite if not `reference`."""
 
     def cards(kind: str, name: str) -> Card | None:
         found = tuple(
             Measurement(
                 model="smollm2",
                 fingerprint=fingerprint,
-                suite="reference",
+                suite=suite[0] if suite else "reference",
                 command="",
                 machine={},
                 software={},
@@ -53,7 +53,7 @@ def cards_with(
                 parameters=parameters,
                 metrics={"kl": {"this": kl}},
             )
-            for method, parameters, kl, fingerprint in rows
+            for method, parameters, kl, fingerprint, *suite in rows
             if method == name
         )
         if not found:

@@ -11,6 +11,9 @@ from loci.errors import BudgetError, ParameterError
 from loci.units import parse_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loci.core.method import Method
     from loci.hw.profiles import Pace
     from loci.plan.solve import Plan
 
@@ -36,6 +39,7 @@ def plan(
     runtime_bytes: int | None = None,
     pace: Pace | None = None,
     notes: tuple[str, ...] = (),
+    prepared: Callable[[Method, Path, str], bool] = lambda method, folder, fingerprint: False,
     folder: Path,
     cache: Path,
 ) -> Plan:
@@ -54,6 +58,8 @@ def plan(
         runtime_bytes: Python and its libraries, measured; counted against `process`.
         pace: what this machine reaches; None takes what it promises, which is faster.
         notes: what else the plan is to say.
+        prepared: whether what a method of the KV cache needs is at hand, in the folder of the
+            model's pack and for its fingerprint.
         folder: where models are kept; cache: where the machine's speed is remembered.
 
     Raises:
@@ -108,6 +114,9 @@ def plan(
             model=model,
             runtime_bytes=runtime_bytes,
             packed="" if packed is None else str(packed),
+            prepared=lambda method: prepared(
+                method, locate(model, folder).pack.parent, spec.fingerprint
+            ),
         )
         if quant:
             table, note = stacks.table_for(spec, locate(model, folder).pack, quant)

@@ -30,11 +30,14 @@ class KVForm:
         chain: text of the chain of methods, "" keeps every token as it is.
         dtype: of the tokens that are kept as they are.
         words: for people who do not know the methods.
+        share: of the full bytes that a chain which drops tokens gets at least, because it was
+            measured there; 0 where nobody said.
     """
 
     chain: str = ""
     dtype: KVDtype = "float32"
     words: str = "a shortened form"
+    share: float = 0.0
 
     def methods(self) -> tuple[Method, ...]:
         """Return the methods of the chain."""
@@ -88,8 +91,9 @@ def loss_of(form: KVForm, spec: ModelSpec, cards: Cards) -> tuple[float | None, 
     else:
         links = [("exact", {"dtype": form.dtype})]
     total = 0.0
+    suite = f"kv/{form.share:g}" if form.share else SUITE
     for name, parameters in links:
-        kl, note = measured(cards("kv", name), parameters, spec)
+        kl, note = measured(cards("kv", name), parameters, spec, suite)
         if kl is None:
             return None, note
         total += kl
@@ -113,7 +117,8 @@ def kv_bytes(
     whole = _predicted(spec, form, load.context, load.batch, chunk, None)
     if not _chooses(form):
         return whole, None, whole
-    refused, smallest = -1, whole
+    # Below the share it was measured at nobody knows what a form loses.
+    refused, smallest = int(form.share * spec.kv_bytes(load.context) * load.batch) - 1, whole
     for _ in range(_PROBES):
         middle = (refused + smallest) // 2
         if smallest - refused > 1:
@@ -142,15 +147,22 @@ def decoded(form: KVForm, context: int) -> int:
     return decoded_tokens(form.methods(), context)
 
 
+def is_bounded(method: Method) -> bool:
+    """Return whether a method keeps some tokens and drops others."""
+    from loci.methods.kv.base import Select
+
+    return isinstance(method, Select)
+
+
 def measured(
-    card: Card | None, parameters: Mapping[str, object], spec: ModelSpec
+    card: Card | None, parameters: Mapping[str, object], spec: ModelSpec, suite: str = SUITE
 ) -> tuple[float | None, str]:
     """Return the KL a card has for these parameters on this model, or None and what to say."""
     unknown = "quality unknown for this model"
     rows = [] if card is None else [m for m in card.measurements if METRIC in m.metrics]
     rows = [m for m in rows if {**parameters, **m.parameters} == dict(parameters)]
     for row in rows:
-        if spec.fingerprint and row.fingerprint == spec.fingerprint and row.suite == SUITE:
+        if spec.fingerprint and row.fingerprint == spec.fingerprint and row.suite == suite:
             return float(row.metrics[METRIC]["this"]), ""
     if rows:
         kl = rows[0].metrics[METRIC]["this"]
@@ -188,6 +200,4 @@ def _chooses(form: KVForm) -> bool:
     """Return whether a chain has a method that keeps some tokens and drops others."""
     if not form.chain:
         return False
-    from loci.methods.kv.base import Select
-
-    return any(isinstance(method, Select) for method in form.methods())
+    return any(map(is_bounded, form.methods()))

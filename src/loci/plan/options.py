@@ -42,6 +42,7 @@ class Problem:
     forced_chunk: int | None = None
     runtime_bytes: int | None = None
     stack: StackTable | None = None  # weights in levels, which lose something; None has no such
+    more_forms: tuple[KVForm, ...] = ()  # of the KV cache, beside the usual ones
 
     @property
     def limit(self) -> int:
@@ -55,7 +56,8 @@ class Problem:
         """Return the forms of the KV cache to choose from, the least lossy first."""
         choice = ladder(self.spec.head_dim)
         if self.forced_kv is None:
-            return by_loss(choice, self.spec, self.cards)
+            more = [f for f in self.more_forms if all(f.chain != g.chain for g in choice)]
+            return by_loss((*choice, *more), self.spec, self.cards)
         for form in choice[:2]:
             if (self.forced_kv or EXACT.name) == form.name:
                 return (form,)

@@ -19,12 +19,14 @@ from loci.methods.cost.base import Machine
 from loci.methods.offload.base import Placement
 from loci.models.stack import StackTable
 from loci.plan import explain, ways
+from loci.plan.kvcards import Prepared, measured_forms
 from loci.plan.kvform import Cards, KVDtype, KVForm, loss_of
 from loci.plan.options import Candidate, Problem, Weights, evaluate
 from loci.plan.streaming import Blocks
 from loci.units import format_bytes
 
 FORMAT, VERSION = "loci-plan", 1
+WORTH_PREPARING = 0.005  # nats per token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,7 @@ def solve(
     stack: StackTable | None = None,
     packed: str = "",
     notes: tuple[str, ...] = (),
+    prepared: Prepared = lambda method: False,
 ) -> Plan:
     """Return the best plan.
 
@@ -200,6 +203,7 @@ def solve(
         runtime_bytes: Python and its libraries, measured; for `budget.process`.
         stack: weights in levels, for budgets that nothing without loss fits; None has no such.
         packed: see `Plan`.
+        prepared: whether what a method of the KV cache needs is at hand for this model.
 
     Raises:
         BudgetError: if nothing fits; with the gap and three ways out that were tried and fit.
@@ -230,8 +234,16 @@ def solve(
     )
     candidates = all_candidates(problem)
     best = ways.best_of(candidates, problem)
+    better: tuple[str, ...] = ()
+    if kv is None and (best is None or best.loss != 0):
+        more, waiting = measured_forms(spec, problem.cards, prepared)
+        problem = replace(problem, more_forms=more)
+        candidates = all_candidates(problem)
+        best = ways.best_of(candidates, problem)
+        better = _to_prepare(problem, best, waiting)
+        notes += better
     if best is None:
-        raise _does_not_fit(problem, candidates)
+        raise _does_not_fit(problem, candidates, better)
     return replace(_plan(problem, best, candidates, notes), packed=packed)
 
 
@@ -284,6 +296,25 @@ def _plan(
     )
 
 
+def _to_prepare(
+    problem: Problem, best: Candidate | None, waiting: tuple[KVForm, ...]
+) -> tuple[str, ...]:
+    """Return a note of what would lose less, if it were prepared."""
+    if not waiting:
+        return ()
+    wider = replace(problem, more_forms=(*problem.more_forms, *waiting))
+    found = ways.best(wider)
+    if found is None or found.form not in waiting or found.loss is None:
+        return ()
+    prepare = f"loci methods prepare {found.form.methods()[0].about.name}"
+    if best is None:
+        return (f"{prepare}; then {found.form.name} fits, at {found.loss:.3f} nats a token",)
+    if best.loss is not None and best.loss - found.loss < WORTH_PREPARING:
+        return ()
+    instead = "" if best.loss is None else f" instead of {best.loss:.3f}"
+    return (f"kv {found.form.name} would lose {found.loss:.3f} nats a token{instead}: {prepare}",)
+
+
 def _chosen(best: Candidate) -> tuple[str, ...]:
     return (
         f"weights {best.weights}: {format_bytes(best.held(kind='weights'))}",
@@ -332,7 +363,9 @@ def _choice(name: str, other: Candidate, best: Candidate) -> Choice:
     )
 
 
-def _does_not_fit(problem: Problem, candidates: list[Candidate]) -> BudgetError:
+def _does_not_fit(
+    problem: Problem, candidates: list[Candidate], better: tuple[str, ...]
+) -> BudgetError:
     nearest = min(candidates, key=lambda c: (len(c.gaps), max(g.short for g in c.gaps)))
     gap = max(nearest.gaps, key=lambda g: g.short)
     where = {"dram": "memory", "disk": "disk"}.get(gap.where, gap.where)
@@ -341,6 +374,7 @@ def _does_not_fit(problem: Problem, candidates: list[Candidate]) -> BudgetError:
     found = ways.ways_out(problem)
     width = max((len(way.flags) for way in found), default=0)
     lines = [f"{way.flags:<{width}}   {way.result}" for way in found]
+    lines = [*better, *lines]
     return BudgetError(
         f"{problem.model} with a context of {problem.workload.context:,} tokens needs at least "
         f"{format_bytes(gap.need)} of {where}; the budget gives {format_bytes(gap.limit)} "

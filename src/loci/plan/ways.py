@@ -47,9 +47,12 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
     """
     forms = problem.forms()
     fitting = [c for c in candidates if c.fits]
-    most = max((c.kv_budget_bytes or 0 for c in fitting), default=0)
+    mosts: dict[KVForm, int] = {}
+    for c in fitting:
+        mosts[c.form] = max(mosts.get(c.form, 0), c.kv_budget_bytes or 0)
 
     def key(c: Candidate) -> tuple[float, ...]:
+        most = mosts[c.form]
         # A chain that chooses tokens loses less the more of them it keeps; but a few more tokens
         # are not worth reading the prompt in many short steps.
         is_short = (c.kv_budget_bytes or 0) < NEARLY_ALL * most

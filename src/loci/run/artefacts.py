@@ -45,6 +45,11 @@ def path_of(folder: Path, method: Method | str, fingerprint: str) -> Path:
     return folder / f"{str(method).partition('(')[0]}-{key}.safetensors"
 
 
+def is_prepared(method: Method, folder: Path, fingerprint: str) -> bool:
+    """Return whether what a method needs lies in a model's folder."""
+    return path_of(folder, _preparation(method), fingerprint).is_file()
+
+
 def for_chain(chain: Iterable[Method], folder: Path, fingerprint: str) -> dict[str, Artefact]:
     """Return {name: artefact} for the methods of a chain that need one.
 
@@ -55,7 +60,7 @@ def for_chain(chain: Iterable[Method], folder: Path, fingerprint: str) -> dict[s
     found = {}
     for method in chain:
         if Need.ARTEFACT in method.about.needs:
-            name = method.preparation if isinstance(method, KVMethod) else str(method)
+            name = _preparation(method)
             path = path_of(folder, name, fingerprint)
             found[method.about.name] = load(path, method=name, fingerprint=fingerprint)
     return found
@@ -120,3 +125,7 @@ def load(path: Path, *, method: str, fingerprint: str) -> Artefact:
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise FormatError(f"{path} is cut short or corrupt: {error}") from error
     return Artefact(method=method, fingerprint=fingerprint, tensors=tensors, facts=facts)
+
+
+def _preparation(method: Method) -> str:
+    return method.preparation if isinstance(method, KVMethod) else str(method)
