@@ -71,10 +71,10 @@ class Programmer:
             return {"tool": "step_done", "summary": "There is nothing I know to do."}
         path, number, rest, notes = task[1], int(task[2]), task[3], int(task[4] or 0)
         needs = _USES.findall(rest)
-        seen, more = _seen(messages)
+        seen, more = seen_in(messages)
         names = {need: _ENTRY.search("\n".join(seen.get(need, ()))) for need in needs}
         here = told[-1]
-        lines = _sizes(told)
+        lines = sizes_in(told)
         wrong = "not done:" in here or "the tests failed" in here or "checks fail" in here
         missing = [need for need, name in names.items() if name is None]
         wrote = bool(re.search(rf"wrote {re.escape(path)}, (\d+) lines", "\n".join(told)))
@@ -92,7 +92,7 @@ class Programmer:
 
     def _remember(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Return a note on what the messages show, and what an older note said."""
-        seen, more = _seen(messages)
+        seen, more = seen_in(messages)
         parts = []
         for path, lines in seen.items():
             name = _ENTRY.search("\n".join(lines))
@@ -198,7 +198,7 @@ def _noted(text: str, notes: int) -> str:
     return "\n".join([*lines, text])
 
 
-def _seen(messages: Sequence[Mapping[str, str]]) -> tuple[dict[str, list[str]], dict[str, int]]:
+def seen_in(messages: Sequence[Mapping[str, str]]) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Return {path: lines} that messages show, by views and by what was written, and from which
     line a file goes on that was shown in part."""
     seen: dict[str, list[str]] = {}
@@ -231,7 +231,7 @@ def _seen(messages: Sequence[Mapping[str, str]]) -> tuple[dict[str, list[str]], 
     return seen, more
 
 
-def _sizes(told: Sequence[str]) -> dict[str, int]:
+def sizes_in(told: Sequence[str]) -> dict[str, int]:
     """Return {path: lines} as the prompt lists the files, or as results said since."""
     sizes: dict[str, int] = {}
     for text in told:
