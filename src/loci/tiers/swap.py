@@ -7,8 +7,8 @@ arXiv:2411.18424 (abstract and digests; a reconstruction, see `loci.tiers.groups
     seconds of a switch = copies * dispatch + bytes / bandwidth
 
 Worker threads do the copies; whoever asked gets a ticket and goes on. Blocks of somebody who leaves
-can be had by others at once: a new allocation that meets blocks still being read (or written)
-waits for that one ticket. After a request came back, its copy stays. Keys and values are only
+can be had by others at once: what is to be written there, while they are still being read, waits
+for that one ticket. After a request came back, its copy stays. Keys and values are only
 appended, so what was whole when it left stays valid, and the next time only what came since is
 copied. Where room for copies runs short, copies of those who are here give way, from their ends,
 the least important first.
@@ -122,7 +122,8 @@ class SwapStats:
     Attributes:
         out_bytes, in_bytes, copies: as moved. kept_bytes: that valid copies saved.
         waited_s: seconds that callers stood still, for small or conflicting copies and in `wait`.
-        conflicts: allocations that had to wait. contaminated: blocks of copies that gave way.
+        conflicts: allocations that made the caller wait. contaminated: blocks of copies that
+            gave way.
     """
 
     outs: int
@@ -213,7 +214,9 @@ class SwapManager:
             BudgetError: if fewer are unused.
         """
         blocks = self.groups.alloc(owner, count)
-        self._settle(self.HERE, blocks)
+        for ticket in self._touching(self.HERE, blocks):
+            self._sums.conflicts += 1
+            self._wait(ticket)
         return blocks
 
     def swap_out(
@@ -241,8 +244,8 @@ class SwapManager:
         copies = there.place.groups.blocks(owner)
         pairs = _pairs(blocks[valid:], copies[valid : len(blocks)], self._longest)
         self._sums.kept_bytes += valid * self.block_bytes
-        self._settle(there.place.name, copies[valid : len(blocks)])
-        ticket = self._move(pairs, there.place, is_out=True)
+        before = self._touching(there.place.name, copies[valid : len(blocks)])
+        ticket = self._move(pairs, there.place, before, is_out=True)
         self.groups.free(owner)
         there.valid, there.is_only = whole, True
         self._sums.outs += 1
@@ -259,9 +262,10 @@ class SwapManager:
         if there is None or not there.is_only:
             raise ParameterError("who is out can be brought back", value=owner)
         copies = there.place.groups.blocks(owner)
-        blocks = self.alloc(owner, len(copies))
-        self._settle(there.place.name, copies)
-        ticket = self._move(_pairs(blocks, copies, self._longest), there.place, is_out=False)
+        blocks = self.groups.alloc(owner, len(copies))
+        before = self._touching(self.HERE, blocks) + self._touching(there.place.name, copies)
+        pairs = _pairs(blocks, copies, self._longest)
+        ticket = self._move(pairs, there.place, before, is_out=False)
         there.is_only = False
         self._sums.ins += 1
         if not self._reuse:
@@ -381,7 +385,10 @@ class SwapManager:
             if not count:
                 return
 
-    def _move(self, pairs: Sequence[Pair], place: Place, *, is_out: bool) -> Ticket:
+    def _move(
+        self, pairs: Sequence[Pair], place: Place, before: Sequence[Ticket], *, is_out: bool
+    ) -> Ticket:
+        """Copy blocks once the tickets before, which touch some of them, are done."""
         nbytes = sum(count for _, _, count in pairs) * self.block_bytes
         ticket = Ticket(nbytes, len(pairs))
         self._sums.copies += len(pairs)
@@ -399,32 +406,31 @@ class SwapManager:
                 other = slice(there + at, there + min(count, at + step))
                 mine, its = self._memory[part], place.memory[other]
                 jobs.append((its, mine) if is_out else (mine, its))
-        if self._workers is None or nbytes <= self._small:
+        if self._workers is None or (nbytes <= self._small and not before):
             began = time.perf_counter()
             for into, what in jobs:
                 self._do(into, what)
             self._sums.waited_s += time.perf_counter() - began
             return ticket
-        ticket._parts = [self._workers.submit(self._run, into, what) for into, what in jobs]
+        ticket._parts = [self._workers.submit(self._run, before, *job) for job in jobs]
         self._under_way = [t for t in self._under_way if not t.done()]
         self._under_way.append(ticket)
         return ticket
 
-    def _run(self, into: Tensor, what: Tensor) -> None:
+    def _run(self, before: Sequence[Ticket], into: Tensor, what: Tensor) -> None:
+        for ticket in before:  # they were begun earlier, so no two wait for each other
+            ticket.wait()
         self._do(into, what)
 
-    def _settle(self, space: str, blocks: Sequence[int]) -> None:
-        """Wait for the tickets, and for no others, that still touch some of these blocks."""
-        if not self._under_way:
-            return
-        mine = set(blocks)
-        for ticket in self._under_way:
-            if ticket.done():
-                continue
-            if any(name == space and not mine.isdisjoint(where) for name, where in ticket.touched):
-                self._sums.conflicts += 1
-                self._wait(ticket)
+    def _touching(self, space: str, blocks: Sequence[int]) -> list[Ticket]:
+        """Return the tickets under way that read or write some of these blocks."""
         self._under_way = [t for t in self._under_way if not t.done()]
+        mine = set(blocks)
+        return [
+            ticket
+            for ticket in self._under_way
+            if any(name == space and not mine.isdisjoint(where) for name, where in ticket.touched)
+        ]
 
     def _wait(self, ticket: Ticket) -> None:
         began = time.perf_counter()
