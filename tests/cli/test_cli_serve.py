@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -176,6 +177,34 @@ def test_top_shows_a_server_as_it_works(tiny: Path, loci: Loci) -> None:
         assert "needs a key" in loci("top", "--once", "--every", "0.1").err
         assert loci("top", "--once", "--every", "0.1", "--key", str(tiny / "key")).code == 0
         assert "using the server" not in loci("run", "tiny", "Hello", "--context", "256").err
+
+
+def test_a_restart_is_warm_and_the_memory_is_whole(tiny: Path, loci: Loci) -> None:
+    more = ("--warm", str(tiny / "warm" / "kv.loci"), "--memory", str(tiny / "m.db"))
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "I live in Ghent. " * 3}],
+        "max_tokens": 4,
+        "temperature": 0,
+    }
+
+    def ask(url: str, **given: object) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.post(f"{url}/v1/chat/completions", json=body | given).json()
+        return found
+
+    with served(*more) as (process, url):
+        first = ask(url)
+        assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        ask(url, memory=True)
+        assert loci("stop").code == 0 and process.wait(20) == 0
+        assert process.stderr is not None
+        assert "prefixes of" in process.stderr.read()
+    with served(*more) as (process, url):
+        again = ask(url)
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 16
+        assert again["choices"][0]["message"] == first["choices"][0]["message"]
+        found = httpx.get(f"{url}/api/v1/memories/search", params={"query": "Ghent"}).json()
+        assert any("Ghent" in hit["text"] for hit in found["hits"])
 
 
 def test_the_page_is_there_unless_it_is_not_wanted(tiny: Path) -> None:

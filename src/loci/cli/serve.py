@@ -43,6 +43,11 @@ _SECONDS = click.FloatRange(min=0)
 )
 @click.option("--scheduler", metavar="METHOD", help='What each step does; else "fcfs(chunk=128)".')
 @click.option("--max-request", type=SIZE, help="Bytes of a request's body at most; else 8MiB.")
+@click.option(
+    "--warm",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Leave what was read in this file at a stop, and take it from there at the next start.",
+)
 @click.option("--page/--no-page", default=True, help="Serve the page at / too (the default).")
 @click.option(
     "--drain", "drain_s", type=_SECONDS, default=30.0, help="Seconds requests may end in at a stop."
@@ -59,6 +64,7 @@ def command(
     keep_s: float | None,
     scheduler: str | None,
     max_request: int | None,
+    warm: Path | None,
     page: bool,
     drain_s: float,
     **given: Any,
@@ -90,6 +96,7 @@ def command(
             "each": each,
             "keep_s": keep_s,
             "scheduler": scheduler,
+            "warm": warm,
         }
         batch = Batch(
             plan,
@@ -125,10 +132,15 @@ def command(
                 f"{batch.rows} decode together"
             )
             with announced(settings.cache_dir / "servers", running):
+                for text in batch.notes:
+                    note(text)
+                batch.notes.clear()
                 note(f"serving {service.model} on {running.url}")
                 Server(app, service, drain_s=drain_s, has_page=page).run(sockets=[socket])
         finally:
             service.close()
+            for text in batch.notes:
+                note(text)
 
 
 def _opener(file: str) -> Any:

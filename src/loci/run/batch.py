@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar  # a scheduler's state is its own
@@ -43,6 +43,7 @@ from loci.methods.kv.store_plan import decoded_tokens
 from loci.methods.sched.base import Sched, SchedView, StepPlan
 from loci.models.tokenizer import Tokenizer
 from loci.nn import native
+from loci.run import warm
 from loci.run.grammars import Grammars
 from loci.run.live import Live
 from loci.run.prefill import Prefiller
@@ -52,6 +53,7 @@ from loci.run.runner import Lot, Runner
 from loci.run.sampling import choose
 from loci.run.sources import Sources
 from loci.run.stores import PagedStores, Stores, SwapRoom
+from loci.run.warm import Warm
 from loci.run.words import Words
 from loci.units import format_bytes
 
@@ -113,6 +115,8 @@ class Batch:
             scheduler, and one that swaps needs them.
         swap: where a scheduler that swaps puts requests out to; without room there, what they
             hold is read again.
+        warm: a file in which `close` leaves what was read, for the next engine of this model; what
+            an earlier one left there is taken. `notes` has what became of it.
         events: told of reservations, answers and refusals.
 
     Raises:
@@ -133,6 +137,7 @@ class Batch:
         keep_s: float = KEEP_S,
         paged: bool | None = None,
         swap: SwapRoom | None = None,
+        warm: Path | None = None,
         events: Events | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -146,6 +151,8 @@ class Batch:
         self.scheduler = _scheduler(scheduler)
         self.waiting, self.each, self.keep_s = waiting, each, keep_s
         self.stores: Stores
+        self.notes: list[str] = []
+        self._warm = warm
         self._closers: list[Callable[[], None]] = []
         self._state: Any = self.scheduler.start()
         self._live: dict[str, Live] = {}  # in the order they came
@@ -160,6 +167,7 @@ class Batch:
         try:
             self._open(plan, folder, rows, progress)
             self._open_stores(paged, swap or SwapRoom())
+            self._warm_up()
         except BaseException:
             self._give_back()
             raise
@@ -233,6 +241,20 @@ class Batch:
             self._changed.notify_all()
         return done.result()
 
+    def forget_kept(self) -> None:
+        """Drop what was read for others to use: something in it must be found nowhere any more."""
+
+        def drop() -> None:
+            for kept in list(self.stores.kept):
+                self.stores.drop(kept)
+            for live in self._live.values():
+                live.is_secret = True
+
+        try:
+            self.between_steps(drop)
+        except OverloadError:  # it is ending, and leaves nothing to the next one
+            self._warm = None
+
     def load(self) -> Load:
         """Return how much there is to do now."""
         with self._changed:
@@ -273,6 +295,7 @@ class Batch:
                 live.ticket.is_cancelled = True
             self._changed.notify_all()
         self._thread.join()
+        self._leave_warm()
         self._give_back()
         self.ledger.check_integrity()
 
@@ -352,6 +375,36 @@ class Batch:
                 plan, spec, self.ledger, folder, self.keep_s, room=swap, promises=not swaps
             )
         self._closers.append(self.stores.close)
+
+    def _warm_up(self) -> None:
+        """Take what an earlier engine left; what cannot be used is noted, and read again."""
+        if self._warm is None or not self._warm.exists():
+            return
+        try:
+            found = warm.load(self.stores, self._warm)
+        except LociError as error:
+            self.notes.append(f"{type(error).__name__}: {error}")
+            return
+        self._told("run.warm", found, "read before the start, and not read again")
+
+    def _leave_warm(self) -> None:
+        """Leave what was read for the next engine, once."""
+        file, self._warm = self._warm, None
+        if file is None:
+            return
+        try:
+            found = warm.save(self.stores, file)
+        except LociError as error:  # the end goes on
+            self.notes.append(f"{type(error).__name__}: {error}")
+            return
+        self._told("run.cool", found, f"left in {file}")
+
+    def _told(self, name: str, found: Warm, where: str) -> None:
+        self.notes.append(
+            f"{found.prefixes} prefixes of {found.tokens:,} tokens, {format_bytes(found.nbytes)}, "
+            f"{where}"
+        )
+        self.events.emit(Event(name=name, data=asdict(found)))
 
     def _rows_that_fit(self, plan: Plan, rows: int, decoded: int) -> int:
         """Return how many rows can be had beside the keys and values of one long request."""
@@ -763,7 +816,7 @@ class Batch:
         with self._changed:
             self._live.pop(live.ticket.id, None)
         self._drop_states(live)
-        self.stores.keep(live, failed=reason == "failed")
+        self.stores.keep(live, failed=reason == "failed" or live.is_secret)
         now = time.monotonic()
         end = End(
             reason=reason,

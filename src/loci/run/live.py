@@ -33,6 +33,7 @@ class Live:
         prefilled: how many of those were. reused: of the prompt, what was there already.
         pending: tokens the model has not seen.
         states: between layers of a prompt. through: layers those went through.
+        is_secret: something was forgotten meanwhile that may be in it, so it serves nobody else.
     """
 
     ticket: Ticket
@@ -56,6 +57,7 @@ class Live:
     pending: list[int] = field(default_factory=list)
     states: tuple[Lease, Tensor] | None = None
     through: int = 0
+    is_secret: bool = False
 
     def __post_init__(self) -> None:
         self.read = self.read or self.prompt

@@ -30,6 +30,13 @@ class Chain:
         self._last = hashlib.blake2b(scope.encode(), digest_size=16).digest()
         self.hashes: list[bytes] = []
 
+    @classmethod
+    def of(cls, hashes: Sequence[bytes]) -> Chain:
+        """Return a chain as it was, from at least one hash; it can be extended."""
+        chain = cls("")
+        chain.hashes, chain._last = list(hashes), hashes[-1]
+        return chain
+
     def extend(self, ids: Sequence[int]) -> None:
         """Hash the whole blocks of `ids`, a text that begins with what was hashed before."""
         for start in range(BLOCK * len(self.hashes), len(ids) - BLOCK + 1, BLOCK):

@@ -28,6 +28,7 @@ from loci.run.live import Live
 from loci.run.prefixes import Kept
 from loci.tiers import swap
 from loci.tiers.swap import Place
+from loci.units import format_bytes
 
 if TYPE_CHECKING:
     from loci.plan.solve import Plan
@@ -170,6 +171,21 @@ class Stores:
         """Forget what an ended request left."""
         self.kept.remove(kept)
         kept.store.release()
+
+    def is_here(self, kept: Kept) -> bool:
+        """Return whether what an ended request left can be read where it is."""
+        return True
+
+    def fresh(self, tokens: int) -> KVStore:
+        """Return an empty store with room for so many tokens, for which nothing else gives way.
+
+        Raises:
+            BudgetError: if there is no room.
+        """
+        need = self.bytes_for(tokens)
+        if not self._fits(need):
+            raise BudgetError(f"there is no room for {format_bytes(need)} of keys and values")
+        return self._store(tokens)
 
     def drop_old(self) -> None:
         """Forget what nobody used for long."""
@@ -356,6 +372,16 @@ class PagedStores(Stores):
             if isinstance(live.store, PagedStore):
                 live.store.settle()
                 return
+
+    def is_here(self, kept: Kept) -> bool:
+        return not self._is_out(kept)
+
+    def fresh(self, tokens: int) -> KVStore:
+        if self.memory.unused() < self.memory.blocks_for(tokens):
+            raise BudgetError(f"there are no blocks for {tokens:,} tokens")
+        store = PagedStore(self.memory, chunk=self.plan.chunk)
+        store.grow(tokens)
+        return store
 
     def keep(self, live: Live, *, failed: bool) -> None:
         if isinstance(live.store, PagedStore):

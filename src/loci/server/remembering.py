@@ -237,8 +237,9 @@ async def retire(request: Request, id: str, form: RetireForm | None = None) -> J
 @router.delete("/memories/{id}")
 async def forget(request: Request, id: str, user: str | None = None, dry_run: bool = False) -> Json:
     """Erase an item or a turn with all that came of it, and report what went."""
-    memory, who = _memory(request, user)
-    found = await asyncio.to_thread(memory.forget, id, user=who, dry_run=dry_run)
+    service: Service = request.app.state.service
+    caller = request.state.caller
+    found = await asyncio.to_thread(service.forget, caller, id, user=user, dry_run=dry_run)
     report: Json = jsonable_encoder(found)
     return report
 

@@ -23,6 +23,7 @@ from loci.run.memory import Memory
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
 from loci.server.keys import Caller, Keys
+from loci.store.base import Erased
 from loci.store.messages import key_text
 from loci.text.quote import listed
 from loci.tiers.blocks import BlockStore
@@ -203,6 +204,16 @@ class Service:
             user: whom the request names elsewhere.
         """
         return await asyncio.to_thread(self._recall, caller, messages, asked, user)
+
+    def forget(
+        self, caller: Caller, id: str, *, user: str | None = None, dry_run: bool = False
+    ) -> Erased:
+        """Erase something remembered, and the keys and values that may have been read from it."""
+        memory, who = self.memory(caller.tenant), self.whose(caller, user)
+        found = memory.forget(id, user=who, dry_run=dry_run)
+        if found.done:
+            self.batch.forget_kept()
+        return found
 
     async def remember(self, recalled: Recalled, answer: str) -> None:
         """Remember a question and its answer, without the notes."""

@@ -111,13 +111,14 @@ class BlockWriter:
     Args:
         path: the file to make; its folder must exist.
         header: what the reader is to know before any block: JSON values.
+        mode: of the file; 0o600 keeps it from others.
 
     Raises:
         StorageError: if the disk is full or a write fails.
     """
 
-    def __init__(self, path: Path | str, header: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, header: Mapping[str, Any], *, mode: int = 0o644) -> None:
+        self.path, self._mode = Path(path), mode
         self.header = dict(header)
         self._blocks: list[BlockPlace] = []
         self._names: set[str] = set()
@@ -207,7 +208,7 @@ class BlockWriter:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             _remove_leftovers(self.path)
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
         finally:
             os.close(folder)

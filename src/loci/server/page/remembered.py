@@ -102,8 +102,7 @@ class Remembered:
 
     async def _doubt(self) -> None:
         """Say what would go, and ask."""
-        memory, user, id = self._visit.memory, self._user, self._entry.id
-        would = await self._visit.ask(lambda: memory.forget(id, user=user, dry_run=True))
+        would = await self._erased(dry_run=True)
         self._foot.clear()
         with self._foot, node("div", "doubt", role="group", aria_label="Forget this?"):
             node("p", "", f"Forget for good: {reach(would)}?")
@@ -112,9 +111,14 @@ class Remembered:
                 button("Keep", self._actions, kind="quiet")
         focus(sure)
 
+    async def _erased(self, *, dry_run: bool) -> Erased:
+        visit, user, id = self._visit, self._user, self._entry.id
+        return await visit.ask(
+            lambda: visit.service.forget(visit.caller, id, user=user, dry_run=dry_run)
+        )
+
     async def _forget(self) -> None:
-        memory, user, id = self._visit.memory, self._user, self._entry.id
-        went = await self._visit.ask(lambda: memory.forget(id, user=user))
+        went = await self._erased(dry_run=False)
         self.place.clear()
         self.place.classes(add="gone")
         with self.place:
