@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from loci.core.ledger import Ledger
-from loci.core.method import About, Granularity, Kind, Method
+from loci.core.method import About, Granularity, Kind, Method, Need
+from loci.core.ports import Artefact
 from loci.core.spec import ModelSpec
-from loci.methods.kv.base import Select
+from loci.methods.kv.base import KVMethod, Select
 from loci.methods.kv.bfp import Bfp
 from loci.methods.kv.comet_kv import CometKV
 from loci.methods.kv.h2o import H2O
 from loci.methods.kv.kivi import Kivi
+from loci.methods.kv.kvtc import Kvtc
 from loci.methods.kv.prefixkv import PrefixKV
 from loci.methods.kv.snapkv import SnapKV
 from loci.methods.kv.store_plan import budget_for
@@ -30,6 +33,7 @@ from loci.nn import native
 from loci.nn.kv import KVView, Seen
 from loci.run.kv_native import NativeSteps
 from loci.run.kvstore import KVStore
+from loci.run.lab import Lab
 from loci.run.prefill import Prefiller
 from loci.run.runner import Runner
 from loci.run.weights import ResidentWeights
@@ -75,6 +79,8 @@ CHAINS = [
     (Kivi(bits=2, group=16),),
     (Kivi(bits=3, group=32, waiting=1),),
     (CometKV(group=32),),
+    (Kvtc(bits_k=2, bits_v=3, window=32),),
+    (Kvtc(bits_k=0.5, bits_v=1.25, window=0, sinks=0),),
     (SnapKV(), Bfp(bits=4)),
     (StreamingLLM(), Bfp(bits=8, sort="keys")),
 ]
@@ -100,11 +106,25 @@ def opened(
         budget_bytes=budget,
         chunk=32,
         ledger=ledger,
+        artefacts={
+            method.about.name: _artefact(method, pack)
+            for method in chain
+            if Need.ARTEFACT in method.about.needs
+        },
     )
     runner = Runner(pack.spec, ResidentWeights(pack, ledger), ledger, chunk=32, batch=batch)
     yield runner, store
     runner.release()
     store.release()
+
+
+@cache
+def _artefact(method: KVMethod, pack: Pack) -> Artefact:
+    lab = Lab(pack, context=64)
+    try:
+        return lab.prepared(method)
+    finally:
+        lab.close()
 
 
 def run(runner: Runner, store: KVStore, steps: int, seed: int = 0) -> torch.Tensor:

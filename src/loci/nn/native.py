@@ -404,6 +404,39 @@ class Past(NamedTuple):
     spans: Spans | None = None
 
 
+class Side(NamedTuple):
+    """Keys or values of tokens in the directions of a layer, x = u ways + mean.
+
+    Attributes:
+        rows_Sr: u in float16; or, with gains, codes uint8 of the directions with equally many bits
+            in a row, u_i = (q_i - (2^b_i - 1) / 2) * steps[b_i] * size_i * gain.
+        ways_mw, mean_w: float16.
+        used: how many directions count; the first.
+        gains_S, size_m, bits_m: float16, float32, uint8 and falling; None where rows are u.
+    """
+
+    rows_Sr: Tensor
+    ways_mw: Tensor
+    mean_w: Tensor
+    used: int
+    gains_S: Tensor | None = None
+    size_m: Tensor | None = None
+    bits_m: Tensor | None = None
+
+    def numbers(self) -> list[int]:
+        """Return what the kernels take."""
+        rows = self.rows_Sr
+        coded = [self.gains_S, self.size_m, self.bits_m]
+        return [
+            rows.data_ptr(),
+            rows.stride(0) * rows.element_size(),
+            self.ways_mw.data_ptr(),
+            self.mean_w.data_ptr(),
+            self.used,
+            *(0 if tensor is None else tensor.data_ptr() for tensor in coded),
+        ]
+
+
 class Spans:
     """Where the keys and values of one row lie, for each layer and KV head in stretches.
 
@@ -451,6 +484,30 @@ class Spans:
         numbers += [bits, block, group, codes["key_grid"].shape[-1] if group else 0]
         numbers += [0 if order_D is None else order_D.data_ptr(), count]
         self.native.add_coded(layer, head, numbers)
+
+    def add_latent(
+        self,
+        layer: int,
+        keys: Side,
+        values: Side,
+        *,
+        steps_9: Tensor,
+        frequencies: Tensor,
+        position: int,
+        count: int,
+    ) -> None:
+        """Add `count` tokens that all heads of a layer keep together, in directions.
+
+        Args:
+            steps_9: of codes, by bits 0 to 8.
+            frequencies: [D / 2] of the rotary embedding, which keys are kept without.
+            position: of the first of them.
+        """
+        width = keys.ways_mw.shape[-1]
+        sides = [side.numbers() for side in (keys, values)]
+        self.native.add_latent(
+            layer, *sides, steps_9.data_ptr(), frequencies.data_ptr(), width, position, count
+        )
 
     def grow(self) -> None:
         """Count the token that a step has put into the last stretch of every head."""

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from loci.methods.kv.base import CodeForm, Encode
+from loci.methods.kv.base import CodeForm, Encode, EncodeLayers, LatentForm
 from loci.nn import native
+from loci.nn.native import Side
 from loci.run.kv_pool import Pool
 
 # Shapes: K key/value heads, k heads of a lane, S stored tokens, D head size.
@@ -25,6 +26,9 @@ class NativeSteps:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._form = _form_of(pool)
+        self._latent = _latent_of(pool)
+        self._steps_9 = torch.tensor(self._latent.steps if self._latent is not None else ())
+        self._used: dict[tuple[str, int], int] = {}  # directions of a layer that have bits
         self._spans: list[native.Spans] = []  # by row of the batch
         self._next: Tensor | None = None  # the slot every lane's heads use next, of one row
         self._seen: tuple[object, ...] = ()  # what the spans were made for
@@ -93,7 +97,8 @@ class NativeSteps:
         if pool.spec.window is not None or any(pool.staged_count):
             return False
         if pool.codec is not None:
-            return self._form is not None and max(pool.tail_count) + 1 < pool.plan.tail
+            is_read = self._form is not None or self._latent is not None
+            return is_read and max(pool.tail_count) + 1 < pool.plan.tail
         lanes = (lane for lanes in pool.lanes for lane in lanes)
         return all(pool.count[lane.number] < lane.slots for lane in lanes)
 
@@ -106,6 +111,9 @@ class NativeSteps:
         pool, spec = self._pool, self._pool.spec
         spans = native.Spans(spec.layers, spec.kv_heads)
         for layer, lanes in enumerate(pool.lanes):
+            if self._latent is not None:
+                self._add_latent(spans, row, layer)
+                continue
             order = pool.order(layer)
             for lane in lanes:
                 count = pool.count[lane.number]
@@ -130,6 +138,49 @@ class NativeSteps:
                     spans.add_exact(layer, head, keys, values, pool.tail_count[layer])
         return spans
 
+    def _add_latent(self, spans: native.Spans, row: int, layer: int) -> None:
+        """Add the first tokens, those in directions, and the exact tail of a layer."""
+        pool = self._pool
+        (lane,) = pool.lanes[layer]
+        count, skipped, heads = pool.count[lane.number], 0, range(pool.spec.kv_heads)
+        first = pool.tensors.get("first")
+        if first is not None and count:
+            keys, values = first[row, layer]
+            skipped = min(count, keys.shape[1])
+            for head in heads:
+                spans.add_exact(layer, head, keys[head], values[head], skipped)
+        if count > skipped:
+            assert pool.rope is not None
+            sides = [self._side(name, row, layer, skipped) for name in ("keys", "values")]
+            spans.add_latent(
+                layer,
+                *sides,
+                steps_9=self._steps_9,
+                frequencies=pool.rope.frequencies,
+                position=skipped,
+                count=count - skipped,
+            )
+        for head in heads:
+            keys, values = (part[row, head] for part in pool.tail[layer])
+            spans.add_exact(layer, head, keys, values, pool.tail_count[layer])
+
+    def _side(self, name: str, row: int, layer: int, skipped: int) -> Side:
+        pool = self._pool
+        assert pool.codec is not None
+        shared = f"shared.{pool.codec.about.name}.{name}"
+        (lane,) = pool.lanes[layer]
+        held = pool.tensors
+        rows = lane.parts[f"rows.{name}"][row, 0, skipped:]
+        ways, mean = held[shared][layer], held[f"{shared}_mean"][layer]
+        if not self._steps_9.numel():
+            return Side(rows, ways, mean, len(ways))
+        bits = held[f"{shared}_bits"][layer]
+        if (name, layer) not in self._used:
+            self._used[name, layer] = int((bits > 0).sum())
+        gains = lane.parts[f"rows.{name}_gain"][row, 0, skipped:, 0]
+        size = held[f"{shared}_size"][layer]
+        return Side(rows, ways, mean, self._used[name, layer], gains, size, bits)
+
     def _next_slots(self) -> Tensor | None:
         """Return the next slot of each head of each lane, in a row's flat slots; None without."""
         pool = self._pool
@@ -149,3 +200,12 @@ def _form_of(pool: Pool) -> CodeForm | None:
         return None
     form = codec.code_form(pool.spec.head_dim)
     return form if form is not None and native.handles(form.bits) else None
+
+
+def _latent_of(pool: Pool) -> LatentForm | None:
+    codec, spec = pool.codec, pool.spec
+    if not isinstance(codec, EncodeLayers) or not native.available():
+        return None
+    if pool.select is not None or not pool.is_stacked or spec.kv_heads * spec.head_dim % 16:
+        return None
+    return codec.latent_form()

@@ -216,6 +216,20 @@ class LayerGroup:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class LatentForm(NamedTuple):
+    """Rows of layers as kernels read them; see `loci.nn.native.Side`.
+
+    Rows "keys" and "values" stand for numbers in the directions of their layer, which are shared
+    as "keys" and "keys_mean" in float16. Coded rows have "keys_gain", and shared "keys_size" and
+    "keys_bits".
+
+    Attributes:
+        steps: of codes, by bits 0 to 8; () where rows are the numbers, in float16.
+    """
+
+    steps: tuple[float, ...] = ()
+
+
 class EncodeLayers(KVMethod):
     """Turns tokens of whole layers, or of several layers together, into rows and bases.
 
@@ -259,6 +273,10 @@ class EncodeLayers(KVMethod):
     @abstractmethod
     def row_table(self, spec: ModelSpec, layers: range) -> Shapes:
         """Return {name: (shape, dtype)} of one token of these layers."""
+
+    def latent_form(self) -> LatentForm | None:
+        """Return how kernels may read the rows; None where only `decode` can."""
+        return None
 
     def basis_table(self, spec: ModelSpec, layers: range) -> Shapes:
         """Return {name: (shape, dtype)} of what the tokens that are encoded together share."""

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from loci.core.method import About, Kind, Need, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError
-from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes
+from loci.methods.kv.base import EncodeLayers, LatentForm, LayerGroup, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,6 +151,10 @@ class Kvtc(EncodeLayers):
             table[name] = ((nbytes,), "uint8")
             table[f"{name}_gain"] = ((1,), "float16")
         return table
+
+    def latent_form(self) -> LatentForm | None:
+        """Return what kernels need to know."""
+        return LatentForm(STEPS) if self.dtype == "float16" else None
 
     def encode(
         self, blocks: Sequence[KVBlock], group: LayerGroup

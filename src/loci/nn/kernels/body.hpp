@@ -1341,6 +1341,162 @@ void attend_codes(const float* q, int64_t q_head, int64_t groups, const Coded& k
   }
 }
 
+// Codes of `count` numbers in classes of equally many bits, a byte each; nothing is read at `end`
+// or behind it.
+inline void class_bytes(const uint8_t* row, const uint8_t* end, const uint8_t* bits, int64_t count,
+                        uint8_t* to) {
+  for (int64_t i = 0; i < count;) {
+    int64_t stop = i + 8;
+    while (stop < count && bits[stop] == bits[i]) stop += 8;
+    const int b = bits[i];
+    for (; i < stop; i += 8, row += b) {
+#if LOCI_PDEP
+      if (row + 8 <= end) {
+        uint64_t word;
+        std::memcpy(&word, row, 8);
+        const uint64_t octet = _pdep_u64(word, 0x0101010101010101ull * ((1u << b) - 1));
+        std::memcpy(to + i, &octet, 8);
+        continue;
+      }
+#endif
+      unpack_slowly(row, b, b, 8, to + i);
+    }
+  }
+}
+
+// Numbers of tokens from..from+count in their directions, [count, wide], zero behind the last.
+// `room` is for 2 * wide floats and wide bytes.
+inline void latent_numbers(const Side& s, const float* steps, int64_t tokens, int64_t from, int64_t count,
+                           int64_t wide, float* to, float* room) {
+  if (s.gains == nullptr) {
+    for (int64_t t = 0; t < count; ++t) {
+      const uint16_t* row = reinterpret_cast<const uint16_t*>(s.rows + (from + t) * s.row_bytes);
+      for (int64_t i = 0; i < wide; ++i) to[t * wide + i] = i < s.count ? half_to_float(row[i]) : 0.0f;
+    }
+    return;
+  }
+  float *factor = room, *middle = room + wide;
+  uint8_t* codes = reinterpret_cast<uint8_t*>(middle + wide);
+  for (int64_t i = 0; i < wide; ++i) {
+    const bool is_used = i < s.count;
+    factor[i] = is_used ? steps[s.bits[i]] * s.size[i] : 0.0f;
+    middle[i] = is_used ? 0.5f * float((1 << s.bits[i]) - 1) : 0.0f;
+    codes[i] = 0;
+  }
+  const uint8_t* end = s.rows + tokens * s.row_bytes;
+  for (int64_t t = 0; t < count; ++t) {
+    class_bytes(s.rows + (from + t) * s.row_bytes, end, s.bits, s.count, codes);
+    const V gain = set(half_to_float(s.gains[from + t]));
+    for (int64_t i = 0; i < wide; i += W)
+      store(to + t * wide + i,
+            mul(mul(sub(bytes(codes + i), load(middle + i)), load(factor + i)), gain));
+  }
+}
+
+// The products of `rows` rows of u with ways, and the mean; rows of x are `width` apart.
+inline void turned_back(const float* u, int64_t u_stride, int64_t rows, const float* ways,
+                        const uint16_t* mean, int64_t count, int64_t width, float* x) {
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t d = 0; d < width; d += W) store(x + t * width + d, halves(mean + d));
+  for (int64_t d = 0; d < width;) {
+    const int vectors = int(smaller(kTileVectors, (width - d) / W));
+    for (int64_t t = 0; t < rows; t += kTileRows) {
+      const int64_t high = smaller(kTileRows, rows - t);
+      tile_of(high, vectors)(u + t * u_stride, u_stride, ways + d, width, count, x + t * width + d, width,
+                             true);
+    }
+    d += vectors * W;
+  }
+}
+
+// Turns keys [rows, width] to where they stand. Angles of neighbours follow from each other; every
+// few tokens they are worked out anew, so that nothing adds up.
+inline void turn_keys(float* x, int64_t rows, int64_t width, int64_t size, int64_t position,
+                      const float* frequencies, float* angles) {
+  const int64_t half = size / 2;
+  float *c = angles, *s = angles + half, *dc = s + half, *ds = dc + half;
+  for (int64_t i = 0; i < half; ++i) {
+    dc[i] = std::cos(frequencies[i]);
+    ds[i] = std::sin(frequencies[i]);
+  }
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t i = 0; i < half; ++i) {
+      if (t % 32 == 0) {
+        const float angle = float(position + t) * frequencies[i];
+        c[i] = std::cos(angle);
+        s[i] = std::sin(angle);
+      } else {
+        const float before = c[i];
+        c[i] = before * dc[i] - s[i] * ds[i];
+        s[i] = s[i] * dc[i] + before * ds[i];
+      }
+    }
+    for (float* head = x + t * width; head < x + (t + 1) * width; head += size)
+      for (int64_t i = 0; i < half; ++i) {
+        const float low = head[i], high = head[i + half];
+        head[i] = low * c[i] - high * s[i];
+        head[i + half] = high * c[i] + low * s[i];
+      }
+  }
+}
+
+// G query heads of one KV head against a chunk of keys [count, width] and numbers of values.
+template <int G>
+INLINE void attend_chunk(const float* q, const float* keys, int64_t width, const float* values, int64_t wide,
+                         int64_t count, int64_t size, float scale, float* part, float* sums) {
+  alignas(64) float scores[G][kChunkTokens];
+  float factors[G];
+  score<G, false>(q, size, keys, 0, width, count, size, scale, scores);
+  weights_of<G>(scores, count, size + 2, part, factors);
+  weigh<G, false>(scores, values, 0, wide, count, wide, factors, sums, wide);
+}
+
+void attend_latent(const float* q, int64_t groups, int64_t kv_heads, const Latent& kv, int64_t from,
+                   int64_t to, int64_t size, float scale, float* part, uint8_t* scratch) {
+  const int64_t heads = groups * kv_heads, width = kv.width;
+  const int64_t k_wide = whole(kv.k.count, kPad), v_wide = whole(kv.v.count, kPad), row = size + 2;
+  float* k_numbers = reinterpret_cast<float*>(scratch);
+  float* v_numbers = k_numbers + kChunkTokens * k_wide;
+  float* keys = v_numbers + kChunkTokens * v_wide;
+  float* ways = keys + kChunkTokens * width;
+  float* sums = ways + kv.k.count * width;
+  float* room = sums + heads * v_wide;
+  for (int64_t i = 0; i < kv.k.count * width; i += W) store(ways + i, halves(kv.k.ways + i));
+  std::memset(sums, 0, heads * v_wide * 4);
+  for (int64_t h = 0; h < heads; ++h) clear<1>(part + h * row, row);
+  for (int64_t begin = from; begin < to; begin += kChunkTokens) {
+    const int64_t count = smaller(kChunkTokens, to - begin);
+    latent_numbers(kv.k, kv.steps, kv.tokens, begin, count, k_wide, k_numbers, room);
+    turned_back(k_numbers, k_wide, count, ways, kv.k.mean, kv.k.count, width, keys);
+    turn_keys(keys, count, width, size, kv.position + begin, kv.frequencies, room);
+    latent_numbers(kv.v, kv.steps, kv.tokens, begin, count, v_wide, v_numbers, room);
+    for (int64_t head = 0; head < kv_heads; ++head)
+      for (int64_t g = 0; g < groups;) {
+        const int64_t left = smaller(groups - g, kHeads), h = head * groups + g;
+        const float *one = q + h * size, *of = keys + head * size;
+        float *p = part + h * row, *sum = sums + h * v_wide;
+        if (left == 1) attend_chunk<1>(one, of, width, v_numbers, v_wide, count, size, scale, p, sum);
+        else if (left == 2) attend_chunk<2>(one, of, width, v_numbers, v_wide, count, size, scale, p, sum);
+        else if (left == 3) attend_chunk<3>(one, of, width, v_numbers, v_wide, count, size, scale, p, sum);
+        else attend_chunk<4>(one, of, width, v_numbers, v_wide, count, size, scale, p, sum);
+        g += left;
+      }
+  }
+  // What the queries read is turned back once, not token by token.
+  for (int64_t h = 0; h < heads; ++h) {
+    const int64_t at = h / groups * size;
+    float* out = part + h * row;
+    for (int64_t d = 0; d < size; ++d) out[d] = out[size + 1] * half_to_float(kv.v.mean[at + d]);
+    for (int64_t i = 0; i < kv.v.count; ++i) {
+      const V u = set(sums[h * v_wide + i]);
+      const uint16_t* way = kv.v.ways + i * width + at;
+      int64_t d = 0;
+      for (; d + W <= size; d += W) store(out + d, fma(u, halves(way + d), load(out + d)));
+      for (; d < size; ++d) out[d] += sums[h * v_wide + i] * half_to_float(way[d]);
+    }
+  }
+}
+
 float merge(const float* parts, int64_t count, int64_t stride, int64_t size, float* out) {
   float peak = -HUGE_VALF;
   for (int64_t c = 0; c < count; ++c) {
@@ -1585,6 +1741,7 @@ constexpr Kernels table() {
   k.argmax = argmax;
   k.attend = attend;
   k.attend_codes = attend_codes;
+  k.attend_latent = attend_latent;
   k.merge = merge;
   k.flash_floats = flash_floats;
   k.flash = flash;

@@ -260,6 +260,10 @@ struct Decoder::Pass {
     const int64_t groups = s.heads / s.kv_heads, size = s.size;
     const int64_t from = chunk * chunk_tokens, count = tokens_of(spans, number);
     const int64_t to = std::min(count, from + chunk_tokens);
+    if (span.kind == Span::kLatent) {
+      if (head == 0) attend_latent(layer, row, span, chunk * chunk_tokens, chunk_tokens, part);
+      return;
+    }
     if (is_newest)
       keep_head(layer, index, row, head, at(span.k, span.count * span.token, span.half),
                 at(span.v, span.count * span.token, span.half), span.half, 0);
@@ -269,13 +273,23 @@ struct Decoder::Pass {
         for (int64_t d = 0; d < size; ++d) ordered[g * size + d] = turned[g * size + span.order[d]];
       turned = ordered;
     }
-    if (span.is_coded) {
+    if (span.kind == Span::kCoded) {
       k.attend_codes(turned, size, groups, span.codes, from, to, size, s.scale, part,
                      scratch(coded_bytes(size)));
       return;
     }
     const Stored stored{span.k, span.v, 0, span.token, 0, span.token, span.half};
     k.attend(turned, size, groups, stored, 0, from, to, size, s.scale, part);
+  }
+
+  // All heads at once, by whoever takes the chunk of the first.
+  void attend_latent(const Layer& layer, int64_t row, const Span& span, int64_t from, int64_t many,
+                     float* part) {
+    float* turned = floats(s.heads * s.size);
+    rotate(query(row), s.heads, layer.vector[kQBias], layer.vector[kQNorm], row, turned, s.size);
+    k.attend_latent(turned, s.heads / s.kv_heads, s.kv_heads, span.latent, from,
+                    std::min(span.count, from + many), s.size, s.scale, part,
+                    scratch(latent_bytes(span.latent, s.heads)));
   }
 
   void attend_ones(const Step& step, const Layer& layer, int64_t index) {

@@ -40,10 +40,11 @@ struct Span {
   void *k, *v;
   int64_t token;         // elements from one token to the next
   int64_t count;
-  bool half;
-  bool is_coded;
-  Coded codes;
-  const int16_t* order;  // [size] the channels the keys are stored in, or null
+  bool half = false;
+  enum { kExact, kCoded, kLatent } kind = kExact;
+  Coded codes = {};
+  const int16_t* order = nullptr;  // [size] the channels the keys are stored in, or null
+  Latent latent = {};              // of all heads of the layer, which is why every head has it
 };
 
 // What one row holds where layers or heads hold it differently. The last span of each takes the

@@ -91,6 +91,28 @@ struct Coded {
   int64_t group = 0, k_share = 0;
 };
 
+// Keys or values of one layer, all heads side by side, in the directions of that layer:
+// x = u ways + mean. Rows of tokens are u in float16; or, with gains, codes of the directions with
+// equally many bits in a row: u_i = (q_i - (2^b_i - 1) / 2) * steps[b_i] * size_i * gain.
+struct Side {
+  const uint8_t* rows;
+  int64_t row_bytes;
+  const uint16_t* ways;  // [count, width]
+  const uint16_t* mean;  // [width]
+  int64_t count;
+  const uint16_t* gains = nullptr;  // a token
+  const float* size = nullptr;      // [count]
+  const uint8_t* bits = nullptr;    // [count], falling
+};
+
+// Keys are kept without their rotation; token i stands at `position + i`.
+struct Latent {
+  Side k, v;
+  const float* steps;        // [9], by bits
+  const float* frequencies;  // [size / 2]
+  int64_t width, tokens, position;
+};
+
 // Many queries of one batch row against stored tokens. Query t stands at `start + t` and sees the
 // tokens from itself backwards, `window` of them; without a window, all.
 struct Flash {
@@ -144,6 +166,10 @@ struct Kernels {
   // The same of coded tokens; `bytes` is scratch of coded_bytes(size).
   void (*attend_codes)(const float* q, int64_t q_head, int64_t groups, const Coded&, int64_t first,
                        int64_t last, int64_t size, float scale, float* part, uint8_t* bytes);
+  // The same of tokens in directions, for all query heads [heads, size] and into as many rows of
+  // `part`; `bytes` is scratch of latent_bytes.
+  void (*attend_latent)(const float* q, int64_t groups, int64_t kv_heads, const Latent&, int64_t first,
+                        int64_t last, int64_t size, float scale, float* part, uint8_t* bytes);
   // Parts of one query head, `stride` apart, into one row; returns the log-sum-exp.
   float (*merge)(const float* parts, int64_t count, int64_t stride, int64_t size, float* out);
   int64_t (*flash_floats)(int64_t size, int64_t groups);
@@ -156,6 +182,13 @@ struct Kernels {
 
 // A chunk of mantissas, of numbers and of weights, one more of each than asked for.
 constexpr int64_t coded_bytes(int64_t size) { return kChunkTokens * (size + 4 * size + 64) + 1024; }
+
+// Both sides' numbers of a chunk, keys, ways of keys, sums of every head, and what codes need.
+constexpr int64_t latent_bytes(const Latent& l, int64_t heads) {
+  const int64_t k = (l.k.count + kPad - 1) / kPad * kPad, v = (l.v.count + kPad - 1) / kPad * kPad;
+  const int64_t floats = kChunkTokens * (k + v + l.width) + l.k.count * l.width + heads * v + 2 * (k + v);
+  return 4 * floats + k + v + 4096;
+}
 
 constexpr int kFlashQueries = 48;  // queries of one head that flash takes at once
 

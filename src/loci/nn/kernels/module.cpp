@@ -236,8 +236,8 @@ std::vector<VocabTile> tiles(const std::vector<const Weight*>& weights) {
 
 // Exact tokens of one head behind those it has: keys, values, token, half, count.
 void add_exact(Spans& spans, int64_t layer, int64_t head, const std::vector<int64_t>& n) {
-  Span span{at<void>(uintptr_t(n.at(0))), at<void>(uintptr_t(n.at(1))), n.at(2), n.at(4),
-            n.at(3) != 0, false, {}, nullptr};
+  Span span{at<void>(uintptr_t(n.at(0))), at<void>(uintptr_t(n.at(1))), n.at(2), n.at(4)};
+  span.half = n.at(3) != 0;
   spans.of.at(layer * spans.heads + head).push_back(span);
 }
 
@@ -245,7 +245,9 @@ void add_exact(Spans& spans, int64_t layer, int64_t head, const std::vector<int6
 // Block floating point: keys, values, key exponents, value exponents, bits, block, 0, 0, order,
 // count.
 void add_coded(Spans& spans, int64_t layer, int64_t head, const std::vector<int64_t>& n) {
-  Span span{nullptr, nullptr, 0, n.at(9), false, true, {}, at<int16_t>(uintptr_t(n.at(8)))};
+  Span span{nullptr, nullptr, 0, n.at(9)};
+  span.kind = Span::kCoded;
+  span.order = at<int16_t>(uintptr_t(n.at(8)));
   Coded& codes = span.codes;
   codes.k = at<uint8_t>(uintptr_t(n.at(0)));
   codes.v = at<uint8_t>(uintptr_t(n.at(1)));
@@ -262,6 +264,22 @@ void add_coded(Spans& spans, int64_t layer, int64_t head, const std::vector<int6
     codes.powers = bfp_powers(codes.bits);
   }
   spans.of.at(layer * spans.heads + head).push_back(span);
+}
+
+// Tokens in directions, for every head of a layer. Numbers of each side: rows, bytes of a row, ways,
+// mean, how many; gains, sizes and bits, or zeros.
+void add_latent(Spans& spans, int64_t layer, const std::vector<int64_t>& keys,
+                const std::vector<int64_t>& values, uintptr_t steps, uintptr_t frequencies, int64_t width,
+                int64_t position, int64_t count) {
+  const auto side = [](const std::vector<int64_t>& n) {
+    return Side{at<uint8_t>(uintptr_t(n.at(0))), n.at(1), at<uint16_t>(uintptr_t(n.at(2))),
+                at<uint16_t>(uintptr_t(n.at(3))), n.at(4), at<uint16_t>(uintptr_t(n.at(5))),
+                at<float>(uintptr_t(n.at(6))), at<uint8_t>(uintptr_t(n.at(7)))};
+  };
+  Span span{nullptr, nullptr, 0, count};
+  span.kind = Span::kLatent;
+  span.latent = {side(keys), side(values), at<float>(steps), at<float>(frequencies), width, count, position};
+  for (int64_t head = 0; head < spans.heads; ++head) spans.of.at(layer * spans.heads + head).push_back(span);
 }
 
 // Numbers of each row: keys, values, layer, head, token, half, count, position; then its spans, or
@@ -351,6 +369,7 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<int64_t, int64_t>())
       .def("add_exact", &add_exact)
       .def("add_coded", &add_coded)
+      .def("add_latent", &add_latent)
       .def("grow", &Spans::grow);
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&make_decoder))
