@@ -147,6 +147,17 @@ def decoded(form: KVForm, context: int) -> int:
     return decoded_tokens(form.methods(), context)
 
 
+@cache
+def decode_operations(form: KVForm, spec: ModelSpec) -> float:
+    """Return what it takes to make a number of what is stored; 0 where nothing is encoded."""
+    if not form.chain:
+        return 0.0
+    from loci.methods.kv.chain import check_chain
+
+    encode = check_chain(form.methods()).encode
+    return 0.0 if encode is None else encode.decode_operations(spec)
+
+
 def is_bounded(method: Method) -> bool:
     """Return whether a method keeps some tokens and drops others."""
     from loci.methods.kv.base import Select

@@ -17,7 +17,17 @@ from loci.core.work import work_bytes
 from loci.methods.cost.base import Machine
 from loci.methods.offload.base import Placement
 from loci.models.stack import StackTable
-from loci.plan.kvform import EXACT, Cards, KVForm, by_loss, decoded, kv_bytes, ladder, loss_of
+from loci.plan.kvform import (
+    EXACT,
+    Cards,
+    KVForm,
+    by_loss,
+    decode_operations,
+    decoded,
+    kv_bytes,
+    ladder,
+    loss_of,
+)
 from loci.plan.streaming import least_streamed, place
 from loci.plan.times import predict, prompt_tokens
 
@@ -218,7 +228,7 @@ def evaluate(
         problem.blocks,
         chunk=chunk,
         kv_bytes=kv,
-        is_decoded=decoded(form, load.context) > 0,
+        decode_operations=decode_operations(form, spec),
         placement=placement,
     )
     if weights == "stacked":

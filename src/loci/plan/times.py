@@ -24,14 +24,14 @@ def predict(
     *,
     chunk: int,
     kv_bytes: int,
-    is_decoded: bool,
+    decode_operations: float,
     placement: Placement | None,
 ) -> tuple[float, float]:
     """Return (seconds to the first token, seconds per later token).
 
     Args:
         kv_bytes: of the whole KV cache; reads of it are in proportion.
-        is_decoded: whether attention decodes the stored KV from codes.
+        decode_operations: to make a number of what is stored; 0 where the KV is kept as it is.
         placement: of streamed weights; None when all stay in memory.
     """
     tier, rate = what_is_known(profile)
@@ -48,7 +48,8 @@ def predict(
             chunk=chunk,
             kv_bytes_per_element=kv_bytes
             / (spec.kv_elements_per_token() * load.context * load.batch),
-            decoded=is_decoded,
+            decoded=decode_operations > 0,
+            decode_operations=decode_operations,
             rate=rate,
         )
 

@@ -20,6 +20,7 @@ from loci.errors import ModelError
 Phase = Literal["prefill", "decode"]
 KNOWN = ("llama", "qwen2", "qwen3", "mistral", "gemma")
 FEW_ROWS = 16  # so many rows are multiplied straight from the codes; more unpack the weight first
+_ONE_BY_ONE = 2.0  # operations: a number is made of its code alone, else by a matrix
 _NORM, _SOFTMAX, _ACTIVATE, _UNPACK = 7, 5, 5, 2  # operations per element
 _PRODUCTS = (4, 8)  # bits whose products have a rate of their own; others take the nearest above
 
@@ -116,6 +117,7 @@ def graph_of(
     kv_bytes_per_element: float = 4.0,
     act_bytes: float = 4.0,
     decoded: bool = False,
+    decode_operations: float = 2.0,
     rate: str = "float32",
 ) -> OpGraph:
     """Return the operators of one step, in order; layers are one operator with `repeat`.
@@ -132,6 +134,7 @@ def graph_of(
         chunk: tokens per pass of a prefill; weights and older KV are read once a pass.
         kv_bytes_per_element: as the KV cache stores them, scales included.
         decoded: whether stored KV is decoded from codes to float32 before attention reads it.
+        decode_operations: what that takes for one number.
     """
     if spec.architecture not in KNOWN:
         raise ModelError("no cost model for this architecture", value=spec.architecture)
@@ -211,7 +214,10 @@ def graph_of(
         does="attend" if T == 1 else "attend_many",
     )
     decode = op(
-        "decode_kv", 2 * stored, {"kv_read": stored * kv_bytes_per_element}, does="decode_kv"
+        "decode_kv",
+        decode_operations * stored,
+        {"kv_read": stored * kv_bytes_per_element},
+        does="decode_kv" if decode_operations <= _ONE_BY_ONE else "gemm",
     )
     ops = [
         pointwise("input_norm", _NORM, spec.hidden),

@@ -176,6 +176,10 @@ class Encode(KVMethod):
     def code_table(self, head_dim: int) -> Shapes:
         """Return {name: (shape, dtype)} of the codes of one token of one head."""
 
+    def decode_operations(self, spec: ModelSpec) -> float:
+        """Return the operations that make one number of what is stored."""
+        return 2.0
+
     def code_form(self, head_dim: int) -> CodeForm | None:
         """Return how kernels may read the codes; None where only `decode` can."""
         return None
@@ -277,6 +281,10 @@ class EncodeLayers(KVMethod):
     def latent_form(self) -> LatentForm | None:
         """Return how kernels may read the rows; None where only `decode` can."""
         return None
+
+    def decode_operations(self, spec: ModelSpec) -> float:
+        """Return the operations that make one number of what is stored: a row of a matrix."""
+        return 2.0 * spec.kv_heads * spec.head_dim
 
     def basis_table(self, spec: ModelSpec, layers: range) -> Shapes:
         """Return {name: (shape, dtype)} of what the tokens that are encoded together share."""

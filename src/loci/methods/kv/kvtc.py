@@ -156,6 +156,10 @@ class Kvtc(EncodeLayers):
         """Return what kernels need to know."""
         return LatentForm(STEPS) if self.dtype == "float16" else None
 
+    def decode_operations(self, spec: ModelSpec) -> float:
+        """Return the operations of a number, at most: of two, only that of the key is made."""
+        return float(min(spec.kv_heads * spec.head_dim, self._bytes(spec)["keys"] * BLOCK))
+
     def encode(
         self, blocks: Sequence[KVBlock], group: LayerGroup
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
