@@ -96,7 +96,10 @@ _THEME = """
   const dark = kept ? kept === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
   document.documentElement.dataset.theme = dark ? 'dark' : 'light';
 })();
-addEventListener('hashchange', () => emitEvent('section', location.hash.slice(1)));
+addEventListener('hashchange', () => {
+  scrollTo(0, 0);
+  emitEvent('section', location.hash.slice(1));
+});
 """
 _TURN = """() => {
   const root = document.documentElement;
