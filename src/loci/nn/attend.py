@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -210,7 +211,12 @@ def _merged(
     for segment in view.segments:
         if segment.tokens:
             ordered = _in_order(q_BKGTD, segment)
-            if isinstance(segment, FetchedSegment):
+            on_gpu = None
+            if kernels and pad_B is None and _has_triton(q_BKGTD):
+                on_gpu = _by_triton(ordered, segment, positions_BT, scale, window, masked)
+            if on_gpu is not None:
+                parts = iter([on_gpu])
+            elif isinstance(segment, FetchedSegment):
                 parts = iter([segment.attend(q_BKGTD, positions_BT, scale, window)])
             elif isinstance(segment, RaggedSegment):
                 parts = _by_head(ordered, segment, positions_BT, scale, window, masked, kernels)
@@ -250,6 +256,58 @@ def _by_head(
         for head, part in enumerate(segment.parts)
     ]
     yield torch.cat([o for o, _ in found], 1), torch.cat([lse for _, lse in found], 1)
+
+
+def _by_triton(
+    q_BKGTD: Tensor,
+    segment: Segment,
+    positions_BT: Tensor,
+    scale: float,
+    window: int | None,
+    masked: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """Attend on a GPU to codes, or to heads of unequal length; None where no kernel does."""
+    from loci.nn import kv_triton
+
+    rows_BKRD = q_BKGTD.flatten(2, 3)
+    if isinstance(segment, RaggedSegment):
+        dense = [part for part in segment.parts if isinstance(part, DenseSegment)]
+        places = [part.positions_BKS[:, 0] for part in dense if part.positions_BKS is not None]
+        if not len(segment.parts) == len(dense) == len(places):
+            return None
+        found = kv_triton.attend_ragged(
+            rows_BKRD,
+            [part.keys()[:, 0] for part in dense],
+            [part.values()[:, 0] for part in dense],
+            places,
+            scale,
+            now_BT=positions_BT,
+            window=window,
+        )
+    else:
+        coded = getattr(segment, "coded", None)
+        if coded is None:
+            return None
+        is_open = segment.clear and not masked
+        found = kv_triton.attend_codes(
+            rows_BKRD,
+            coded,
+            scale,
+            places=None if is_open else segment.positions_BKS,
+            now_BT=None if is_open else positions_BT,
+            window=window,
+        )
+    o_BKRD, lse_BKR = found
+    return o_BKRD.view_as(q_BKGTD), lse_BKR.view(q_BKGTD.shape[:-1])
+
+
+def _has_triton(q: Tensor) -> bool:
+    """Return whether Triton's kernels are to be used: on a GPU, where it is installed."""
+    if q.device.type != "cuda" or not _TRITON:
+        return False
+    from loci.nn import kv_triton
+
+    return kv_triton.can(q)
 
 
 def _is_causal(segment: Segment) -> bool:
@@ -410,3 +468,4 @@ def _fused_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
 
 _FUSED = _fused_kernel()
 _NATIVE = native.available()
+_TRITON = find_spec("triton") is not None

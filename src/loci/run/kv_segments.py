@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from loci.methods.kv.base import Encode, EncodeLayers, LayerGroup
+from loci.nn.coded import Coded
 from loci.nn.kv import TILE_TOKENS
 from loci.nn.rope import Rope, rotate
 
@@ -31,6 +32,12 @@ class CodesSegment:
         self._codec, self._codes, self._head_dim = codec, codes, head_dim
         self.tokens, self.order, self.clear = tokens, order, clear
         self.positions_BKS: Tensor | None = positions_BKS
+
+    @property
+    def coded(self) -> Coded | None:
+        """The codes as kernels read them; None where no kernel knows their form."""
+        form = self._codec.code_form(self._head_dim)
+        return None if form is None else Coded(self._codes, *form, head_dim=self._head_dim)
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield decoded keys (in stored order), values, and positions."""

@@ -1,0 +1,35 @@
+"""Codes as kernels read them, against the methods that make them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Generator
+
+from loci.methods import catalogue
+from loci.methods.kv.base import Encode
+from loci.nn.coded import Coded
+from loci.nn.kv import KVBlock
+
+CHAINS = (
+    *(f"bfp(bits={bits}, block=16)" for bits in (2, 3, 5, 8)),
+    "kivi(bits=2, group=16)",
+    "kivi(bits=5, group=32)",
+    "comet_kv(group=32)",
+)
+
+
+@pytest.mark.parametrize("text", CHAINS)
+def test_what_codes_stand_for_is_what_their_method_says(text: str) -> None:
+    method = catalogue.find(text, "kv")
+    assert isinstance(method, Encode)
+    generator = Generator().manual_seed(0)
+    keys, values = torch.randn(2, 2, 3, 64, 32, generator=generator).unbind(0)
+    keys[:, :, 5] = 0
+    codes = method.encode(KVBlock(keys, values, torch.arange(64).expand(2, -1)), None)
+    form = method.code_form(32)
+    assert form is not None
+    coded = Coded(codes=codes, bits=form.bits, block=form.block, group=form.group, head_dim=32)
+    assert coded.tokens == 64
+    for ours, theirs in zip(coded.decoded(), method.decode(codes, 32), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
