@@ -61,7 +61,7 @@ class KvChoice(click.ParamType):
     ) -> int | str:
         """Return bytes for a size, the text of a chain otherwise."""
         text = str(value).strip()
-        if text[:1].isdigit() or text[:1] in ".-":
+        if text[:1].isdigit() or text.startswith((".", "-")):
             return SIZE.convert(text, param, ctx)
         return text
 
