@@ -21,7 +21,9 @@ from loci.units import nearest
 
 GROUP = "loci.methods"
 _PACKAGE = "loci.methods"
-_NOT_METHODS = ("__init__.py", "base.py", "chain.py", "retrieve.py", "store_plan.py")
+_NOT_METHODS = (
+    "__init__.py", "base.py", "chain.py", "fuse.py", "read.py", "retrieve.py", "store_plan.py",
+)  # fmt: skip
 
 
 def kinds() -> tuple[str, ...]:

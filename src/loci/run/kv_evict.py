@@ -185,15 +185,34 @@ class Evictor:
         self._evicted_now = False
         layers, before = range(self._pool.spec.layers), self._before
         self._before = {}
-        slots = self.slots_wanted([before.get(i, self._pool.remembered(i)) for i in layers])
-        if slots == self._pool.slots():
-            return
-        limit = self._pool.select.limit() if self._pool.select is not None else None
-        for lanes in self._pool.lanes:
-            for lane in lanes:
-                if self._pool.count[lane.number] > slots[lane.number]:
-                    self._shrink(lane, kept_tokens(slots[lane.number], limit))
-        self._repack(slots)
+        self._resize(self.slots_wanted([before.get(i, self._pool.remembered(i)) for i in layers]))
+
+    def share_out(self, fresh: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Give lanes other sizes by the scores of a probe, before what waits is folded in.
+
+        Args:
+            fresh: of each layer, scores of the tokens in the slots and of those that wait.
+
+        Returns:
+            The scores of what is left then, in the same form.
+        """
+        pool, left = self._pool, list(fresh)
+        lanes = [lane for lanes in pool.lanes for lane in lanes]
+        is_over = any(
+            pool.count[lane.number] + pool.staged_count[lane.layer] > lane.slots for lane in lanes
+        )
+        if not self.reallocates or not is_over or any(scores is None for scores in fresh):
+            return left
+        scores, waiting = [], []
+        for layer, found in enumerate(fresh):
+            assert found is not None
+            self.remember(layer, found)
+            waiting.append(
+                found[:, :, max(pool.count[lane.number] for lane in pool.lanes[layer]) :]
+            )
+            scores.append(torch.cat([pool.remembered(layer), waiting[-1]], 2))
+        self._resize(self.slots_wanted(scores))
+        return [torch.cat([pool.remembered(i), part], 2) for i, part in enumerate(waiting)]
 
     # -- private ------------------------------------------------------------------------------
 
@@ -225,6 +244,17 @@ class Evictor:
         for part in lane.parts.values():
             keep_only(part, count, part[:, :, :0], best[:, : part.shape[1]])  # rows have no heads
         self._pool.count[lane.number] = keep
+
+    def _resize(self, slots: Sequence[int]) -> None:
+        """Evict from lanes that get smaller, and give all their new sizes."""
+        if list(slots) == self._pool.slots():
+            return
+        limit = self._pool.select.limit() if self._pool.select is not None else None
+        for lanes in self._pool.lanes:
+            for lane in lanes:
+                if self._pool.count[lane.number] > slots[lane.number]:
+                    self._shrink(lane, kept_tokens(slots[lane.number], limit))
+        self._repack(slots)
 
     def _repack(self, slots: Sequence[int]) -> None:
         """Move lanes inside the pool until each has its slots; copies one lane at a time."""

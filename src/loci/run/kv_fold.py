@@ -56,20 +56,21 @@ class Folder:
         assert self._pool.select is not None
         fresh: list[Tensor | None] = [None] * self._pool.spec.layers
         ids = list(prefiller.ids[self._pool.probed : self._pool.length])
+        if self._pool.select.probes_alike:
+            ids = ids[-1:]
         for start in range(0, len(ids), chunk):
             for seen in prefiller.probe(self._pool.select.probe_ids(ids[start : start + chunk])):
                 scores = self._evictor.scored(seen.layer, seen)
                 held = fresh[seen.layer]
-                fresh[seen.layer] = (
-                    scores if held is None else self._pool.select.merge(held, scores)
-                )
+                # A long probe comes in parts; each token is judged by its best.
+                fresh[seen.layer] = scores if held is None else held.maximum(scores)
         self._pool.probed = self._pool.length
+        fresh = self._evictor.share_out(fresh)
         for layer, scores_BKS in enumerate(fresh):
             if self._pool.staged_count[layer]:
                 self.fold(layer, None, scores_BKS)
             elif scores_BKS is not None:
                 self._evictor.remember(layer, scores_BKS)
-        self._evictor.reallocate()
 
     def _fold_group(
         self, codec: EncodeLayers, last: int, seen: Seen | None, fresh_BKS: Tensor | None

@@ -262,6 +262,13 @@ class KVStore:
         slots = max(self._pool.count[lane.number] for lane in self._pool.lanes[layer])
         return slots + self._pool.tail_count[layer] + self._pool.staged_count[layer]
 
+    def held_entries(self, layer: int) -> int:
+        """Return how many tokens a layer still holds, all heads together."""
+        pool, heads = self._pool, self.spec.kv_heads
+        lanes = pool.lanes[layer]
+        slots = sum(pool.count[lane.number] * (heads // len(lanes)) for lane in lanes)
+        return slots + heads * (pool.tail_count[layer] + pool.staged_count[layer])
+
     def view(self, layer: int) -> KVView:
         """Return what a layer holds, for reading."""
         return view(self._pool, layer)

@@ -20,6 +20,8 @@ from loci.core.spec import Workload
 from loci.errors import MethodError, ModelError, ParameterError
 from loci.methods.kv.base import Encode, EncodeLayers, Select
 from loci.methods.kv.chain import due_tokens
+from loci.methods.kv.fuse import Fuse
+from loci.methods.kv.read import Read
 from loci.methods.kv.retrieve import Retrieve
 from loci.methods.kv.store_plan import predict_store, store_plan
 from loci.testing.kv import (
@@ -33,6 +35,8 @@ from loci.testing.kv import (
     text_for,
 )
 from loci.testing.kv_banks import check_bank
+from loci.testing.kv_fusers import check_fuser
+from loci.testing.kv_reads import MakeReader, check_read
 
 if TYPE_CHECKING:
     from loci.run.kvstore import KVStore
@@ -40,11 +44,21 @@ if TYPE_CHECKING:
 # Shapes: B batch, L layers, H query heads, K key/value heads, T tokens, D head size.
 
 
-def check(make_store: type[KVStore], method: Method) -> None:
-    """Raise AssertionError unless the method keeps the rules of KV methods."""
+def check(make_store: type[KVStore], method: Method, make_reader: MakeReader | None = None) -> None:
+    """Raise AssertionError unless the method keeps the rules of KV methods.
+
+    Args:
+        make_reader: for methods that read a history.
+    """
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        _check_role(make_store, method)
+        if isinstance(method, Read):
+            assert make_reader is not None
+            check_read(make_reader, method)
+        elif isinstance(method, Fuse):
+            check_fuser(method)
+        else:
+            _check_role(make_store, method)
     assert not said.getvalue(), "a method prints nothing"
     check_bad_parameters(type(method))
 

@@ -80,7 +80,10 @@ class Select(KVMethod):
         allocates: LAYER when `allocate` gives every layer a number of tokens of its own, HEAD when
             it gives every head one, None when all get the same.
         reallocates: `allocate` is asked again after every chunk of a prompt that evicted, with
-            scores. Such a store takes one row, because rows would decide for each other.
+            scores; a method that probes is asked before anything is evicted, so what it says of all
+            tokens is what happens. Such a store takes one row, because rows would decide for each
+            other.
+        probes_alike: what `probe_ids` returns is the same after every chunk, so one is enough.
     """
 
     granularity: ClassVar[Granularity] = Granularity.HEAD
@@ -88,6 +91,7 @@ class Select(KVMethod):
     each_chunk: ClassVar[bool] = False
     allocates: ClassVar[Granularity | None] = None
     reallocates: ClassVar[bool] = False
+    probes_alike: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
