@@ -232,3 +232,7 @@ def test_results_that_cannot_be_written_fail_the_command(home: Path) -> None:
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "loci: [Errno 28] No space left on device\n"
+
+
+def test_no_methods_for_the_cache_is_a_chain_and_no_size(tiny: Loci) -> None:
+    assert tiny("plan", "tiny", "--dram", "16MiB", "--context", "128", "--kv", "").code == 0

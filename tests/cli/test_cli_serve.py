@@ -18,7 +18,9 @@ import httpx
 import pytest
 from command_line import Loci
 
+from loci.nn import native
 from loci.testing.models import tiny_pack
+from loci.tiers.pages import why_not
 
 
 @contextmanager
@@ -177,6 +179,16 @@ def test_top_shows_a_server_as_it_works(tiny: Path, loci: Loci) -> None:
         assert "needs a key" in loci("top", "--once", "--every", "0.1").err
         assert loci("top", "--once", "--every", "0.1", "--key", str(tiny / "key")).code == 0
         assert "using the server" not in loci("run", "tiny", "Hello", "--context", "256").err
+
+
+@pytest.mark.skipif(
+    why_not() is not None or not native.available(), reason="turns need pages and kernels"
+)
+def test_requests_take_turns_where_it_is_wanted(tiny: Path) -> None:
+    turns = ("--kv", "", "--scheduler", "fastswitch(every=4)", "--swap", "1MiB")
+    body = {"model": "tiny", "prompt": "once", "max_tokens": 4}
+    with served(*turns, "--disk", "1MiB", "--swap-disk", "512KiB") as (_, url):
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
 
 
 def test_a_restart_is_warm_and_the_memory_is_whole(tiny: Path, loci: Loci) -> None:

@@ -42,6 +42,18 @@ _SECONDS = click.FloatRange(min=0)
     "--keep", "keep_s", type=_SECONDS, help="Seconds that what was read is kept; else 300."
 )
 @click.option("--scheduler", metavar="METHOD", help='What each step does; else "fcfs(chunk=128)".')
+@click.option(
+    "--swap",
+    "swap_bytes",
+    type=SIZE,
+    help="Memory that a scheduler which takes turns (fastswitch) puts requests out to; else none.",
+)
+@click.option(
+    "--swap-disk",
+    "swap_disk_bytes",
+    type=SIZE,
+    help="The same on disk, within --disk; without either, they are read again.",
+)
 @click.option("--max-request", type=SIZE, help="Bytes of a request's body at most; else 8MiB.")
 @click.option(
     "--warm",
@@ -63,6 +75,8 @@ def command(
     each: int | None,
     keep_s: float | None,
     scheduler: str | None,
+    swap_bytes: int | None,
+    swap_disk_bytes: int | None,
     max_request: int | None,
     warm: Path | None,
     page: bool,
@@ -89,6 +103,7 @@ def command(
     plan = make_plan(name, None, given)
     with listening(host, port) as socket, progress() as report:
         from loci.run.batch import Batch
+        from loci.run.stores import SwapRoom
 
         asked = {
             "rows": rows,
@@ -97,6 +112,11 @@ def command(
             "keep_s": keep_s,
             "scheduler": scheduler,
             "warm": warm,
+            "swap": SwapRoom(
+                memory_bytes=swap_bytes or 0,
+                disk_bytes=swap_disk_bytes or 0,
+                folder=settings.cache_dir / "swap",
+            ),
         }
         batch = Batch(
             plan,

@@ -82,6 +82,7 @@ class Load:
         step_s: mean seconds of a step of late.
         new_tokens: of requests that have ended; made_tokens: of those that run, too.
         ended: {reason: requests}.
+        out: running requests that were put out; swapped_bytes: in the places for those.
     """
 
     running: int
@@ -97,6 +98,8 @@ class Load:
     made_tokens: int
     refused: int
     ended: dict[str, int]
+    out: int = 0
+    swapped_bytes: int = 0
 
 
 class Batch:
@@ -275,6 +278,8 @@ class Batch:
             made_tokens=self._made,
             refused=self._refused,
             ended=dict(self._ended),
+            out=sum(self.stores.is_out(one) for one in running),
+            swapped_bytes=self.stores.swapped_bytes(),
         )
 
     def retry_after_s(self) -> float:

@@ -155,6 +155,14 @@ class Stores:
         """Return where what a request holds lies."""
         return "nowhere" if live.store is None else "here"
 
+    def is_out(self, live: Live) -> bool:
+        """Return whether what a request holds was put out."""
+        return isinstance(live.store, PagedStore) and live.store.is_out
+
+    def swapped_bytes(self) -> int:
+        """Return what lies in the places for those who are out."""
+        return 0
+
     def keep(self, live: Live, *, failed: bool) -> None:
         """Keep what a request read and wrote for others that begin alike, if that is exact."""
         store, live.store = live.store, None
@@ -334,6 +342,10 @@ class PagedStores(Stores):
         if not isinstance(store, PagedStore):
             return "nowhere"
         return "here" if store.is_here else "out" if store.is_out else "coming"
+
+    def swapped_bytes(self) -> int:
+        blocks = sum(place.groups.used for place in self.memory.swap.places)
+        return blocks * self.memory.block_bytes
 
     def put_out(self, live: Live, others: Iterable[Live]) -> int:
         """Move a request to another place; return its bytes, 0 where it is to be read again.
