@@ -19,7 +19,16 @@ try:
     from starlette.responses import JSONResponse, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from loci.server import anthropic, openai, own, refusals, remembering, responses
+    from loci.server import (
+        anthropic,
+        chat,
+        chat_forms,
+        openai,
+        own,
+        refusals,
+        remembering,
+        responses,
+    )
     from loci.server.keys import Caller
     from loci.server.metrics import CONTENT_TYPE, Metrics
     from loci.server.page import sessions
@@ -42,7 +51,7 @@ ADMIN = (
 PAGE = ("/", "/favicon.ico", sessions.ENTER, sessions.LEAVE)
 PAGE_FILES = ("/_nicegui/", "/_nicegui_ws/")
 _FORMS: dict[str, type[BaseModel]] = {
-    "/v1/chat/completions": openai.ChatForm,
+    "/v1/chat/completions": chat_forms.ChatForm,
     "/v1/completions": openai.CompletionForm,
     "/v1/embeddings": openai.EmbeddingForm,
     "/v1/responses": responses.ResponseForm,
@@ -95,7 +104,7 @@ def make_app(service: Service, *, hosts: tuple[str, ...] = (), page: bool = Fals
     )
     app.state.service = service
     app.state.metrics = Metrics(service.batch)
-    for part in (openai, responses, anthropic, own, remembering):
+    for part in (openai, chat, responses, anthropic, own, remembering):
         app.include_router(part.router)
 
     @app.get("/health", tags=["state"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal  # JSON values
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -53,7 +53,17 @@ class TextPart(Form):
     logprobs: list[Any] | None = None
 
 
-Content = str | list[TextPart]
+def _only_text(content: object) -> object:
+    """Refuse pictures, sound and files by their name, where a list of parts has some."""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind not in _TEXTS:
+            raise ValueError(f"this model reads text; a part of the type {kind!r} is not read")
+    return content
+
+
+_TEXTS = ("text", "input_text", "output_text")
+Content = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
 
 
 def text_of(content: Content | None) -> str:
@@ -61,21 +71,6 @@ def text_of(content: Content | None) -> str:
     if content is None:
         return ""
     return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-class ChatMessage(Form):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content | None = None
-    name: str | None = None
-    refusal: None = None
-    annotations: list[Any] | None = None
-
-    def plain(self) -> dict[str, str]:
-        """Return it as chat templates know it."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text_of(self.content)}
 
 
 class SchemaForm(Form):
@@ -123,7 +118,6 @@ class Common(Form):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: Count | None = None
-    n: Literal[1] | None = None
     user: str | None = None
     # Nothing here depends on them.
     metadata: Mapping[str, str] | None = None
@@ -138,25 +132,6 @@ class Common(Form):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class ChatForm(Common):
-    """A request to /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-    memory: bool | MemoryForm = False
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    parallel_tool_calls: bool | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none"] | None = None
-
-
 class CompletionForm(Common):
     """A request to /v1/completions."""
 
@@ -164,6 +139,7 @@ class CompletionForm(Common):
     max_tokens: Count | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
+    n: Literal[1] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
 

@@ -1,4 +1,4 @@
-"""OpenAI's protocol: models, chat, completions, embeddings."""
+"""OpenAI's protocol: models, completions, embeddings, and what chat and responses share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from loci.errors import LociError, OverloadError, ParameterError
 from loci.run.requests import End, Odds, Piece, Ticket
 from loci.server import refusals
-from loci.server.forms import ChatForm, CompletionForm, EmbeddingForm, memory_of
+from loci.server.forms import CompletionForm, EmbeddingForm
 from loci.server.refusals import Refusal
 from loci.server.service import EMBEDDER, Recalled, Service, sampling_of
 from loci.server.streams import Sse, arrivals, event, whole
@@ -39,52 +39,6 @@ async def model(request: Request, name: str) -> Json:
     return _model(service, name)
 
 
-@router.post("/chat/completions", response_model=None)
-async def chat(request: Request, form: ChatForm) -> Response:
-    """Answer a conversation."""
-    service: Service = request.app.state.service
-    check_model(service, form.model)
-    if form.max_tokens is not None and form.max_completion_tokens is not None:
-        raise ParameterError(
-            "max_tokens is given twice", allowed="max_tokens or max_completion_tokens"
-        )
-    if form.top_logprobs is not None and not form.logprobs:
-        raise ParameterError("top_logprobs goes with logprobs", value=form.top_logprobs)
-    messages = [message.plain() for message in form.messages]
-    recalled = None
-    wants = memory_of(form.memory)
-    if wants is not None:
-        recalled = await service.recall(request.state.caller, messages, wants, form.user)
-        messages = recalled.messages
-    ticket = await service.submit(
-        messages,
-        max_tokens=form.max_completion_tokens or form.max_tokens,
-        sampling=sampling_of(form.temperature, form.top_p, form.seed, form.top_k),
-        stop=form.stops,
-        schema=None if form.response_format is None else form.response_format.schema_or_none,
-        logprobs=(form.top_logprobs or 0) if form.logprobs else None,
-        scope=request.state.caller.tenant,
-    )
-    head = _head("chatcmpl", form.model)
-    if form.stream:
-        usage = form.stream_options is not None and form.stream_options.include_usage
-        return Sse(_chat_events(service, ticket, head, recalled, usage), ticket)
-    pieces, end = await whole(ticket, request)
-    check_whole(end)
-    if recalled is not None:
-        await service.remember(recalled, end.text)
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": end.text, "refusal": None},
-        "logprobs": _chat_odds(service, _odds(pieces)) if form.logprobs else None,
-        "finish_reason": finish_of(end),
-    }
-    body = {**head, "object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
-    if recalled is not None:
-        body["memory"] = recalled.told()
-    return JSONResponse(body)
-
-
 @router.post("/completions", response_model=None)
 async def completions(request: Request, form: CompletionForm) -> Response:
     """Continue a text as it is."""
@@ -102,7 +56,7 @@ async def completions(request: Request, form: CompletionForm) -> Response:
     if form.echo and not before:
         before = service.batch.tokenizer.decode(form.prompt)  # type: ignore[arg-type]  # ids
     before = before if form.echo else ""
-    head = _head("cmpl", form.model) | {"object": "text_completion"}
+    head = head_of("cmpl", form.model) | {"object": "text_completion"}
     if form.stream:
         usage = form.stream_options is not None and form.stream_options.include_usage
         return Sse(_text_events(service, ticket, head, before, usage), ticket)
@@ -111,7 +65,7 @@ async def completions(request: Request, form: CompletionForm) -> Response:
     choice = {
         "index": 0,
         "text": before + end.text,
-        "logprobs": _text_odds(service, _odds(pieces), len(before))
+        "logprobs": _text_odds(service, odds_in(pieces), len(before))
         if ticket.ask.logprobs is not None
         else None,
         "finish_reason": finish_of(end),
@@ -214,48 +168,21 @@ async def remembered(service: Service, recalled: Recalled, end: End, path: str) 
     return None
 
 
+def head_of(kind: str, model: str) -> Json:
+    """Return the fields with which every answer and every piece of it begins."""
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+def odds_in(pieces: Sequence[Piece]) -> list[Odds]:
+    """Return how likely the tokens of an answer were, in order."""
+    return [one for piece in pieces for one in piece.odds]
+
+
 # -- private ----------------------------------------------------------------------------------
 
 
 def _model(service: Service, name: str) -> Json:
     return {"id": name, "object": "model", "created": int(service.started), "owned_by": "loci"}
-
-
-def _head(kind: str, model: str) -> Json:
-    return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-
-async def _chat_events(
-    service: Service, ticket: Ticket, head: Json, recalled: Recalled | None, usage: bool
-) -> AsyncIterator[str]:
-    head = head | {"object": "chat.completion.chunk"}
-
-    def chunk(delta: Json, odds: Sequence[Odds] = (), finish: str | None = None) -> Json:
-        told = None if ticket.ask.logprobs is None or not odds else _chat_odds(service, odds)
-        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
-        return {**head, "choices": [choice]}
-
-    yield event(chunk({"role": "assistant", "content": ""}))
-    async for item in arrivals(ticket):
-        if isinstance(item, Piece):
-            if item.text or item.odds:
-                yield event(chunk({"content": item.text}, item.odds))
-            continue
-        problem = failed(item, "/v1/chat/completions")
-        if problem is not None:
-            yield event(problem)
-            return
-        last = chunk({}, finish=finish_of(item))
-        if recalled is not None:
-            problem = await remembered(service, recalled, item, "/v1/chat/completions")
-            if problem is not None:
-                yield event(problem)
-                return
-            last["memory"] = recalled.told()
-        yield event(last)
-        if usage:
-            yield event({**head, "choices": [], "usage": usage_of(item)})
-    yield event("[DONE]")
 
 
 async def _text_events(
@@ -285,30 +212,6 @@ async def _text_events(
         if usage:
             yield event({**head, "choices": [], "usage": usage_of(item)})
     yield event("[DONE]")
-
-
-def _odds(pieces: Sequence[Piece]) -> list[Odds]:
-    return [one for piece in pieces for one in piece.odds]
-
-
-def _chat_odds(service: Service, odds: Sequence[Odds]) -> Json:
-    bytes_of = service.batch.tokenizer.bytes_of
-
-    def one(raw: bytes, logprob: float) -> Json:
-        return {
-            "token": raw.decode("utf-8", "replace"),
-            "bytes": list(raw),
-            "logprob": logprob,
-        }
-
-    return {
-        "content": [
-            one(found.raw, found.logprob)
-            | {"top_logprobs": [one(bytes_of(id), logprob) for id, logprob in found.top]}
-            for found in odds
-        ],
-        "refusal": None,
-    }
 
 
 def _text_odds(service: Service, odds: Sequence[Odds], at: int) -> Json:

@@ -131,11 +131,11 @@ def body(refusal: Refusal, path: str) -> dict[str, Any]:
 
 
 def of_validation(problems: Sequence[Mapping[str, Any]], form: type[BaseModel] | None) -> Refusal:
-    """Return what is wrong with a request's fields; of several, the first."""
-    problem = problems[0]
+    """Return what is wrong with a request's fields; of several, one we foresaw, else the first."""
+    problem = next((one for one in problems if one["type"] == "value_error"), problems[0])
     place = [part for part in problem["loc"] if part not in ("body", "query", "path", "header")]
     name = ".".join(map(str, place)) or None
-    message = f"{name or 'the body'}: {problem['msg']}"
+    message = f"{name or 'the body'}: {problem['msg'].removeprefix('Value error, ')}"
     if problem["type"] == "extra_forbidden":
         known = list(form.model_fields) if form is not None and len(place) == 1 else []
         near = nearest(str(place[-1]), known)
