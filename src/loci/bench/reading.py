@@ -291,7 +291,7 @@ def one_session(item: SharedContext, session: Session, last: Sequence[int]) -> l
     answers, before = [], list(last)
     for index, turn in enumerate(item.turns):
         after_V = session.append(before if index == 0 else [*before, *turn.question])
-        answers.append(_judged(session, turn, after_V))
+        answers.append(judged(session, turn, after_V))
         before = list(turn.candidates[0])
     return answers
 
@@ -303,7 +303,7 @@ def each_alone(item: SharedContext, session: Session, last: Sequence[int]) -> li
     for turn in item.turns:
         fork = session.fork()
         try:
-            answers.append(_judged(fork, turn, fork.append(turn.question)))
+            answers.append(judged(fork, turn, fork.append(turn.question)))
         finally:
             fork.release()
     return answers
@@ -376,10 +376,8 @@ def prompt_of(item: SharedContext, mode: str) -> list[int]:
     return [*item.ids, *item.turns[0].question] if mode == "multi_turn" else list(item.ids)
 
 
-# -- private ----------------------------------------------------------------------------------
-
-
-def _judged(session: Session, turn: Turn, after_V: Tensor) -> Answer:
+def judged(session: Session, turn: Turn, after_V: Tensor) -> Answer:
+    """Return how a turn went, from what a model expects after its question [V]."""
     scores = [_likelihood(session, after_V, candidate) for candidate in turn.candidates]
     best = max(range(len(scores)), key=scores.__getitem__)
     return Answer(
@@ -387,6 +385,9 @@ def _judged(session: Session, turn: Turn, after_V: Tensor) -> Answer:
         loss=-scores[0],
         survival=survival(session.store, turn.evidence),
     )
+
+
+# -- private ----------------------------------------------------------------------------------
 
 
 def _likelihood(session: Session, after_V: Tensor, candidate: Sequence[int]) -> float:
