@@ -30,6 +30,7 @@ from loci.bench.swapping import BLOCK, Gathered, Stack, Step, Trace, draw
 from loci.core.ledger import Ledger
 from loci.errors import ParameterError
 from loci.hw.profiles import load_profile
+from loci.hw.sim import EventSimulator, Link, Task
 from loci.methods.sched.base import Request, StepPlan
 from loci.plan import plan as make_plan
 from loci.run.batch import Batch
@@ -260,15 +261,16 @@ def _on_gpu(
     """Run a trace; blocks are handed out for real (of one byte), time is counted.
 
     Who is on the way back gets its token when it has arrived; moves of ours go beside the steps, on
-    one link, the others' take the step's time.
+    one link, one after the other; the others' take the step's time.
     """
     manager = None if make is None else make(trace, 1, Ledger({"dram": 1 << 40}))
     is_beside = make is _ours
-    now = link = stall = 0.0
+    now = stall = 0.0
     tokens: dict[int, int] = {}
     asked: dict[int, float] = {}
-    arrives: dict[int, float] = {}
-    first: list[float] = []
+    moves: list[Task] = []
+    latest: dict[int, str] = {}  # of a conversation, its last move
+    answers: list[tuple[float, float, str | None]] = []  # asked, computed, after which move
     for step in trace.steps:
         again: dict[int, int] = {}
         seconds = 0.0
@@ -284,19 +286,21 @@ def _on_gpu(
                 ticket = manager.swap_in(id)
             ticket.wait()
             done = manager.stats().copies - before.copies
-            took = copies * done * DISPATCH_S + ticket.nbytes * size / LINK_BYTES_PER_S
+            dispatch_s, nbytes = copies * done * DISPATCH_S, ticket.nbytes * size
             if is_beside:
-                link = max(now, link) + took
-                arrives[id] = link
+                latest[id] = f"move {len(moves)}"
+                task = Task(
+                    name=latest[id], on="link", seconds=dispatch_s, nbytes=nbytes, not_before=now
+                )
+                moves.append(task)
             else:
-                seconds += took
+                seconds += dispatch_s + nbytes / LINK_BYTES_PER_S
         stall += seconds
         seconds += step_s(*_plan(step, tokens, again))
         for id in step.asked:
             asked[id] = now
         now += seconds
-        for id in step.answered:
-            first.append(max(now, arrives.get(id, 0.0)) - asked[id])
+        answers += [(asked[id], now, latest.get(id)) for id in step.answered]
         for id, after in step.grown.items():
             if manager is not None:
                 held = len(manager.groups.blocks(id))
@@ -309,6 +313,9 @@ def _on_gpu(
             del tokens[id]
     if manager is not None:
         manager.close()
+    link = EventSimulator([Link(name="link", bytes_per_s=LINK_BYTES_PER_S)]).run(moves)
+    arrives = {span.task: span.end for span in link.spans}
+    first = [max(end, arrives.get(move or "", 0.0)) - begin for begin, end, move in answers]
     return {
         "first_token_p50_s": percentile(first, 0.5),
         "first_token_p99_s": percentile(first, 0.99),
