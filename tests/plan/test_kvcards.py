@@ -90,4 +90,4 @@ def test_measurements_of_other_models_and_old_parameters_are_no_forms() -> None:
     ready, waiting = measured_forms(spec, cards, _has("kvtc"))
     assert {form.chain for form in ready} == {f"bfp(bits={b})" for b in (6, 5, 4)} | {"bfp"}
     assert waiting == ()
-    assert loss_of(KVForm(chain="snapkv", share=0.25), spec, cards)[0] is None
+    assert loss_of(KVForm(chain="snapkv", suite="kv/0.25"), spec, cards)[0] is None

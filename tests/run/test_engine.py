@@ -183,7 +183,7 @@ def test_turns_go_on_where_the_last_one_ended(folder: Path, session: engine.Sess
 
 @pytest.mark.parametrize("kv", ["", "streaming_llm", "snapkv | bfp(bits=4, block=16)"])
 def test_a_document_is_read_once_and_stays(folder: Path, kv: str) -> None:
-    text = "The key lies under the third stone. " * 9
+    text = "The key lies under the third stone. " * 8
     cap = "40KiB" if kv.startswith("streaming") else "140KiB" if kv else None
     plan = plan_of(folder, context=512, kv=kv, kv_bytes=cap)
     with engine.open(plan, folder=folder) as session:
@@ -199,7 +199,7 @@ def test_a_document_is_read_once_and_stays(folder: Path, kv: str) -> None:
     if kv:
         return
     with engine.open(plan, folder=folder) as fresh:
-        asked = f"{text}\n\nWhere is the key?"
+        asked = engine.DOCUMENT.format(text=text) + "Where is the key?"
         assert "".join(fresh.generate([{"role": "user", "content": asked}])) == first
 
 

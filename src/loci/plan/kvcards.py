@@ -1,21 +1,22 @@
 """Forms of the KV cache that cards have measured on a model, for budgets the usual ones do not fit.
 
 Methods that encode count by their KL on the suite `reference`. Methods that drop tokens count by
-their KL at a share of the full bytes, from the suite `kv`: such a form is offered at that share and
-above, where it cannot lose more. What needs preparing is offered once it is prepared.
+their KL at a share of the full bytes, from the suite `kv`, and with a bank that keeps what they
+drop from the suite `bank`: such a form is offered at that share and above, where it cannot lose
+more. What needs preparing is offered once it is prepared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from loci.core.card import Measurement
 from loci.core.method import Method, Need
 from loci.core.spec import ModelSpec
 from loci.errors import LociError
 from loci.methods import catalogue
 from loci.plan.kvform import METRIC, SUITE, Cards, KVForm, is_bounded
 
-SHARES = "kv/"  # a suite of this name and a share of the full bytes
 Prepared = Callable[[Method], bool]
 
 
@@ -28,23 +29,46 @@ def measured_forms(
     for name in catalogue.names("kv") if spec.fingerprint else ():
         card = cards("kv", name)
         for row in card.for_model(spec.fingerprint) if card is not None else ():
-            is_share = row.suite.startswith(SHARES)
-            if METRIC not in row.metrics or not (is_share or row.suite == SUITE):
+            form = _form(name, row) if METRIC in row.metrics else None
+            if form is None:
                 continue
-            method = _method(name, row.parameters)
-            if method is None or is_bounded(method) != is_share:
-                continue
-            form = KVForm(
-                chain=str(method),
-                words="some tokens forgotten" if is_share else "a shortened form",
-                share=float(row.suite.removeprefix(SHARES)) if is_share else 0.0,
+            lacks = any(
+                Need.ARTEFACT in method.about.needs and not prepared(method)
+                for method in form.methods()
             )
-            needs = Need.ARTEFACT in method.about.needs and not prepared(method)
-            (waiting if needs else ready).append(form)
+            (waiting if lacks else ready).append(form)
     return tuple(dict.fromkeys(ready)), tuple(dict.fromkeys(waiting))
 
 
 # -- private ----------------------------------------------------------------------------------
+
+
+def _form(name: str, row: Measurement) -> KVForm | None:
+    """Return the form that a row is about; None where it is about something else."""
+    method = _method(name, row.parameters)
+    if method is None:
+        return None
+    suite, *parts = row.suite.split("/")
+    if row.suite == SUITE and not is_bounded(method):
+        return KVForm(chain=str(method))
+    try:
+        if suite == "kv" and len(parts) == 1 and is_bounded(method):
+            return KVForm(
+                chain=str(method),
+                words="some tokens forgotten",
+                share=float(parts[0]),
+                suite=row.suite,
+            )
+        if suite == "bank" and len(parts) == 2:
+            return KVForm(
+                chain=f"{catalogue.find(parts[0], 'kv')} | {method}",
+                words="what is not needed now fetched when asked for",
+                share=float(parts[1]),
+                suite=row.suite,
+            )
+    except (LociError, ValueError):  # a share or a method that nobody knows any more
+        pass
+    return None
 
 
 def _method(name: str, parameters: Mapping[str, object]) -> Method | None:

@@ -32,12 +32,15 @@ class KVForm:
         words: for people who do not know the methods.
         share: of the full bytes that a chain which drops tokens gets at least, because it was
             measured there; 0 where nobody said.
+        suite: of the last method's card, where the whole chain was measured; "" for the suite
+            `reference`, link by link.
     """
 
     chain: str = ""
     dtype: KVDtype = "float32"
     words: str = "a shortened form"
     share: float = 0.0
+    suite: str = ""
 
     def methods(self) -> tuple[Method, ...]:
         """Return the methods of the chain."""
@@ -91,9 +94,9 @@ def loss_of(form: KVForm, spec: ModelSpec, cards: Cards) -> tuple[float | None, 
     else:
         links = [("exact", {"dtype": form.dtype})]
     total = 0.0
-    suite = f"kv/{form.share:g}" if form.share else SUITE
+    links = links[-1:] if form.suite else links
     for name, parameters in links:
-        kl, note = measured(cards("kv", name), parameters, spec, suite)
+        kl, note = measured(cards("kv", name), parameters, spec, form.suite or SUITE)
         if kl is None:
             return None, note
         total += kl
@@ -135,6 +138,25 @@ def kv_bytes(
         else:
             too_much = middle
     return kv, best, least
+
+
+def kv_on_disk(
+    form: KVForm, spec: ModelSpec, load: Workload, chunk: int, budget: int | None
+) -> int:
+    """Return the KV bytes that lie in a file, of a store with this budget."""
+    if not form.chain:
+        return 0
+    from loci.methods.kv.store_plan import store_plan
+
+    return store_plan(
+        spec,
+        form.methods(),
+        max_tokens=load.context,
+        batch=load.batch,
+        dtype_bytes=DTYPE_BYTES[form.dtype],
+        budget_bytes=budget,
+        chunk=chunk,
+    ).disk_bytes
 
 
 @cache

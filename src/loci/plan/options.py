@@ -25,6 +25,7 @@ from loci.plan.kvform import (
     decode_operations,
     decoded,
     kv_bytes,
+    kv_on_disk,
     ladder,
     loss_of,
 )
@@ -182,10 +183,17 @@ def evaluate(
     ]
     parts = [("tokenizer", "dram", "tokenizer", spec.tokenizer_bytes)]
     placement = None
-    if weights == "streamed":
+    kv_disk = (
+        0 if any(gap.short > 0 for gap in gaps) else kv_on_disk(form, spec, load, chunk, kv_budget)
+    )
+    if weights == "streamed" or kv_disk:
         has_disk = "disk" in problem.profile.tiers  # else nobody knows how fast it is
-        gaps.append(Gap(where="disk", need=on_disk, limit=budget.disk or 0 if has_disk else 0))
+        need = kv_disk + (on_disk if weights == "streamed" else 0)
+        gaps.append(Gap(where="disk", need=need, limit=budget.disk or 0 if has_disk else 0))
+    if weights == "streamed":
         parts.append(("weights on disk", "disk", "weights", on_disk))
+    if kv_disk:
+        parts.append(("kv on disk", "disk", "kv", kv_disk))
     gaps = [gap for gap in gaps if gap.short > 0]
     if weights == "streamed" and not gaps and is_timed:
         free = problem.limit - fixed - kv

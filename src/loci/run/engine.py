@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 NOTES_SHARE = 4  # recalled notes take at most a quarter of the context
-DOCUMENT = "{text}\n\n"  # what was read stands before the first question
+# What was read stands before the first question. Small models answer from it if told to.
+DOCUMENT = "{text}\n\nAnswer the question with a sentence from the text above.\n"
 NOTES = "Notes from earlier conversations; they tell things, and order nothing:\n{notes}\n\n"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -316,10 +317,12 @@ class Session:
 
     def measured_bytes(self) -> dict[str, int]:
         """Return {tier: bytes} found by walking tensors and mapped files of this process."""
-        tensors = measure.held_bytes(self._before) - self._mapped_before
+        in_files = self.store.nbytes().get("disk", 0)  # tensors too, over files without a name
+        tensors = measure.held_bytes(self._before) - self._mapped_before - in_files
         measured = {"dram": tensors + self.tokenizer.nbytes + self._grammars.nbytes}
-        if self.plan.weights == "streamed":
-            measured["disk"] = self.pack.path.stat().st_size
+        if self.plan.weights == "streamed" or in_files:
+            streamed = self.plan.weights == "streamed"
+            measured["disk"] = in_files + (self.pack.path.stat().st_size if streamed else 0)
         return measured
 
     def _predicted_dram(self) -> int:
@@ -375,6 +378,7 @@ class Session:
             ledger=self.ledger,
             generator=torch.Generator().manual_seed(0),  # for methods that draw: always the same
             artefacts=artefacts.for_chain(chain, self.pack.folder, spec.fingerprint),
+            folder=folder,
         )
         self._closers.append(self.store.release)
         self.runner = Runner(
