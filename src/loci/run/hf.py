@@ -188,6 +188,7 @@ def cache(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     artefacts: Sequence[Artefact] = (),
+    folder: str | Path | None = None,
 ) -> LociCache:
     """Return a transformers Cache for `generate(past_key_values=cache)`.
 
@@ -199,6 +200,7 @@ def cache(
             so many tokens of one layer is part of the budget of a chain that selects or encodes.
         dtype: of keys and values that are kept as they are.
         artefacts: what `prepare` returned, for methods that must know the model.
+        folder: where a chain may keep tokens in a file, "snapkv | longmem(tier=disk)".
 
     The model runs with Loci's attention until the last cache on it is closed; other caches keep
     working on it meanwhile. Use it in a `with`, or call `close`.
@@ -215,6 +217,7 @@ def cache(
         dtype=dtype,
         seed=seed,
         artefacts=tuple(artefacts),
+        folder=None if folder is None else Path(folder),
     )
 
 
@@ -325,6 +328,7 @@ class LociCache(Cache):
         dtype: torch.dtype,
         seed: int,
         artefacts: tuple[Artefact, ...] = (),
+        folder: Path | None = None,
     ) -> None:
         check_chain(chain)  # before anything is attached
         spec = spec_of_config(model.config.to_dict(), type(model).__name__, Path())
@@ -333,7 +337,7 @@ class LociCache(Cache):
         self.context = context or min(self.spec.max_context, DEFAULT_CONTEXT)
         self.chunk = chunk if chain else self.context
         self.store: KVStore | None = None
-        self._budget_bytes, self._seed = budget_bytes, seed
+        self._budget_bytes, self._seed, self._folder = budget_bytes, seed, folder
         self._model: PreTrainedModel | None = model
         self._pad_B: Tensor | None = None
         self._mask_BT: Tensor | None = None
@@ -342,7 +346,7 @@ class LociCache(Cache):
         self._artefacts = {made.method.partition("(")[0]: made for made in artefacts}
         self.hidden: dict[int, Tensor] = {}  # what each layer's projections were given
         self.wants_hidden = any(Need.HIDDEN in method.about.needs for method in chain)
-        self.ledger = Ledger({"dram": 2**62})
+        self.ledger = Ledger({"dram": 2**62, "disk": 2**62})
         self._faces = [_Layer(self, index) for index in range(self.spec.layers)]
         super().__init__(layers=list(self._faces))
         _attach(model)
@@ -373,6 +377,7 @@ class LociCache(Cache):
             dtype=self.dtype,
             seed=self._seed,
             artefacts=tuple(self._artefacts.values()),
+            folder=self._folder,
         )
         if self.store is not None:
             twin.store = self.store.fork()
@@ -404,7 +409,7 @@ class LociCache(Cache):
         self._alive()
         fresh = KVStore.restore(
             self.spec, self.chain, tensors, facts, ledger=self.ledger,
-            generator=torch.Generator().manual_seed(self._seed),
+            generator=torch.Generator().manual_seed(self._seed), folder=self._folder,
         )  # fmt: skip
         if self.store is not None:
             self.store.release()
@@ -452,6 +457,7 @@ class LociCache(Cache):
                 ledger=self.ledger,
                 generator=torch.Generator().manual_seed(self._seed),
                 artefacts=self._artefacts,
+                folder=self._folder,
             )
 
     def append(self, index: int, keys_BKTD: Tensor, values_BKTD: Tensor) -> _Handle:
