@@ -41,6 +41,12 @@ _SECONDS = click.FloatRange(min=0)
 @click.option(
     "--keep", "keep_s", type=_SECONDS, help="Seconds that what was read is kept; else 300."
 )
+@click.option(
+    "--keep-alive",
+    "idle_s",
+    type=_SECONDS,
+    help="Unload the weights after so many seconds without a request; else they stay.",
+)
 @click.option("--scheduler", metavar="METHOD", help='What each step does; else "fcfs(chunk=128)".')
 @click.option(
     "--swap",
@@ -74,6 +80,7 @@ def command(
     waiting: int | None,
     each: int | None,
     keep_s: float | None,
+    idle_s: float | None,
     scheduler: str | None,
     swap_bytes: int | None,
     swap_disk_bytes: int | None,
@@ -110,6 +117,7 @@ def command(
             "waiting": waiting,
             "each": each,
             "keep_s": keep_s,
+            "idle_s": idle_s,
             "scheduler": scheduler,
             "warm": warm,
             "swap": SwapRoom(

@@ -118,6 +118,8 @@ class Batch:
             scheduler, and one that swaps needs them.
         swap: where a scheduler that swaps puts requests out to; without room there, what they
             hold is read again.
+        idle_s: after so long without a request the weights leave the memory, until the next one
+            comes; their room in the budget is given to nobody else. None keeps them.
         warm: a file in which `close` leaves what was read, for the next engine of this model; what
             an earlier one left there is taken. `notes` has what became of it.
         events: told of reservations, answers and refusals.
@@ -140,10 +142,13 @@ class Batch:
         keep_s: float = KEEP_S,
         paged: bool | None = None,
         swap: SwapRoom | None = None,
+        idle_s: float | None = None,
         warm: Path | None = None,
         events: Events | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if idle_s is not None and idle_s < 0:
+            raise ParameterError("idle_s must be >= 0", value=idle_s)
         if rows < 1 or waiting < 0 or keep_s < 0 or (each is not None and each < 1):
             raise ParameterError(
                 "rows and each must be >= 1, waiting and keep_s >= 0",
@@ -156,6 +161,7 @@ class Batch:
         self.stores: Stores
         self.notes: list[str] = []
         self._warm = warm
+        self.idle_s, self._is_resting = idle_s, False
         self._closers: list[Callable[[], None]] = []
         self._state: Any = self.scheduler.start()
         self._live: dict[str, Live] = {}  # in the order they came
@@ -174,6 +180,7 @@ class Batch:
         except BaseException:
             self._give_back()
             raise
+        self._idle_from = time.monotonic()
         self._thread = threading.Thread(target=self._serve, name="loci-engine", daemon=True)
         self._thread.start()
 
@@ -218,7 +225,8 @@ class Batch:
         def take() -> Lease:
             self.stores.make_room(nbytes)
             try:
-                if nbytes > self.ledger.free("dram") - self.stores.promised(self._live.values()):
+                given = self.stores.promised(self._live.values()) + self.stores.aside
+                if nbytes > self.ledger.free("dram") - given:
                     raise BudgetError(f"{owner} needs {format_bytes(nbytes)}")
                 return self.ledger.reserve(owner, "dram", nbytes, kind)
             except BudgetError as error:
@@ -506,8 +514,8 @@ class Batch:
         while True:
             with self._changed:
                 while not (self._arrived or self._live or self._jobs or self._closing):
-                    self._changed.wait(self.stores.until_old())
-                    if self.stores.until_old() == 0.0:
+                    self._changed.wait(self._until_due())
+                    if self._until_due() == 0.0:
                         break
                 for live in self._arrived:
                     self._live[live.ticket.id] = live
@@ -521,10 +529,14 @@ class Batch:
                 except BaseException as error:  # belongs to whoever asked for it
                     done.set_exception(error)
             self.stores.drop_old()
+            if self._until_rest() == 0.0 and not self._live:
+                self._rest()
             for live in [one for one in self._live.values() if one.ticket.is_cancelled]:
                 self._finish(live, "cancelled")
             if self._live:
                 try:
+                    if self._is_resting:
+                        self._wake_up()
                     self._step()
                 except (
                     Exception
@@ -533,6 +545,32 @@ class Batch:
                     self._fail(list(self._live.values()), _internal(error))
             with self._changed:
                 self._changed.notify_all()  # whoever waits for the end of all
+
+    def _until_due(self) -> float | None:
+        """Return in how many seconds something is to be done without a request; None for never."""
+        due = [self.stores.until_old(), self._until_rest()]
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    def _until_rest(self) -> float | None:
+        if self.idle_s is None or self._is_resting:
+            return None
+        return max(0.0, self._idle_from + self.idle_s - time.monotonic())
+
+    def _rest(self) -> None:
+        """Unload the weights; their room in the budget waits for them."""
+        held = self.ledger.used("dram")
+        self.runner.rest()
+        self._sources.rest()
+        self._is_resting, self.stores.aside = True, held - self.ledger.used("dram")
+        self.events.emit(Event(name="run.rest", data={"nbytes": self.stores.aside}))
+
+    def _wake_up(self) -> None:
+        """Load the weights again."""
+        began = time.perf_counter()
+        self.runner.weights = self._sources.wake(self.plan)
+        self._is_resting, self.stores.aside = False, 0
+        took = time.perf_counter() - began
+        self.events.emit(Event(name="run.wake", data={"seconds": took}))
 
     def _step(self) -> None:
         """Ask the scheduler, and do what it says."""
@@ -820,6 +858,7 @@ class Batch:
         """End a request: keep or give back what it held, and tell its ticket."""
         with self._changed:
             self._live.pop(live.ticket.id, None)
+            self._idle_from = time.monotonic()
         self._drop_states(live)
         self.stores.keep(live, failed=reason == "failed" or live.is_secret)
         now = time.monotonic()
@@ -863,4 +902,6 @@ def _scheduler(scheduler: Sched | str) -> Sched:
 
 
 def _internal(error: Exception) -> LociError:
+    if isinstance(error, LociError):
+        return error
     return LociError(f"internal error: {type(error).__name__}: {error}")

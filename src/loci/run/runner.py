@@ -132,6 +132,11 @@ class Runner:
         self._decoder = self._open_decoder() if self._fast else None  # the old one holds the blocks
         self.is_whole = self._decoder is not None and self._is_fixed(self._decoder)
 
+    def rest(self) -> None:
+        """Let go of the weights; others are set before the next forward."""
+        del self._weights
+        self._decoder = None
+
     def forward(
         self,
         ids_BT: Tensor,

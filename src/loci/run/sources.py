@@ -103,6 +103,28 @@ class Sources:
             self._swap(budget_bytes, is_whole=False)
         return self._changed(plan, budget_bytes)
 
+    def rest(self) -> None:
+        """Give every byte of the weights back until `wake`."""
+        self.weights.release()
+        self.pack.close()
+        while self._closers:
+            self._closers.pop()()
+        trim_heap()
+
+    def wake(self, plan: Plan) -> WeightSource:
+        """Open the weights again after `rest`.
+
+        Raises:
+            BudgetError: if something else took their place.
+        """
+        is_mapped = plan.weights == "resident"
+        self.pack = resolve(plan.model, self._folder, mapped=is_mapped)
+        try:
+            return self.open(plan)
+        except BaseException:
+            self.pack.close()
+            raise
+
     def close(self) -> None:
         """Give every byte back."""
         if hasattr(self, "weights"):

@@ -80,6 +80,7 @@ class Stores:
         self.plan, self.spec, self.chain, self.ledger = plan, spec, chain, ledger
         self.folder, self.keep_s = folder, keep_s
         self.kept: list[Kept] = []
+        self.aside = 0  # bytes of the budget that wait for weights which are unloaded now
         self.token_bytes: int | None = None  # where pieces grow
         self.block_tokens = 1
 
@@ -99,7 +100,7 @@ class Stores:
     def most(self) -> int:
         """Return the bytes that all keys and values may take together now."""
         held = self.ledger.by_kind("dram").get("kv", 0)
-        most = self.ledger.free("dram") + held
+        most = self.ledger.free("dram") + held - self.aside
         return most if self.plan.budget.kv is None else min(most, self.plan.budget.kv)
 
     def kept_bytes(self) -> int:
@@ -118,7 +119,8 @@ class Stores:
     def _fits(self, nbytes: int) -> bool:
         cap = self.plan.budget.kv
         held = self.ledger.by_kind("dram").get("kv", 0)
-        return nbytes <= self.ledger.free("dram") and (cap is None or held + nbytes <= cap)
+        free = self.ledger.free("dram") - self.aside
+        return nbytes <= free and (cap is None or held + nbytes <= cap)
 
     # -- one request --------------------------------------------------------------------------
 
