@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from loci.core.ledger import Ledger
+from loci.core.method import Need
 from loci.core.ports import Artefact, Embedder
 from loci.core.spec import ModelSpec
 from loci.errors import ContextError
@@ -103,11 +104,13 @@ class CacheReader:
     ) -> None:
         """Read tokens block by block into an empty cache, and park it; see `Reader`."""
         room = len(ids) + self.room
-        if room > self.spec.max_context:
+        probe = len(select.probe_ids(ids[-1:])) if Need.PROBE in select.about.needs else 0
+        if room + probe > self.spec.max_context:
             raise ContextError(
-                "the history and the room behind it are longer than the model reads",
-                value=room,
+                "the history, the room behind it and a probe are longer than the model reads",
+                value=room + probe,
                 allowed=f"<= {self.spec.max_context} tokens",
+                way_out="a smaller room, or leave out the oldest turns",
             )
         budget = budget_for(
             self.spec,
