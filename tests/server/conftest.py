@@ -39,6 +39,7 @@ def serving(
     *,
     keys: Path | None = None,
     memory: Path | None = None,
+    open_memory: Callable[[str, Any], Memory] | None = None,
     limit_bytes: int | None = None,
     drain_s: float = 10.0,
     dram: str = "32MiB",
@@ -51,7 +52,7 @@ def serving(
         return make_plan("tiny", **given, folder=models, cache=models / ".cache")
 
     batch = Batch(planner(dram=dram, context=512), folder=models, **engine)
-    opener: Callable[[str, Any], Memory] | None = None
+    opener = open_memory
     if memory is not None:
         place = memory
 

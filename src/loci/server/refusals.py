@@ -94,7 +94,8 @@ def _status(error: LociError) -> tuple[int, str, str | None]:
         return 507, "server_error", "storage_full"
     if isinstance(error, BusyError):
         return 503, "server_error", "busy"
-    if isinstance(error, EndpointError):
+    behind = error.__cause__ or error.__context__  # of a memory whose model is elsewhere
+    if isinstance(error, EndpointError) or isinstance(behind, EndpointError):
         return 502, "server_error", "endpoint"
     if isinstance(error, (FormatError, MissingExtraError, StoreError)):
         return 500, "server_error", None
