@@ -112,8 +112,11 @@ def _served(asked: Asked) -> Iterator[Lent]:
     ]  # fmt: skip
     env = {**os.environ, "LOCI_MODELS": str(asked.folder)}
     own = {"model": Path(asked.model).name, "stream_options": {"include_usage": True}}
-    with _server(command, port, "/health", env) as url:
-        yield _over_http(url, asked, own, as_ids=True)
+    with (
+        _server(command, port, "/health", env) as url,
+        _over_http(url, asked, own, as_ids=True) as lent,
+    ):
+        yield lent
 
 
 @contextmanager
@@ -136,8 +139,11 @@ def _llama(asked: Asked) -> Iterator[Lent]:
         "--n_ctx", str(asked.context + 8), "--n_threads", threads,
         "--n_threads_batch", threads, "--verbose", "false", "--interrupt_requests", "false",
     ]  # fmt: skip
-    with _server(command, port, "/v1/models", dict(os.environ)) as url:
-        yield _over_http(url, asked, {}, as_ids=False)
+    with (
+        _server(command, port, "/v1/models", dict(os.environ)) as url,
+        _over_http(url, asked, {}, as_ids=False) as lent,
+    ):
+        yield lent
 
 
 @contextmanager
@@ -168,8 +174,9 @@ def _server(command: list[str], port: int, ready: str, env: dict[str, str]) -> I
             process.terminate()
 
 
-def _over_http(url: str, asked: Asked, more: Mapping[str, Any], *, as_ids: bool) -> Lent:
-    """Return a client of the completions protocol; each event is taken for one token."""
+@contextmanager
+def _over_http(url: str, asked: Asked, more: Mapping[str, Any], *, as_ids: bool) -> Iterator[Lent]:
+    """Lend a client of the completions protocol; each event is taken for one token."""
     import httpx
 
     tokenizer = Tokenizer(resolve(asked.model, asked.folder).folder)
@@ -197,7 +204,8 @@ def _over_http(url: str, asked: Asked, more: Mapping[str, Any], *, as_ids: bool)
                 if event.get("usage"):  # a token that only began a character brought no text
                     yield event["usage"]["completion_tokens"] - came
 
-    return answer, dict
+    with client:
+        yield answer, dict
 
 
 def _free_port() -> int:
