@@ -10,6 +10,7 @@ import torch
 from loci.core.ledger import Ledger
 from loci.errors import BudgetError, FingerprintError, ParameterError
 from loci.methods.kv._patched import PatchedPromptByHead
+from loci.methods.kv.random import Random
 from loci.methods.kv.snapkv import SnapKV
 from loci.run.kvstore import KVStore
 from loci.run.parking import Parking
@@ -51,6 +52,16 @@ def test_a_store_comes_back_and_the_parked_one_stays(
         assert parking.names == []
         tier.close() if isinstance(tier, DiskTier) else None
     assert ledger.used("dram") == ledger.used("disk") == 0
+
+
+def test_a_method_that_draws_goes_on_with_its_own_stream() -> None:
+    text, chain = Text.of(spec_of(), 90), (Random(window=4),)
+    store = store_of(KVStore, chain, keep=30)
+    read(store, text, stop=60)
+    parking = Parking(DramTier(Ledger({"dram": 2**22})))
+    parking.put("a", store, range(60))
+    back, _ = parking.take("a", spec_of(), chain)
+    assert torch.equal(read(store, text, start=60)[0], read(back, text, start=60)[0])
 
 
 def test_another_chain_model_or_no_room_is_refused() -> None:

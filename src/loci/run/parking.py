@@ -87,7 +87,9 @@ class Parking:
         ids = tensors.pop("ids").tolist()
         if "slots.codes" in tensors:
             tensors["slots"] = self._decoded(tensors, facts["dtype"])
-        store = KVStore.restore(spec, chain, tensors, facts, ids=ids, ledger=ledger)
+        store = KVStore.restore(
+            spec, chain, tensors, facts, ids=ids, ledger=ledger, generator=torch.Generator()
+        )
         return store, ids
 
     def nbytes(self) -> int:
