@@ -61,7 +61,8 @@ def test_concepts(tmp_path: Path) -> None:
     tasks = tmp_path / "small_arc.jsonl"
     flip = {"train": [{"input": [[1, 0]], "output": [[0, 1]]}], "test": [flipped([[2, 0]])]}
     tasks.write_text("\n".join(json.dumps({"id": f"t{n}", **flip}) for n in range(3)))
-    context = Context(folder=tmp_path, quick=True, data=tasks, options={"arc_budget": "200"})
+    options = {"arc_budget": "200", "part": "puzzles"}
+    context = Context(folder=tmp_path, quick=True, data=tasks, options=options)
     result = suite.run("concepts", context)
     assert result["arc"]["none"]["solved"] == result["arc"]["concepts"]["solved"] == 3
     assert result["solved"]["continual"]["value"] >= result["solved"]["none"]["value"] + 0.25
@@ -70,6 +71,20 @@ def test_concepts(tmp_path: Path) -> None:
     tasks.write_text('{"id": 1}')
     with pytest.raises(FormatError, match="line 1"):
         suite.run("concepts", context)
+
+
+def test_concepts_in_words(tmp_path: Path) -> None:
+    result = quick("concepts", tmp_path, part="lessons")
+    assert "solved" not in result, "the puzzles were left out"
+    found = result["lessons"]
+    success = {name: told["value"] for name, told in found["success"].items()}  # type: ignore[index]
+    assert success["lessons"] >= success["none"] + 0.25
+    assert success["verbatim"] == 0, "names of exams stand in no trace"
+    assert found["lessons_of_unverified_traces"] == 0  # type: ignore[index]
+    [row] = suite.find("concepts").card_rows(result)
+    assert row.part == "lessons" and row.metrics["success"]["this"] == success["lessons"]
+    with pytest.raises(ParameterError, match="no such part"):
+        quick("concepts", tmp_path, part="words")
 
 
 def flipped(grid: list[list[int]]) -> dict[str, list[list[int]]]:

@@ -5,6 +5,8 @@ The same search works with no memory, with whole programs (the most alike are tr
 concepts, which are learnt from lessons alone or go on growing. `selection`
 fills the memory with the lessons of other worlds too, and tries few concepts or all. With --data, a
 file of ARC tasks is worked through in its order, with and without memory; there is no target there.
+
+The part `lessons` asks the same of tasks in words: see `bench.lessons`. `part` picks one of both.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast  # grids and figures are JSON values
 
+from loci.bench import lessons as in_words
 from loci.bench.cards import Row
 from loci.bench.stats import mean, paired_difference
 from loci.bench.suite import Context
@@ -40,16 +43,39 @@ QUICK_LESSONS, QUICK_EXAMS = 9, 4
 BUDGET, ARC_BUDGET = 4000, 1000  # nodes
 ARC_TASKS = 200
 OTHERS = 3  # worlds whose lessons fill the memory too
-_OPTIONS = ("worlds", "lessons", "exams", "budget", "tasks", "arc_budget")
+PARTS = ("puzzles", "lessons")
+_OPTIONS = ("worlds", "lessons", "exams", "budget", "tasks", "arc_budget", "part", "meaning")
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Return what is solved and what it takes, by each kind of memory on the same puzzles."""
+    """Return what is solved and what it takes, by each kind of memory on the same tasks."""
     for name in context.options:
         if name not in _OPTIONS:
             raise ParameterError("no such option", value=name, allowed=", ".join(_OPTIONS))
-    (found,) = catalogue.parse_chain((context.methods or DEFAULT)[0], "recall")
-    method = replace(cast(ArcMemo, found), budget=int(context.options.get("budget", BUDGET)))
+    part = context.options.get("part", "")
+    if part not in ("", *PARTS):
+        raise ParameterError("no such part of this suite", value=part, allowed=", ".join(PARTS))
+    (chosen,) = catalogue.parse_chain((context.methods or DEFAULT)[0], "recall")
+    method = cast(ArcMemo, chosen)
+    found: dict[str, Any] = {"method": str(method)}
+    if part in ("", "lessons"):
+        worlds = int(context.options.get("worlds", QUICK_WORLDS if context.quick else WORLDS))
+        seeds = [in_words.FIRST_SEED + context.seed + n for n in range(worlds)]
+        embedder = None
+        if context.options.get("meaning") == "1":
+            from loci.models.embed import MiniLM
+
+            embedder = MiniLM(context.folder / "minilm")
+        found["lessons"] = in_words.measure(
+            method, seeds, quick=context.quick, embedder=embedder, progress=context.progress
+        )
+    return found if part == "lessons" else puzzles(method, found, context)
+
+
+def puzzles(method: ArcMemo, found: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Return a result with what is solved of grid puzzles."""
+    method = replace(method, budget=int(context.options.get("budget", BUDGET)))
+    found = {**found, "method": str(method)}
     worlds = int(context.options.get("worlds", QUICK_WORLDS if context.quick else WORLDS))
     count = int(context.options.get("exams", QUICK_EXAMS if context.quick else EXAMS))
     seeds = [FIRST_SEED + context.seed + n for n in range(worlds)]
@@ -69,7 +95,7 @@ def run(context: Context) -> dict[str, Any]:
                 nodes[name].append(float(told["nodes"]))
                 depths[name][str(puzzle.depth)].append(good)
     result: dict[str, Any] = {
-        "method": str(method),
+        **found,
         "seeds": seeds,
         "budget": method.budget,
         "exams": len(right["none"]),
@@ -167,7 +193,25 @@ def read_arc(path: Path) -> list[dict[str, Any]]:
 
 
 def card_rows(result: Mapping[str, Any]) -> list[Row]:
-    """Return puzzles solved and nodes taken, by each kind of memory."""
+    """Return puzzles solved and nodes taken, and tickets solved, by each kind of memory."""
+    rows: list[Row] = []
+    if "lessons" in result:
+        told = result["lessons"]
+        success = told["success"][in_words.OWN]
+        rows.append(
+            Row(
+                method=told["method"],
+                kind="recall",
+                part="lessons",
+                metrics=in_words.metrics(told),
+                interval={"success": (success["low"], success["high"])},
+                seeds=tuple(told["seeds"]),
+            )
+        )
+    return [*rows, _of_puzzles(result)] if "solved" in result else rows
+
+
+def _of_puzzles(result: Mapping[str, Any]) -> Row:
     solved, nodes = result["solved"], result["nodes"]
     rivals = ("none", "instances", "fixed")
     chosen = result["selection"]
@@ -196,16 +240,14 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
             "rivals": {"none": arc["none"]["solved"]},
         }
     interval = (solved["continual"]["low"], solved["continual"]["high"])
-    return [
-        Row(
-            method=result["method"],
-            kind="recall",
-            metrics=metrics,
-            interval={"solved": interval},
-            seeds=tuple(result["seeds"]),
-            ratio={"time_when_selecting": chosen["time_ratio"]},
-        )
-    ]
+    return Row(
+        method=result["method"],
+        kind="recall",
+        metrics=metrics,
+        interval={"solved": interval},
+        seeds=tuple(result["seeds"]),
+        ratio={"time_when_selecting": chosen["time_ratio"]},
+    )
 
 
 # -- private ----------------------------------------------------------------------------------

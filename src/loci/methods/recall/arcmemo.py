@@ -11,9 +11,11 @@ before plain functions:
     relevance(c) = cosine(cues of c by rarity, features of the puzzle) * (1/2 + utility(c))
     utility(c)   = (wins + 1) / (tries + 2)
 
+For tasks in words the concepts are lessons, a situation and a suggestion: see `_arc_lessons`.
+
 Differs from the paper: a search over a small language of grid programs stands in for the model that
 solves; abstraction is algorithmic, so nothing unverified is ever written; a model may be asked to
-select. The paper's open-ended lessons are left out.
+select, and to word lessons, where the paper's model writes them.
 Not for: puzzles whose solution is no short chain of the language's functions.
 """
 
@@ -26,6 +28,7 @@ from typing import Annotated, Any, ClassVar  # grids and JSON values
 from loci.core.agent import Job, Outcome, Record, Step
 from loci.core.method import About, Frees, Kind, Param
 from loci.errors import ParameterError
+from loci.methods.recall._arc_advice import act_on_words
 from loci.methods.recall._arc_concepts import (
     Concept,
     features,
@@ -35,7 +38,7 @@ from loci.methods.recall._arc_concepts import (
 )
 from loci.methods.recall._arc_dsl import Grid, Tree, from_json, run, to_json
 from loci.methods.recall._arc_search import Found, moves_of, palette_of, solve
-from loci.methods.recall._arc_tasks import Puzzle, puzzles
+from loci.methods.recall._arc_tasks import TAKES, Puzzle, puzzles
 from loci.methods.recall.base import Act, Tools, inputs_of
 from loci.text.ladder import Refused, Task
 from loci.text.quote import listed
@@ -60,6 +63,7 @@ class ArcMemo(Act):
     takes: ClassVar[Mapping[str, str]] = {
         "tasks": 'puzzles: [{"id"?, "train": [{"input", "output"}], "test": [{"input"}]}]',
         "learn": "whether to write concepts from what is solved; true if not given",
+        **TAKES,
     }
     example: ClassVar[Job] = Job(
         inputs={
@@ -84,11 +88,17 @@ class ArcMemo(Act):
     every: Annotated[int, Param(help="puzzles between two abstractions", ge=1, source="k")] = 10
 
     def act(self, job: Job, tools: Tools) -> Outcome:
-        """Solve puzzles in their order; each is a step, and so is each abstraction.
+        """Solve puzzles in their order, or learn from traces in words and give advice.
 
-        The output has for every puzzle "solved", "program", "predictions" for its test inputs,
-        the "concepts" it was solved with and the "nodes" it took, and all "concepts" known now.
+        Each puzzle is a step, and so is each abstraction, trace and advice. Of puzzles the output
+        has for every puzzle "solved", "program", "predictions" for its test inputs,
+        the "concepts" it was solved with and the "nodes" it took, and all "concepts" known now. Of
+        words it has for every situation the "lessons" told and a "prompt", and all "lessons".
         """
+        if TAKES.keys() & job.inputs.keys():
+            if not TAKES.keys() >= inputs_of(self, job).keys():
+                raise ParameterError("a job has puzzles or words, not both", value=[*job.inputs])
+            return act_on_words(self, job, tools)
         given = inputs_of(self, job, ("tasks",))
         tasks = puzzles(given["tasks"])
         learn = given.get("learn", True)
