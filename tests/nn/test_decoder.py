@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Generator
 
-from loci.nn.decoder import decode, visible
+from loci.nn.decoder import Pair, decode, visible
+from loci.run.calibrate import PackWeights
 from loci.testing.models import dense, tiny_pair
 
 
@@ -39,3 +40,30 @@ def test_a_window_hides_what_is_further_back() -> None:
     mask = visible(3, 2)
     assert mask is not None
     assert mask.tolist() == [[True, False, False], [True, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_a_text_that_goes_on_over_its_past_is_the_whole_text(
+    tmp_path: Path, window: int | None
+) -> None:
+    architecture = "llama" if window is None else "mistral"
+    pack, _ = tiny_pair(tmp_path, architecture=architecture, window=window)
+    weights = PackWeights(pack)
+    ids = torch.randint(0, pack.spec.vocab, (2, 15), generator=Generator().manual_seed(0))
+    rows = weights.table("embed")[ids]
+    kept: list[Pair] = []
+    with torch.no_grad():
+        whole = decode(pack.spec, rows, weights.plain, weights.vector)
+        first = decode(pack.spec, rows[:, :9], weights.plain, weights.vector, kept=kept)
+        assert len(kept) == pack.spec.layers
+        rest = decode(pack.spec, rows[:, 9:], weights.plain, weights.vector, past=kept)
+    torch.testing.assert_close(torch.cat([first, rest], 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_what_came_before_is_seen_from_everywhere() -> None:
+    mask = visible(2, None, 3)
+    assert mask is not None
+    assert mask.tolist() == [[True, True, True, True, False], [True] * 5]
+    near = visible(2, 3, 3)
+    assert near is not None
+    assert near.tolist() == [[False, True, True, True, False], [False, False, True, True, True]]

@@ -1,13 +1,14 @@
 """The decoder's forward as plain torch operations, so that gradients flow: for training and taps.
 
 The runner computes the same thing over preallocated buffers and a KV store, without gradients.
-Here a text is read at once, nothing is kept, and the caller decides how each linear layer
-multiplies: by a dense weight, by a packed one with an adapter, or while looking at its input.
+Here a text is read at once, and the caller decides how each linear layer multiplies: by a dense
+weight, by a packed one with an adapter, or while looking at its input. Keys and values are handed
+out where the caller keeps them, and taken as the past of a text that goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,30 +23,61 @@ Linear = Callable[[str, Tensor], Tensor]
 Vector = Callable[[str], Tensor | None]
 """Called with "layer.3.input_norm", "layer.3.q_proj.bias" or "norm"; None where there is none."""
 
-# Shapes: B batch, T tokens, N = B * T rows, d hidden, H query heads, K key/value heads, D head.
+Pair = tuple[Tensor, Tensor]
+"""Rotated keys and values of one layer, [B, K, T, D] each."""
+
+# Shapes: B batch, T tokens, S tokens before them, N = B * T rows, d hidden, H query heads,
+# K key/value heads, D head.
 
 
-def decode(spec: ModelSpec, embedded_BTd: Tensor, linear: Linear, vector: Vector) -> Tensor:
+def decode(
+    spec: ModelSpec,
+    embedded_BTd: Tensor,
+    linear: Linear,
+    vector: Vector,
+    *,
+    past: Sequence[Pair] | None = None,
+    kept: list[Pair] | None = None,
+) -> Tensor:
     """Return the hidden states [B, T, d] after the final norm; the head is the caller's.
 
     Args:
         embedded_BTd: embedding rows of the tokens, float32, not yet scaled.
         linear, vector: see `Linear` and `Vector`.
+        past: of every layer, S tokens that stand before these, at positions 0 to S - 1.
+        kept: takes the keys and values of these tokens, layer by layer.
     """
     hidden_BTd = embedded_BTd * spec.embed_scale
     for index in range(spec.layers):
-        hidden_BTd = decode_layer(spec, index, hidden_BTd, linear, vector)
+        hidden_BTd = decode_layer(
+            spec,
+            index,
+            hidden_BTd,
+            linear,
+            vector,
+            past=None if past is None else past[index],
+            kept=kept,
+        )
     return rms_norm(hidden_BTd, vector("norm"), spec)
 
 
 def decode_layer(
-    spec: ModelSpec, index: int, hidden_BTd: Tensor, linear: Linear, vector: Vector
+    spec: ModelSpec,
+    index: int,
+    hidden_BTd: Tensor,
+    linear: Linear,
+    vector: Vector,
+    *,
+    past: Pair | None = None,
+    kept: list[Pair] | None = None,
 ) -> Tensor:
     """Return the hidden states [B, T, d] after one decoder layer."""
     rows, tokens, _ = hidden_BTd.shape
     D, H, K = spec.head_dim, spec.heads, spec.kv_heads
-    cos_TD, sin_TD = (table[0] for table in Rope(spec).table(torch.arange(tokens)[None]))
-    mask_TT = visible(tokens, spec.window)
+    before = 0 if past is None else past[0].shape[2]
+    places_1T = torch.arange(before, before + tokens)[None]
+    cos_TD, sin_TD = (table[0] for table in Rope(spec).table(places_1T))
+    mask_TS = visible(tokens, spec.window, before)
     hidden = hidden_BTd.reshape(rows * tokens, -1)
     at = f"layer.{index}."
 
@@ -61,12 +93,17 @@ def decode_layer(
         q = rms_norm(q, vector(at + "q_norm"), spec)
         k = rms_norm(k, vector(at + "k_norm"), spec)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    k = turned(k, cos_TD, sin_TD)
+    if kept is not None:
+        kept.append((k, v))
+    if past is not None:
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
     mixed = scaled_dot_product_attention(
         turned(q, cos_TD, sin_TD),
-        turned(k, cos_TD, sin_TD),
+        k,
         v,
-        attn_mask=mask_TT,
-        is_causal=mask_TT is None,
+        attn_mask=mask_TS,
+        is_causal=mask_TS is None,
         scale=D**-0.5,
         enable_gqa=H != K,
     )
@@ -91,9 +128,14 @@ def turned(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     return x_BHTD * cos_TD + torch.cat((-high, low), dim=-1) * sin_TD
 
 
-def visible(tokens: int, window: int | None) -> Tensor | None:
-    """Return which tokens see which, bool [T, T]; None where plain causality says it all."""
-    if window is None or tokens <= window:
+def visible(tokens: int, window: int | None, before: int = 0) -> Tensor | None:
+    """Return which tokens see which of all, bool [T, S + T], with S tokens before them.
+
+    None where they are all there is and plain causality says the rest.
+    """
+    total = before + tokens
+    if before == 0 and (window is None or tokens <= window):
         return None
-    ahead_TT = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
-    return (ahead_TT <= 0) & (ahead_TT > -window)
+    ahead_TS = torch.arange(total)[None] - torch.arange(before, total)[:, None]
+    seen_TS = ahead_TS <= 0
+    return seen_TS if window is None else seen_TS & (ahead_TS > -window)
