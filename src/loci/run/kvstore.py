@@ -406,7 +406,7 @@ class KVStore:
         """
         check_facts(meta, spec, chain, ids)
         if "generator" in tensors and generator is not None:
-            generator.set_state(tensors["generator"])
+            generator.set_state(tensors["generator"].clone())  # torch cannot take a mapped file
         store = cls(
             spec,
             chain,
