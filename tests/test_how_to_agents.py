@@ -23,7 +23,12 @@ SECTIONS = {
 }
 SAYS = {
     "tme": ["destination was Seattle", "Said: What was the destination before?"],
-    "arcmemo": [", then recolor(?old0, ?new1)", "[[[0, 0, 8, 8]]] ['c"],
+    "arcmemo": [
+        ", then recolor(?old0, ?new1)",
+        "[[[0, 0, 8, 8]]] ['c",
+        "clean(host=app-9)\nrestart(service=ledger)",
+        "rests on 2 traces; not tried yet; ?1 is app-9, ?2 is ledger",
+    ],
     "maple": ["second done [\"tap 'More'\", \"tap 'Drafts'\"]"],
     "l2mac": ["done ['rate.py', 'test_total.py', 'total.py'] syntax and tests"],
 }
@@ -65,8 +70,10 @@ def test_the_example_of_each_method_runs(
     monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "config.toml"))
     monkeypatch.setenv("LOCI_MODELS", str(tmp_path / "models"))
     monkeypatch.chdir(tmp_path)
-    [example] = re.findall(r"```python\n(.*?)```", SECTIONS[name], re.DOTALL)
-    exec(example.replace("http://localhost:11434/v1", url), {})
+    examples = re.findall(r"```python\n(.*?)```", SECTIONS[name], re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(example.replace("http://localhost:11434/v1", url), {})
     told = capsys.readouterr().out
     for line in SAYS[name]:
         assert line in told, told
