@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from loci.bench.suite import Context
 from loci.bench.suites import schedule
 from loci.bench.suites.schedule import Arrival, StepTime, serve, serve_whole_batches
-from loci.errors import FormatError
+from loci.errors import FormatError, ParameterError
 from loci.hw.profiles import load_profile
 from loci.methods.sched.base import Request, StepPlan
 from loci.methods.sched.fcfs import Fcfs
@@ -111,3 +112,8 @@ def test_a_trace_is_read_and_a_wrong_one_refused(tmp_path: Path) -> None:
     file.write_text("a,b\n1,2\n")
     with pytest.raises(FormatError, match="TIMESTAMP"):
         schedule.trace_arrivals(file, 9)
+
+
+def test_a_scheduler_that_moves_requests_is_simulated_elsewhere() -> None:
+    with pytest.raises(ParameterError, match="bench run switching"):
+        schedule.run(Context(folder=Path("none"), quick=True, methods=("fastswitch",)))

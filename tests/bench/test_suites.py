@@ -118,9 +118,10 @@ def test_predicted_bytes_are_those_held(results: Mapping[str, dict[str, Any]]) -
 
 
 def test_a_method_stands_for_the_suites_of_its_kind() -> None:
-    every = ["experts", "schedule", "serving"]
+    every = ["experts", "schedule", "serving", "traces"]
     assert suite.chosen("fcfs") == (every, "fcfs")
     assert suite.chosen("fcfs(chunk=8)") == (every, "fcfs")
+    assert suite.chosen("fastswitch") == (["switching"], "fastswitch")
     assert suite.chosen("needle") == (["needle"], "")
     with pytest.raises(ParameterError, match="did you mean 'needle'"):
         suite.chosen("needl")

@@ -374,6 +374,12 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
 
 def _way(name: str, step_s: StepTime, spec: ModelSpec) -> Callable[[list[Arrival]], Served]:
     method: Any = catalogue.find(name, "sched")
+    if method.swaps:
+        raise ParameterError(
+            "this simulation moves nobody",
+            value=name,
+            way_out="loci bench run switching, or traces on the engine",
+        )
     return lambda arrivals: serve(method, arrivals, step_s, layers=spec.layers)
 
 
