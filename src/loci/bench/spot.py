@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import math
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -92,11 +92,61 @@ def corpus() -> str:
     return "\n\n".join([*found, first_half()])
 
 
-class _Trained:
+def trained(
+    spec: ModelSpec,
+    loss: Callable[[Mapping[str, Tensor], torch.Generator], Tensor],
+    steps: int,
+    *,
+    rate: float = RATE,
+    extra: Mapping[str, Tensor] | None = None,
+    what: str = "training a small model",
+    progress: Progress | None = None,
+) -> TrainedSource:
+    """Return a model trained from a fixed seed by AdamW, its rate falling along a cosine.
+
+    Args:
+        loss: called with the tensors by our names and a generator to draw texts with.
+        extra: tensors that learn beside the model and are no part of it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.ones(shape) if len(shape) == 1 else _start(spec, name, shape, generator)
+        for name, shape in expected_tensors(spec).items()
+    }
+    learns = tensors | dict(extra or {})
+    for tensor in learns.values():
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.AdamW(list(learns.values()), lr=rate, weight_decay=0.05)
+    for step in range(steps):
+        rise = min(1.0, (step + 1) / (0.05 * steps))
+        fall = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * rise * fall
+        lost = loss(learns, generator)
+        optimizer.zero_grad()
+        lost.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(learns.values()), 1.0)
+        optimizer.step()
+        if progress is not None:
+            progress(what, step + 1, steps)
+    return TrainedSource(spec, {name: tensors[name].detach() for name in tensors})
+
+
+def states(spec: ModelSpec, tensors: Mapping[str, Tensor], ids_BT: Tensor) -> Tensor:
+    """Return the hidden states [B, T, d] of a model that is trained, after the final norm."""
+    return decode(
+        spec,
+        tensors["embed"][ids_BT],
+        lambda name, x: x @ tensors[name].t(),
+        lambda name: tensors.get(name),
+    )
+
+
+class TrainedSource:
     """Trained tensors as a source for a pack."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.spec, self.path, self.file_bytes = SPEC, Path("spot"), 0
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor]) -> None:
+        self.spec, self.path, self.file_bytes = spec, Path(spec.name), 0
         self._tensors = tensors
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -129,44 +179,24 @@ def _tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def _train(tokenizer: str, steps: int, progress: Progress | None) -> _Trained:
+def _train(tokenizer: str, steps: int, progress: Progress | None) -> TrainedSource:
     from tokenizers import Tokenizer
 
     ids = torch.tensor(Tokenizer.from_str(tokenizer).encode(corpus()).ids)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.ones(shape) if len(shape) == 1 else _start(name, shape, generator)
-        for name, shape in expected_tensors(SPEC).items()
-    }
-    for tensor in tensors.values():
-        tensor.requires_grad_(True)
-    optimizer = torch.optim.AdamW(list(tensors.values()), lr=RATE, weight_decay=0.05)
-    for step in range(steps):
-        rise = min(1.0, (step + 1) / (0.05 * steps))
-        fall = 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * rise * fall
+
+    def loss(tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         starts = torch.randint(0, len(ids) - LENGTH - 1, (BATCH,), generator=generator)
         text_BT = torch.stack([ids[start : start + LENGTH + 1] for start in starts.tolist()])
-        hidden = decode(
-            SPEC,
-            tensors["embed"][text_BT[:, :-1]],
-            lambda name, x: x @ tensors[name].t(),
-            lambda name: tensors.get(name),
-        )
-        logits = hidden @ tensors["embed"].t()
-        loss = cross_entropy(logits.flatten(0, 1), text_BT[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(tensors.values()), 1.0)
-        optimizer.step()
-        if progress is not None:
-            progress("training a small model", step + 1, steps)
-    return _Trained({name: tensor.detach() for name, tensor in tensors.items()})
+        logits = states(SPEC, tensors, text_BT[:, :-1]) @ tensors["embed"].t()
+        return cross_entropy(logits.flatten(0, 1), text_BT[:, 1:].flatten())
+
+    return trained(SPEC, loss, steps, progress=progress)
 
 
-def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _start(
+    spec: ModelSpec, name: str, shape: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
     if name == "embed":
         return torch.randn(shape, generator=generator) * 0.02
-    depth = math.sqrt(2 * SPEC.layers) if name.endswith(("o_proj", "down_proj")) else 1.0
+    depth = math.sqrt(2 * spec.layers) if name.endswith(("o_proj", "down_proj")) else 1.0
     return torch.randn(shape, generator=generator) / math.sqrt(shape[-1]) / depth

@@ -631,8 +631,7 @@ class _HfLab:
 
     def weights(self, name: str) -> Tensor:
         """Return one weight in float32 [out, in], "layer.3.k_proj"."""
-        _, layer, tensor = name.split(".", 2)
-        where = f"model.layers.{layer}.{_their_name(tensor)}"
+        where = state_name(name)
         found = self._model.state_dict().get(where)
         if found is None:
             raise ParameterError("this model has no such weight", value=where)
@@ -904,6 +903,14 @@ def _put(model: PreTrainedModel, name: str, module: nn.Module) -> None:
 
 
 # -- private ----------------------------------------------------------------------------------
+
+
+def state_name(name: str) -> str:
+    """Return transformers' name of a tensor by ours, "layer.3.k_proj" or "norm"."""
+    if name == "norm":
+        return "model.norm.weight"
+    _, layer, tensor = name.split(".", 2)
+    return f"model.layers.{layer}.{_their_name(tensor)}"
 
 
 def _their_name(key: str) -> str:
