@@ -171,6 +171,13 @@ def test_what_fails_is_pruned_and_kept() -> None:
     assert sorted(len(one.used_in) for one in lessons(tools)) == [1, 2], "it takes no more traces"
 
 
+def test_two_traces_that_say_the_same_are_two() -> None:
+    tools = Tools(records=DictRecords())
+    alike = [trace(id, "web-1", "restart(web-1)") for id in ("a", "b")]
+    act(tools, traces=alike)  # no word of the situation is a cue: they are not seen to be alike
+    assert sorted(one.used_in for one in lessons(tools)) == [("a",), ("b",)]
+
+
 def test_an_outcome_counts_once_and_cannot_be_changed() -> None:
     tools = Tools(records=DictRecords())
     act(tools, traces=TAUGHT_DISKS, situations=[{"id": "s", "text": FULL.format("x-1", "wiki")}])

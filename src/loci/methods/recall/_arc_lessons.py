@@ -185,7 +185,7 @@ class Advice:
 
 def founded(trace: Trace) -> Lesson:
     """Return the lesson of a single trace."""
-    name = "l" + blake2b(trace.digest.encode(), digest_size=4).hexdigest()
+    name = "l" + blake2b(f"{trace.id} {trace.digest}".encode(), digest_size=4).hexdigest()
     member = Member(trace.id, trace.situation, {})
     return Lesson(name, Template.of(trace.action), (member,), (trace.id,))
 
