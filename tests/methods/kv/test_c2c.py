@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from loci.errors import MethodError, ParameterError
-from loci.methods.kv.fuse import Cached
 from loci.methods.kv.c2c import C2c
 from loci.methods.kv.chain import check_chain
+from loci.methods.kv.fuse import Cached
 from loci.nn.rope import Rope, rotate
 from loci.testing import kv_fusers
 from loci.testing.kv_fusers import RECEIVER, SHARER, TOKENS, Pairs, is_same, pairs_of, sharer
