@@ -14,7 +14,7 @@ from loci.core.spec import ModelSpec
 from loci.errors import FormatError, MethodError, ParameterError
 from loci.methods.kv.base import LayerGroup
 from loci.methods.kv.chain import check_chain
-from loci.methods.kv.cskv import Cskv
+from loci.methods.kv.cskv import Cskv, CskvQat
 from loci.methods.kv.snapkv import SnapKV
 from loci.methods.kv.store_plan import predict_store
 from loci.methods.kv.streaming_llm import StreamingLLM
@@ -189,3 +189,67 @@ def test_the_first_tokens_may_stay_exact() -> None:
     block = store.view(1).dense()
     assert torch.equal(block.keys[:, :, :3], text.keys_LBKTD[1][:, :, :3])
     assert not torch.equal(block.keys[:, :, 3], text.keys_LBKTD[1][:, :, 3])
+
+
+# -- coordinates in few bits --------------------------------------------------------------------
+
+
+def lost(method: CskvQat, lab: LinearLab) -> float:
+    """Return the share of the variance that is lost of a text nobody trained on."""
+    made = method.prepare(lab)
+    group = LayerGroup(spec=SPEC, layers=range(1, 2), shared=made.tensors)
+    x_Td = lab.inputs(77)[:288]
+    off = whole = 0.0
+    keys, values = (
+        lab.outputs(x_Td, 1, tap).unflatten(1, (2, -1)).transpose(0, 1)[None]
+        for tap in ("keys", "values")
+    )
+    rows, bases = method.encode([KVBlock(keys, values, torch.arange(288)[None])], group)
+    for found, wanted in zip(
+        method.decode(rows, bases, 1, group, None), (keys, values), strict=True
+    ):
+        off += float((found - wanted).square().sum())
+        whole += float((wanted - wanted.mean(2, keepdim=True)).square().sum())
+    return off / whole
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_training_with_rounding_loses_less_than_rounding_the_closed_form(bits: int) -> None:
+    lab = LinearLab(SPEC)
+    plain = CskvQat(bits=bits, steps=0)
+    trained = CskvQat(bits=bits, steps=120)
+    assert lost(trained, lab) < (0.9 if bits == 2 else 1.0) * lost(plain, lab)
+    facts = facts_of(trained.prepare(lab))
+    assert facts["keys_lost"] <= facts["keys_lost_before"]
+    assert facts["values_lost"] <= facts["values_lost_before"]
+
+
+def test_eight_bits_are_the_closed_form() -> None:
+    # The limit: so fine a grid that nothing is left to train, and cskv is what remains.
+    text = Text.shared(SPEC, 130)
+    spec = {"max_tokens": 130, "spec": SPEC}
+    fine = store_of(KVStore, (CskvQat(bits=8, steps=0),), **spec)
+    plain = store_of(KVStore, (Cskv(),), **spec)
+    for store in (fine, plain):
+        read(store, text)
+    ours, theirs = fine.view(1).dense(), plain.view(1).dense()
+    assert float((ours.keys - theirs.keys).norm()) < 0.02 * float(theirs.keys.norm())
+
+
+def test_rounded_bytes_are_codes_and_grids() -> None:
+    method = CskvQat(density_k=0.5, density_v=0.25, bits=4)
+    one, two = (predict_store(SPEC, (method,), max_tokens=n, chunk=16) for n in (1024, 2048))
+    keys, values = 32 * 4 // 8 + 2 * 2 * 32 // 32, 16 * 4 // 8 + 2 * 2  # codes and grids of a token
+    assert two - one == 1024 * (3 * (keys + values) + 4)
+
+
+def test_the_slope_passes_where_the_grid_reaches() -> None:
+    from loci.nn.fake_quant import RoundedCodes
+
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for codes in (RoundedCodes(bits=3, group=16), RoundedCodes(bits=3)):
+        out = codes.fake(x)
+        assert out.shape == x.shape and not torch.equal(out, x)
+        out.sum().backward()
+        assert x.grad is not None and (x.grad == 1).all()  # grids reach from least to largest
+        x.grad = None

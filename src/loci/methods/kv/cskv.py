@@ -9,14 +9,18 @@ in the r best of them, and the newest `window` tokens stay as they are beside th
     c = (k - m) V^T,   k ~ c V + m,   V [r, w]: the top eigenvectors of cov(k),  m: the mean
 
 with keys before their rotation, and values likewise. Directions and means are found once on
-calibration text (`loci methods prepare cskv`), for all ranks at once.
+calibration text (`loci methods prepare cskv`), for all ranks at once. Two forms, each a method:
+
+    cskv        coordinates in 16 bits
+    cskv-qat    coordinates in few bits: keys by channel over windows of tokens, values token by
+                token; both projections are trained while coordinates are rounded
 
 Differs from the paper: it trains the two projections by gradient on the error of keys and values.
 Without quantisation that is a reduced-rank regression, whose optimum is the closed form above, and
-no hidden state is needed, since x W V^T is k V^T. The mean is ours, for models with a bias. The
-window does not fall to nothing: its oldest half is shrunk when twice as many wait. `sinks` are
-ours: the first token points where no other does, and is read by all. Training with quantised
-coordinates is left out.
+no hidden state is needed, since x W V^T is k V^T. Training with rounded coordinates begins there;
+how its grids are differentiated is our reading (see `loci.nn.fake_quant`). The mean is ours, for
+models with a bias. The window does not fall to nothing: its oldest half is shrunk when twice as
+many wait. `sinks` are ours: the first token points where no other does, and is read by all.
 Not for: models whose grouped queries left few channels to shrink; see the card.
 """
 
@@ -35,9 +39,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loci.core.ports import Artefact, Lab
+    from loci.nn.fake_quant import RoundedCodes
     from loci.nn.kv import KVBlock
 
-# Shapes: B batch, L layers, T tokens, K key/value heads, D head size, w = K D channels, r rank.
+# Shapes: B batch, L layers, T tokens, N groups of g tokens, K key/value heads, D head size,
+# w = K D channels, r rank.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ class Cskv(EncodeLayers):
 
     def shared_table(self, spec: ModelSpec) -> Shapes:
         """Return directions and means, once for all tokens."""
-        width, (keys, values) = spec.kv_heads * spec.head_dim, self._ranks(spec)
+        width, (keys, values) = spec.kv_heads * spec.head_dim, _ranks(self, spec)
         return {
             "keys": ((spec.layers, keys, width), self.dtype),
             "values": ((spec.layers, values, width), self.dtype),
@@ -113,14 +119,14 @@ class Cskv(EncodeLayers):
         """Return the best directions of those prepared."""
         assert artefact is not None
         found = dict(artefact.tensors)
-        for name, rank in zip(("keys", "values"), self._ranks(spec), strict=True):
+        for name, rank in zip(("keys", "values"), _ranks(self, spec), strict=True):
             if name in found:
                 found[name] = found[name][:, :rank]
         return found
 
     def row_table(self, spec: ModelSpec, layers: range) -> Shapes:
         """Return the coordinates of one token."""
-        keys, values = self._ranks(spec)
+        keys, values = _ranks(self, spec)
         return {"keys": ((keys,), self.dtype), "values": ((values,), self.dtype)}
 
     def encode(
@@ -159,6 +165,141 @@ class Cskv(EncodeLayers):
             found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
         return found[0], found[1]
 
-    def _ranks(self, spec: ModelSpec) -> tuple[int, int]:
+
+@dataclass(frozen=True, kw_only=True)
+class CskvQat(EncodeLayers):
+    """Coordinates in few bits, in directions that were trained for it."""
+
+    about = About(
+        name="cskv-qat",
+        kind=Kind.KV,
+        paper="arXiv:2409.10593",
+        idea="train the few directions that are kept while what is kept is rounded",
+        phases=(Phase.PREFILL, Phase.DECODE),
+        needs=(Need.ARTEFACT,),
+        reconstruction="training begins at the closed form; the mean, the sliding window",
+    )
+
+    density_k: Annotated[
+        float, Param(help="share of a layer's key channels that is kept", ge=0.001, le=1)
+    ] = 0.5
+    density_v: Annotated[
+        float, Param(help="share of a layer's value channels that is kept", ge=0.001, le=1)
+    ] = 0.5
+    bits: Annotated[int, Param(help="bits of a coordinate", choices=(2, 3, 4, 8))] = 4
+    group: Annotated[
+        int, Param(help="tokens whose keys share a grid", unit="tokens", ge=8, source="code")
+    ] = 32
+    window: Annotated[
+        int, Param(help="newest tokens that always stay exact", unit="tokens", ge=0, source="3.2")
+    ] = 32
+    sinks: Annotated[int, Param(help="first tokens that stay exact", unit="tokens", ge=0)] = 4
+    steps: Annotated[int, Param(help="of training; 0 rounds in the closed form", ge=0)] = 150
+
+    @property
+    def closes_every(self) -> int:
+        """Tokens that are rounded together."""
+        return self.group
+
+    @property
+    def exact_tokens(self) -> int:
+        """Newest tokens that stay exact."""
+        return self.window
+
+    @property
+    def first_tokens(self) -> int:
+        """First tokens that stay exact."""
+        return self.sinks
+
+    @property
+    def preparation(self) -> str:
+        """The same whatever stays exact."""
+        parts = ("density_k", "density_v", "bits", "group", "steps")
+        said = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
+        return f"{self.about.name}({said})"
+
+    def prepare(self, lab: Lab) -> Artefact:
+        """Return projections into and out of the coordinates [L, r, w], and means [L, w]."""
+        from loci.nn.fake_quant import RoundedTraining, trained_directions
+
+        ranks = dict(zip(("keys", "values"), _ranks(self, lab.spec), strict=True))
+        codes = {name: self._codes(name) for name in ranks}
+        tensors, facts = trained_directions(lab, ranks, codes, RoundedTraining(steps=self.steps))
+        return lab.artefact(self.preparation, tensors, facts)
+
+    def shared_table(self, spec: ModelSpec) -> Shapes:
+        """Return projections and means, once for all tokens."""
         width = spec.kv_heads * spec.head_dim
-        return max(1, round(self.density_k * width)), max(1, round(self.density_v * width))
+        table: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name, rank in zip(("keys", "values"), _ranks(self, spec), strict=True):
+            for part in ("into", "out"):
+                table[f"{name}_{part}"] = ((spec.layers, rank, width), "float16")
+            table[f"{name}_mean"] = ((spec.layers, width), "float16")
+        return table
+
+    def row_table(self, spec: ModelSpec, layers: range) -> Shapes:
+        """Return the codes of one token, and the grid of its values."""
+        keys, values = ((rank * self.bits + 7) // 8 for rank in _ranks(self, spec))
+        return {
+            "keys": ((keys,), "uint8"),
+            "values": ((values,), "uint8"),
+            "values_grid": ((2,), "float16"),
+        }
+
+    def basis_table(self, spec: ModelSpec, layers: range) -> Shapes:
+        """Return the grid that the keys of a group of tokens share."""
+        return {"keys": ((2, _ranks(self, spec)[0]), "float16")}
+
+    def encode(
+        self, blocks: Sequence[KVBlock], group: LayerGroup
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return codes of whole groups of tokens, and the grids of their keys."""
+        import torch
+
+        from loci.nn.grid import pack_rows, rounded
+
+        layer, codes, grids = group.layers[0], {}, {}
+        for name in ("keys", "values"):
+            x_BTw = getattr(blocks[0], name).transpose(1, 2).flatten(2)
+            x_BTw = x_BTw - group.shared[f"{name}_mean"][layer].float()
+            x_BTr = x_BTw @ group.shared[f"{name}_into"][layer].float().t()
+            parts = x_BTr.unflatten(1, (-1, self.group))  # [B, N, g, r]
+            code, grid = rounded(parts, self.bits, dim=2 if name == "keys" else 3)
+            codes[name] = pack_rows(code.flatten(1, 2), self.bits)
+            grids[name] = grid.to(torch.float16)
+        return codes | {"values_grid": grids["values"].flatten(1, 2)}, {"keys": grids["keys"]}
+
+    def decode(
+        self,
+        rows: Mapping[str, Tensor],
+        bases: Mapping[str, Tensor],
+        layer: int,
+        group: LayerGroup,
+        carried_BTc: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values from codes."""
+        from loci.nn.grid import unpack_rows
+
+        keys, values = _ranks(self, group.spec)
+        grid_BN2r = bases["keys"].float()
+        keys_BNgr = unpack_rows(rows["keys"], self.bits, keys).unflatten(1, (-1, self.group))
+        keys_BNgr.mul_(grid_BN2r[:, :, 1:]).add_(grid_BN2r[:, :, :1])
+        grid_BT2 = rows["values_grid"].float()
+        values_BTr = unpack_rows(rows["values"], self.bits, values)
+        values_BTr.mul_(grid_BT2[..., 1:]).add_(grid_BT2[..., :1])
+        found = []
+        for name, x_BTr in (("keys", keys_BNgr.flatten(1, 2)), ("values", values_BTr)):
+            x_BTw = x_BTr @ group.shared[f"{name}_out"][layer].float()
+            x_BTw += group.shared[f"{name}_mean"][layer].float()
+            found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
+        return found[0], found[1]
+
+    def _codes(self, name: str) -> RoundedCodes:
+        from loci.nn.fake_quant import RoundedCodes
+
+        return RoundedCodes(bits=self.bits, group=self.group if name == "keys" else None)
+
+
+def _ranks(method: Cskv | CskvQat, spec: ModelSpec) -> tuple[int, int]:
+    width = spec.kv_heads * spec.head_dim
+    return max(1, round(method.density_k * width)), max(1, round(method.density_v * width))
