@@ -91,3 +91,16 @@ def test_measurements_of_other_models_and_old_parameters_are_no_forms() -> None:
     assert {form.chain for form in ready} == {f"bfp(bits={b})" for b in (6, 5, 4)} | {"bfp"}
     assert waiting == ()
     assert loss_of(KVForm(chain="snapkv", suite="kv/0.25"), spec, cards)[0] is None
+
+
+def test_a_bank_in_a_file_needs_the_disk_it_was_asked_for(plan_for: Planner) -> None:
+    bank = {"chunk": 32, "tier": "disk"}
+    cards = _cards(("longmem", bank, 0.04, MINE, "bank/snapkv/0.12"))
+    caps = {"kv": 24 * paper.MIB}
+    with pytest.raises(BudgetError):
+        plan_for(512, context=8192, cards=cards, caps=caps)
+    plan = plan_for(512, context=8192, disk=1024, cards=cards, caps=caps)
+    assert plan.kv == "snapkv | longmem(chunk=32, tier=disk)" and plan.loss == 0.04
+    assert plan.held("kv") <= caps["kv"] and plan.predicted["disk"] == plan.held("kv", "disk") > 0
+    assert "read from disk where it is needed" in str(plan)
+    assert any("measured on" in note for note in plan.notes)

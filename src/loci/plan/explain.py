@@ -69,6 +69,8 @@ def explain(plan: Plan) -> str:
 def _where(plan: Plan) -> str:
     if plan.weights == "stacked":
         return "Of the weights as much is in memory as fits; answering reads nothing from disk."
+    if plan.placement is None and plan.held("kv", "disk"):
+        return "All weights stay in memory; the conversation is read from disk where it is needed."
     if plan.placement is None:
         return "All weights stay in memory; answering reads nothing from disk."
     moved = sum(plan.moved_per_token.values())

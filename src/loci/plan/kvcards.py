@@ -29,7 +29,7 @@ def measured_forms(
     for name in catalogue.names("kv") if spec.fingerprint else ():
         card = cards("kv", name)
         for row in card.for_model(spec.fingerprint) if card is not None else ():
-            form = _form(name, row) if METRIC in row.metrics else None
+            form = _form(name, row, spec) if METRIC in row.metrics else None
             if form is None:
                 continue
             lacks = any(
@@ -43,28 +43,31 @@ def measured_forms(
 # -- private ----------------------------------------------------------------------------------
 
 
-def _form(name: str, row: Measurement) -> KVForm | None:
+def _form(name: str, row: Measurement, spec: ModelSpec) -> KVForm | None:
     """Return the form that a row is about; None where it is about something else."""
     method = _method(name, row.parameters)
     if method is None:
         return None
     suite, *parts = row.suite.split("/")
+    tokens = round(row.bytes.get("full", 0) / spec.kv_bytes(1))
     if row.suite == SUITE and not is_bounded(method):
         return KVForm(chain=str(method))
     try:
         if suite == "kv" and len(parts) == 1 and is_bounded(method):
             return KVForm(
                 chain=str(method),
-                words="some tokens forgotten",
+                words="the tokens that seem to matter",
                 share=float(parts[0]),
                 suite=row.suite,
+                tokens=tokens,
             )
         if suite == "bank" and len(parts) == 2:
             return KVForm(
                 chain=f"{catalogue.find(parts[0], 'kv')} | {method}",
-                words="what is not needed now fetched when asked for",
+                words="a file, and what is asked for is fetched from it",
                 share=float(parts[1]),
                 suite=row.suite,
+                tokens=tokens,
             )
     except (LociError, ValueError):  # a share or a method that nobody knows any more
         pass

@@ -34,6 +34,7 @@ class KVForm:
             measured there; 0 where nobody said.
         suite: of the last method's card, where the whole chain was measured; "" for the suite
             `reference`, link by link.
+        tokens: of the texts it was measured on there.
     """
 
     chain: str = ""
@@ -41,6 +42,7 @@ class KVForm:
     words: str = "a shortened form"
     share: float = 0.0
     suite: str = ""
+    tokens: int = 0
 
     def methods(self) -> tuple[Method, ...]:
         """Return the methods of the chain."""
@@ -100,6 +102,8 @@ def loss_of(form: KVForm, spec: ModelSpec, cards: Cards) -> tuple[float | None, 
         if kl is None:
             return None, note
         total += kl
+    if form.suite:
+        return total, f"what keeping it so costs was measured on {form.tokens:,} tokens"
     return total, "the sum over the parts of the chain, an estimate" if len(links) > 1 else ""
 
 
