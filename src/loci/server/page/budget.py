@@ -49,6 +49,8 @@ def build(visit: Visit) -> Callable[[], None]:
         nonlocal seen
         batch = visit.service.batch
         samples = visit.feed.samples()
+        if visit.section != "budget":
+            return
         counts.set_content(_counts(visit, samples))
         limit = batch.ledger.limit("dram")
         held.set_content(_line([one.used for one in samples], "bytes held", format_bytes, limit))

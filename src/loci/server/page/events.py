@@ -45,7 +45,8 @@ def build(visit: Visit) -> Callable[[], None]:
 
     def draw(force: bool = False) -> None:
         nonlocal seen
-        if not force and (not is_live or visit.feed.last == seen):
+        is_old = not is_live or visit.feed.last == seen or visit.section != "events"
+        if is_old and not force:
             return
         seen = visit.feed.last
         rows.set_content(_rows(visit.feed.since(0, prefix)))

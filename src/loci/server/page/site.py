@@ -213,6 +213,7 @@ async def _frame(visit: Visit) -> None:
 
     async def show(name: str) -> None:
         chosen = next((one for one in sections if one.name == name), sections[0])
+        visit.section = chosen.name
         for other, place in places.items():
             place.set_visibility(other == chosen.name)
             links[other].classes(

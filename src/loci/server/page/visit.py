@@ -32,6 +32,7 @@ class Visit:
         on_user: called when another user is chosen.
         on_memory: called when something was remembered, changed or forgotten.
         show: goes to a section by its name.
+        section: the one that is shown.
         wanted: the memory that section is to open next.
     """
 
@@ -42,6 +43,7 @@ class Visit:
     on_user: list[Callable[[], None]] = field(default_factory=list)
     on_memory: list[Callable[[], None]] = field(default_factory=list)
     show: Callable[[str], None] = lambda name: None
+    section: str = ""
     wanted: str | None = None
 
     def __post_init__(self) -> None:
