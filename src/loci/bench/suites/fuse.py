@@ -40,7 +40,7 @@ KINDS = ("kv",)
 METHODS = ("c2c",)
 DEFAULT = ("c2c(hidden=64)", "c2c(hidden=64, keys=rotated)")
 LEARNS = 0.7  # share of the names a fuser is trained on
-SHARER_STEPS, RECEIVER_STEPS = 400, 400
+SHARER_STEPS, RECEIVER_STEPS = 600, 400
 TRAINING = FuserTraining(steps=600, batch=64, rate=2e-3, decay=0.1)
 QUICK_STEPS, QUICK_NAMES = 4, 20
 ROUNDS, QUICK_ROUNDS = 30, 2
@@ -174,8 +174,8 @@ def _setting(context: Context, ahead: int) -> Setting:
         return facts.sharer(world, steps[1], ahead, progress=report)
 
     home = context.folder / ".bench"
-    receiver = _made(home / f"facts-receiver-{kind}", own, context)
-    sharer = _made(home / f"facts-sharer-{kind}-{ahead}", theirs, context)
+    receiver = _made(home / f"facts-receiver-{kind}-{steps[0]}", own, context)
+    sharer = _made(home / f"facts-sharer-{kind}-{ahead}-{steps[1]}", theirs, context)
     rows = len(world.shared)
     return Setting(
         world=world,
