@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
+
 from loci.bench.suites import book
+from loci.errors import MethodError
 from loci.methods.recall.l2mac import L2mac
 from loci.testing.novelist import NAMES, TRAITS, make_story, opening, told
 
@@ -52,6 +55,12 @@ def test_the_control_unit_reads_what_one_conversation_forgets() -> None:
     assert ours["right"]["value"] == 1 and ours["contradicted_per_1000_words"] == 0
     assert rival["right"]["value"] < 0.8 and rival["contradicted_per_1000_words"] > 0
     assert book.conversation(story, Parrot(), 10**6, 120) != theirs  # with room it forgets nothing
+
+
+def test_a_book_that_cannot_be_finished_says_why() -> None:
+    method = L2mac(context=420, reserve=120, retries=5)  # a file has no room in it
+    with pytest.raises(MethodError, match="not finished: step 1"):
+        book.written(method, make_story(3, chapters=2), Parrot())
 
 
 def test_no_prompt_is_over_the_limit() -> None:

@@ -58,7 +58,7 @@ def test_every_arm_answers_every_question_in_its_room(
     (size,) = result["sizes"]
     for name in ("epicache", "snapkv"):
         assert result["arms"][name]["peak_entries"] <= size["entries"] + 128
-    assert result["arms"][small]["parked_bytes"] < 0.5 * result["arms"]["epicache"]["parked_bytes"]
+    assert result["arms"][small]["parked_bytes"] < 0.6 * result["arms"]["epicache"]["parked_bytes"]
     assert result["arms"]["epicache"]["routed"] >= 0.5
     assert result["questions"] == 4 and set(result["less"]["epicache"]) == {
         "snapkv",

@@ -17,6 +17,7 @@ from loci.bench.cards import Row
 from loci.bench.stats import mean, paired_difference
 from loci.bench.suite import Context, count_of, refuse_unknown
 from loci.core.ports import Llm
+from loci.errors import MethodError
 from loci.methods import catalogue
 from loci.methods.recall.base import Tools
 from loci.methods.recall.l2mac import L2mac
@@ -79,7 +80,13 @@ def run(context: Context) -> dict[str, Any]:
 def written(method: L2mac, story: Story, llm: Llm) -> list[str]:
     """Return the paragraphs of a book that the control unit had written."""
     tools = Tools(records=DictRecords(), llm=Novelist(llm))
-    files = method.act(story.job(), tools).output["files"]
+    outcome = method.act(story.job(), tools)
+    if outcome.status != "done":
+        raise MethodError(
+            f"the book of {len(story.chapters)} chapters was not finished: {outcome.why}",
+            way_out="--option chapters=12: the names of all files stand in every prompt",
+        )
+    files = outcome.output["files"]
     return [
         line
         for number in range(1, len(story.chapters) + 1)
