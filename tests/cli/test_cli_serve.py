@@ -49,7 +49,12 @@ def watched(*arguments: str) -> str:
     """Run `loci` in a terminal for a moment, end it as Ctrl-C does, and return what was drawn."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "loci", *arguments], stdout=theirs, stderr=theirs, stdin=theirs
+        [sys.executable, "-m", "loci", *arguments],
+        stdout=theirs,
+        stderr=theirs,
+        stdin=theirs,
+        # Who runs the tests in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         os.close(theirs)
         drawn = b""
