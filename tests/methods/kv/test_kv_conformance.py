@@ -19,7 +19,7 @@ from loci.tiers.dram import DramTier
 @pytest.mark.parametrize("name", catalogue.names("kv"))
 def test_keeps_the_rules(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     def make_reader() -> CacheReader:
-        pack = tiny_pack(tmp_path_factory.mktemp("model"), max_context=1024)
+        pack = tiny_pack(tmp_path_factory.mktemp("model"), max_context=2048)
         lab = Lab(pack)
         parking = Parking(DramTier(lab.ledger))
         return CacheReader(
