@@ -62,6 +62,7 @@ def test_idle_weights_are_unloaded_and_come_back(folder: Path, asked: dict[str, 
         assert held > 0
         first = answer(batch)
         until(lambda: weights(batch) == 0)
+        until(lambda: bool(batch.events.recent("run.rest")))  # said once all is given back
         assert batch.ledger.used("disk") == 0
         assert batch.events.recent("run.rest")[-1].data["nbytes"] == held
         again = answer(batch)

@@ -57,12 +57,14 @@ class NativeSteps:
         pool = self._pool
         pool.length += tokens
         pool.end = [pool.length] * pool.spec.layers
+        if pool.select is None and pool.codec is None:
+            # Layers that no kernel reads have counted their tokens themselves.
+            pool.count = [pool.length] * pool.spec.layers
+            return
         if pool.codec is not None:
             pool.tail_count = [count + tokens for count in pool.tail_count]
         else:
             pool.count = [count + tokens for count in pool.count]
-        if pool.select is None and pool.codec is None:
-            return
         for spans in self._spans:
             spans.grow()
         if self._next is not None:
