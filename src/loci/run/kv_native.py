@@ -107,7 +107,7 @@ class NativeSteps:
     def _state(self) -> tuple[object, ...]:
         """Return what spans depend on: whoever else changes the pool changes this."""
         pool = self._pool
-        return pool.length, tuple(pool.count), tuple(pool.tail_count), id(pool.lanes)
+        return pool.length, tuple(pool.count), tuple(pool.tail_count), pool.cuts
 
     def _row_spans(self, row: int) -> native.Spans:
         pool, spec = self._pool, self._pool.spec

@@ -54,6 +54,7 @@ class Pool:
     is_trial: bool  # what is appended now is shown to attention and not kept
     probed: int  # logical tokens that a probe has scored
     lanes: list[list[Lane]]  # by layer
+    cuts: int = 0  # how often lanes were made; those of before lie elsewhere
     tail: list[tuple[Tensor, Tensor]]
 
     def __init__(
@@ -222,6 +223,7 @@ class Pool:
         """Make lanes of these many slots."""
         spec, limit = self.spec, self.select.limit() if self.select is not None else None
         heads = 1 if self.by_head else spec.kv_heads
+        self.cuts += 1
         self.lanes = [[] for _ in range(spec.layers)]
         first = rows_first = 0
         for number, count in enumerate(slots):
