@@ -75,7 +75,7 @@ def test_idle_weights_are_unloaded_and_come_back(folder: Path, asked: dict[str, 
 def test_the_room_of_unloaded_weights_is_nobody_elses(folder: Path) -> None:
     with engine(folder, idle_s=0.2) as batch:
         most = batch.load().most_kv_bytes
-        until(lambda: weights(batch) == 0)
+        until(lambda: bool(batch.events.recent("run.rest")))
         assert batch.load().most_kv_bytes == most
         with pytest.raises(BudgetError):
             batch.reserve("something", batch.ledger.free("dram") - 1)

@@ -559,6 +559,7 @@ class Batch:
     def _rest(self) -> None:
         """Unload the weights; their room in the budget waits for them."""
         held = self.ledger.used("dram")
+        self.stores.aside = self.ledger.by_kind("dram").get("weights", 0)  # nobody takes it now
         self.runner.rest()
         self._sources.rest()
         self._is_resting, self.stores.aside = True, held - self.ledger.used("dram")
