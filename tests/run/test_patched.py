@@ -10,6 +10,7 @@ import torch
 from loci.core.ledger import Ledger
 from loci.errors import BudgetError
 from loci.models.pack import Pack, open_pack
+from loci.nn import native
 from loci.nn.patch import Patch
 from loci.run.kvstore import KVStore
 from loci.run.patched import with_patch
@@ -59,7 +60,7 @@ def test_a_patch_is_added_and_goes_without_a_trace(tmp_path: Path, streamed: boo
     before, held = logits(pack, source, ledger), ledger.used("dram")
     patch = patch_of(pack)
     put_on = with_patch(source, patch, pack.spec, ledger)
-    assert ledger.used("dram") == held + patch.nbytes
+    assert ledger.used("dram") == held + patch.nbytes  # it is float32 already
     found = logits(pack, put_on, ledger)
     whole = Ledger({"dram": 2**30})
     dense = RepackedWeights(
@@ -83,3 +84,34 @@ def test_a_patch_pays_for_its_bytes(tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
         with_patch(source, patch_of(pack), pack.spec, ledger)
     assert ledger.used("dram") == pack.total_bytes
+
+
+@pytest.mark.parametrize("chunk", [4, 40])
+@pytest.mark.parametrize("bits", [4, 8, None])
+def test_the_kernels_add_it_themselves(tmp_path: Path, bits: int | None, chunk: int) -> None:
+    pack = tiny_pack(tmp_path, bits=bits)
+    shapes, generator = pack.spec.layer_linears(), torch.Generator().manual_seed(3)
+    patch = Patch(
+        {
+            f"layer.{index}.{name}": (
+                0.05 * torch.randn(out, 3, generator=generator),
+                torch.randn(3, inner, generator=generator),
+            )
+            for index in range(pack.spec.layers)
+            for name, (out, inner) in shapes.items()
+        }
+    )
+    ledger = Ledger({"dram": 2**30})
+    source = with_patch(ResidentWeights(pack, ledger), patch, pack.spec, ledger)
+    ids = torch.arange(1, 41)[None] % pack.spec.vocab
+    found = []
+    for kernels in (True, False):
+        runner = Runner(pack.spec, source, ledger, chunk=chunk, kernels=kernels)
+        assert runner.is_whole == (kernels and native.available())
+        store = KVStore(pack.spec, max_tokens=48, chunk=chunk, ledger=ledger)
+        parts = [
+            runner.forward(ids[:, at : at + chunk], store, logits="all")
+            for at in range(0, 40, chunk)
+        ]
+        found.append(torch.cat([part for part in parts if part is not None], 1))
+    assert torch.allclose(*found, atol=1e-4)

@@ -591,7 +591,8 @@ class Decoder:
             block: tensors and weights by the names of `LINEARS` and `VECTORS`.
             rows: most rows of x that a product straight from the codes will see.
         """
-        handles = [view(block[name]) for name in LINEARS]
+        parts = [_parted(block[name]) for name in LINEARS]
+        handles = [view(base) for base, _ in parts]
         if any(handle is None for handle in handles):
             return False
         for group in (handles[:3], handles[3:4], handles[4:6], handles[6:]):
@@ -602,7 +603,12 @@ class Decoder:
             return False
         pointers = [0 if vector is None else vector.data_ptr() for vector in vectors]
         self._native.set_layer(index, handles, pointers)
-        self._layers[index] = (handles, vectors, block)
+        for number, (_, thin) in enumerate(parts):
+            if thin is not None:
+                left, right = thin
+                rank = right.shape[0]
+                self._native.set_thin(index, number, left.data_ptr(), right.data_ptr(), rank)
+        self._layers[index] = (handles, vectors, block, parts)
         return True
 
     def set_vocabulary(
@@ -685,6 +691,21 @@ def view(weight: Any) -> object | None:
     if not isinstance(weight, PackedWeight) or not handles(weight.bits) or weight.group < 8:
         return None
     return handle(weight) if weight.codes.device.type == "cpu" else None
+
+
+def _parted(weight: Any) -> tuple[Any, tuple[Tensor, Tensor] | None]:
+    """Return a weight and the thin product beside it, where the kernels read it; else None."""
+    from loci.nn.adjusted import AdjustedWeight
+    from loci.nn.form import DenseWeight
+
+    if not isinstance(weight, AdjustedWeight) or weight.left is None or weight.right is None:
+        return weight, None
+    left, right = weight.left, weight.right
+    is_bare = weight.perm is weight.scale is weight.bits is None
+    if not (is_bare and is_plain(left.t()) and is_plain(right)):
+        return weight, None
+    base = weight.base.weight if isinstance(weight.base, DenseWeight) else weight.base
+    return base, (left, right)
 
 
 def _pasts(past: Sequence[Past]) -> tuple[list[int], list[object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from loci.core.ledger import Ledger
@@ -44,12 +45,13 @@ class PatchedWeights:
     def __init__(
         self, source: WeightSource, patch: Patch, ledger: Ledger, name: str, tier: str
     ) -> None:
-        self._lease = ledger.reserve(name, tier, patch.nbytes, "adapter")
+        numbers = sum(tensor.numel() for tensor in patch.tensors().values())
+        self._lease = ledger.reserve(name, tier, 4 * numbers, "adapter")
         self.source, self.patch = source, patch
         self._parts: dict[int, list[tuple[str, tuple[Tensor, Tensor]]]] = {}
         for full, pair in patch.parts.items():
             _, index, linear = full.split(".")
-            self._parts.setdefault(int(index), []).append((linear, pair))
+            self._parts.setdefault(int(index), []).append((linear, _laid_out(*pair)))
 
     def layer(self, index: int) -> Weights:
         """Return the tensors of a decoder layer, the patched ones with their product."""
@@ -83,6 +85,16 @@ class PatchedWeights:
         """Give the bytes of the patch back; the weights below are their owner's."""
         self._parts.clear()
         self._lease.release()
+
+
+def _laid_out(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both factors in float32, and every direction in one piece, as the kernels read them.
+
+    They are copies: a patch in a file that is mapped may go away.
+    """
+    return left.t().to(torch.float32, copy=True).contiguous().t(), right.to(
+        torch.float32, copy=True
+    ).contiguous()
 
 
 class _FixedPatched(PatchedWeights):

@@ -14,6 +14,18 @@ void* at(void* base, int64_t element, bool half) {
   return static_cast<char*>(base) + element * (half ? 2 : 4);
 }
 
+// Sums over eight lanes, so that a compiler can keep them in vectors.
+float dot(const float* a, const float* b, int64_t count) {
+  float sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int lane = 0; lane < 8; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  float sum = 0.0f;
+  for (; i < count; ++i) sum += a[i] * b[i];
+  for (float part : sums) sum += part;
+  return sum;
+}
+
 int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 }  // namespace
@@ -45,6 +57,7 @@ struct Decoder::Pass {
   int64_t x_stride = 0, x_rows = 0;
   std::vector<const Packed*> wanted;
   std::vector<Rows> prepared;
+  std::array<std::vector<float>, kLinears> seen;  // x in the directions of thin products
 
   std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
   int64_t chunks = 0, chunk_tokens = 0;  // of attention, when every row brings one token
@@ -91,6 +104,42 @@ struct Decoder::Pass {
     else gemm(list, x, x_stride, x_rows, w.arena);
   }
 
+  void multiply(std::span<const Product> list, const Layer& layer,
+                std::initializer_list<Linear> which) {
+    multiply(list);
+    size_t i = 0;
+    for (Linear name : which) {
+      const Product& p = list[i++];
+      if (layer.thin[name].rank == 0) continue;
+      narrow(layer, name);
+      each_row([&](int64_t m) { widen(layer, name, p, m, 0, p.weight->out); });
+    }
+  }
+
+  // -- thin products
+
+  void narrow(const Layer& layer, Linear name) {
+    const Thin& thin = layer.thin[name];
+    const int64_t inner = layer.linear[name].inner;
+    seen[name].resize(count * thin.rank);
+    each_row([&](int64_t m) {
+      for (int64_t r = 0; r < thin.rank; ++r)
+        seen[name][m * thin.rank + r] = dot(x + m * x_stride, thin.right + r * inner, inner);
+    });
+  }
+
+  // Adds what one row gives to its outputs from..to.
+  void widen(const Layer& layer, Linear name, const Product& p, int64_t m, int64_t from,
+             int64_t to) {
+    const Thin& thin = layer.thin[name];
+    float* out = p.out + m * p.stride;
+    for (int64_t r = 0; r < thin.rank; ++r) {
+      const float part = seen[name][m * thin.rank + r];
+      const float* left = thin.left + r * p.weight->out;
+      for (int64_t n = from; n < to; ++n) out[n] += part * left[n];
+    }
+  }
+
   // Norms the hidden states, after adding a bias that was left out.
   void norm(const float* weight, const float* bias) {
     each_row([&](int64_t row) {
@@ -106,7 +155,7 @@ struct Decoder::Pass {
     const Product list[] = {{&layer.linear[kQ], query(0), width, false},
                             {&layer.linear[kK], key(0), width, false},
                             {&layer.linear[kV], value(0), width, false}};
-    multiply(list);
+    multiply(list, layer, {kQ, kK, kV});
   }
 
   // -- positions
@@ -338,13 +387,13 @@ struct Decoder::Pass {
   void finish(const Layer& layer) {
     read(w.mixed, s.heads * s.size, layer, {kO});
     const Product o{&layer.linear[kO], w.hidden, s.hidden, true};
-    multiply({&o, 1});
+    multiply({&o, 1}, layer, {kO});
     norm(layer.vector[kPostNorm], layer.vector[kOBias]);
     read(w.normed, s.hidden, layer, {kGate, kUp});
     gates(layer);
     read(w.gate_up, s.ffn, layer, {kDown});
     const Product down{&layer.linear[kDown], w.hidden, s.hidden, true};
-    multiply({&down, 1});
+    multiply({&down, 1}, layer, {kDown});
   }
 
   // Both products and the activation of the same outputs, by the same thread.
@@ -353,11 +402,16 @@ struct Decoder::Pass {
     const Product list[] = {{&layer.linear[kGate], gate, s.ffn, false},
                             {&layer.linear[kUp], up, s.ffn, false}};
     const int workers = is_few() ? crew_size() : workers_of(w.arena, k.gemm_floats(s.hidden));
+    for (Linear name : {kGate, kUp})
+      if (layer.thin[name].rank > 0) narrow(layer, name);
     const auto piece = [&](int64_t from, int64_t to, int worker) {
       for (int i = 0; i < 2; ++i) {
         if (is_few()) product_piece(list[i], prepared[i], from, to);
         else gemm_piece(list[i], x, x_stride, x_rows, from, to, w.arena.of(worker, workers),
                         w.arena.count / workers);
+        const Linear name = i == 0 ? kGate : kUp;
+        if (layer.thin[name].rank > 0)
+          for (int64_t m = 0; m < count; ++m) widen(layer, name, list[i], m, from, to);
       }
       for (int64_t m = 0; m < count; ++m)
         (s.gelu ? k.gelu : k.silu)(gate + m * s.ffn + from, up + m * s.ffn + from, to - from);

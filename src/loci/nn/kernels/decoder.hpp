@@ -24,8 +24,16 @@ struct Shape {
   const float* frequencies;  // [size / 2]
 };
 
+// A product of low rank beside a weight: adapters and edits. Rank 0 where there is none.
+struct Thin {
+  const float* left = nullptr;   // [rank, outputs]
+  const float* right = nullptr;  // [rank, inputs]
+  int64_t rank = 0;
+};
+
 struct Layer {
   std::array<Packed, kLinears> linear;
+  std::array<Thin, kLinears> thin{};
   std::array<const float*, kVectors> vector{};  // null where the model has none
 };
 

@@ -222,6 +222,13 @@ void set_layer(Decoder& d, int64_t index, const std::vector<const Weight*>& line
   Layer& layer = d.layers.at(index);
   for (int i = 0; i < kLinears; ++i) layer.linear[i] = linear.at(i)->packed;
   for (int i = 0; i < kVectors; ++i) layer.vector[i] = at<float>(vectors.at(i));
+  layer.thin = {};
+}
+
+// Beside one weight of a layer: left [rank, outputs] and right [rank, inputs].
+void set_thin(Decoder& d, int64_t index, int64_t linear, uintptr_t left, uintptr_t right,
+              int64_t rank) {
+  d.layers.at(index).thin.at(linear) = {at<float>(left), at<float>(right), rank};
 }
 
 std::vector<VocabTile> tiles(const std::vector<const Weight*>& weights) {
@@ -375,6 +382,7 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init(&make_decoder))
       .def("set_rounded", [](Decoder& d, bool rounded) { d.rounded = rounded; })
       .def("set_layer", &set_layer)
+      .def("set_thin", &set_thin)
       .def("set_vocabulary", [](Decoder& d, const std::vector<const Weight*>& embedding,
                                 const std::vector<const Weight*>& head, uintptr_t norm) {
         d.embedding = tiles(embedding);
