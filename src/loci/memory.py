@@ -9,6 +9,7 @@ from loci import config
 from loci.errors import ConfigError, ParameterError
 from loci.models.late import default_embedder
 from loci.run import memory as run_memory
+from loci.run.audited import beside
 from loci.run.llm import LateLlm
 from loci.run.threads import AsyncFace, in_thread
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from loci.core.ports import Clock, Embedder, Llm
     from loci.methods.recall.base import Recall
     from loci.run.engine import Session
+    from loci.store.audit import Audit
     from loci.text.ladder import Rung
 
 SLM_CONTEXT = 4096
@@ -35,6 +37,7 @@ class Memory(run_memory.Memory):
             asked, or the configured endpoint.
         fall_back: whether a model that fails gives way to rules; None takes the configuration's.
         tz: zone of times that come without one; None takes the configured zone.
+        audit: "beside" goes on with the audit beside the file, if one was begun there.
 
     >>> import loci, tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +62,7 @@ class Memory(run_memory.Memory):
         tenant: str = "local",
         extract: bool = True,
         busy_s: float = 10.0,
+        audit: Audit | Literal["beside"] | None = "beside",
     ) -> None:
         settings = config.load()
         if url is None:
@@ -79,6 +83,7 @@ class Memory(run_memory.Memory):
             tenant=tenant,
             extract=extract,
             busy_s=busy_s,
+            audit=beside(url, clock=clock) if audit == "beside" else audit,
         )
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from loci.errors import (
 )
 from loci.methods import catalogue
 from loci.methods.recall.base import Act, Query, Recall, RecallPorts
-from loci.run import memory_files
+from loci.run import audited, memory_files
 from loci.run.embedding import Beside
 from loci.run.preview import Preview, drafted, stored_as
 from loci.store import open_store
@@ -47,6 +47,7 @@ from loci.text.ladder import Ladder, Rung, Step
 
 if TYPE_CHECKING:
     from loci.run.agents import Agent
+    from loci.store.audit import Audit
     from loci.store.vectors import Floats
     from loci.text.answer import Answer, Reader
 
@@ -148,6 +149,7 @@ class Memory:
         tz: zone of times that come without; they are recorded as assumed.
         extract: whether `add` draws facts from messages unless told otherwise.
         busy_s: how long to wait for another process that writes.
+        audit: where it is recorded, by ids, what was forgotten and exported.
     """
 
     def __init__(
@@ -164,8 +166,10 @@ class Memory:
         tenant: str = "local",
         extract: bool = True,
         busy_s: float = 10.0,
+        audit: Audit | None = None,
     ) -> None:
         self.tenant = key_text(tenant, "tenant")
+        self.audit = audit
         self.clock = clock or SystemClock()
         self.zone = zone(tz)
         self.extract = extract
@@ -542,9 +546,10 @@ class Memory:
         scopes = {self._scope_of(one, user) for one in ids}
         if len(scopes) != 1:
             raise ParameterError("these are of several users", value=ids, allowed="ids of one user")
-        return self.store.forget(
+        erased = self.store.forget(
             scopes.pop(), ids, self.clock.now(), dry_run=dry_run, mentions=mentions
         )
+        return audited.forgotten(self.audit, ids, erased)
 
     def forget_all(
         self,
@@ -558,7 +563,8 @@ class Memory:
         scope = self._scope(user, agent, session)
         if self.store.owner(scope) is None:
             raise StoreError("nothing is remembered of this user", value=user)
-        return self.store.forget_all(scope, self.clock.now(), dry_run=dry_run)
+        erased = self.store.forget_all(scope, self.clock.now(), dry_run=dry_run)
+        return audited.forgotten(self.audit, [audited.subject(user)], erased)
 
     def export(self, path: str | Path, *, user: str | None = None) -> int:
         """Write one user's memory as JSON lines, mode 0600; returns the number of records."""
@@ -566,6 +572,8 @@ class Memory:
         count = memory_files.export(self.store, self.tenant, who, Path(path))
         # A later erasure cannot reach the file; it can say that there is one.
         self.store.record(self._scope(who), "export", f"{count} records", self.clock.now())
+        if self.audit is not None:
+            self.audit.record("export", audited.subject(who), records=count)
         return count
 
     def import_(
