@@ -9,6 +9,7 @@
     |   +-- FormatError      a file is cut short, corrupt, or of another version
     |   +-- ContextError     more tokens than the context holds
     +-- FingerprintError     made for another model, method or layout
+    +-- PolicyError          what a rule about who, what and when forbids
     +-- MethodError          a method that cannot do what was asked; an illegal chain
     +-- StoreError           the memory file cannot be used
     |   +-- SchemaError      its schema is newer than this Loci
@@ -95,6 +96,10 @@ class ContextError(ModelError):
 
 class FingerprintError(LociError):
     """Something was made for another model, method or layout."""
+
+
+class PolicyError(LociError):
+    """A rule about who may do what, and when, forbids it."""
 
 
 class MethodError(LociError):
