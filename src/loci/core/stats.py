@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import exp, lgamma, log, pi, sqrt
+from math import exp, lgamma, log, pi, pow, sqrt
 from random import Random
 from statistics import NormalDist, fmean, stdev
 
@@ -69,7 +69,7 @@ def mean_bound(
         raise ParameterError("there is nothing to average", value=0)
     sample, sign = [float(value) for value in values], 1.0 if upper else -1.0
     if min(sample) == max(sample):
-        return sample[0] + sign * span * (1.0 - alpha ** (1.0 / len(sample)))
+        return sample[0] + sign * span * (1.0 - pow(alpha, 1.0 / len(sample)))
     dice = Random(seed)
     means = sorted(fmean(dice.choices(sample, k=len(sample))) for _ in range(DRAWS))
     place = int(alpha * DRAWS)
