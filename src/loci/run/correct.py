@@ -23,11 +23,12 @@ from loci.models.pack import Pack
 from loci.nn.adjusted import AdjustedWeight
 from loci.nn.decoder import decode
 from loci.nn.form import Form
+from loci.nn.lmhead import head_loss
 from loci.nn.packed_linear import linear
 from loci.run.calibrate import PackWeights
+from loci.run.trainer import cosine
 
 Progress = Callable[[str, int, int], None]
-_ROWS = 64  # tokens whose logits are held at once
 
 # Shapes: S texts, T tokens of a text, d hidden, V vocabulary, n tokens of a part.
 
@@ -91,7 +92,7 @@ def corrected(
     table = weights.table("embed")
     head = table if pack.spec.tied else weights.table("head")
     optimizer = torch.optim.Adam(student.parameters(), lr=training.rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(training.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(training.steps))
     generator = torch.Generator().manual_seed(training.seed)
     order: list[int] = []
     losses: list[float] = []
@@ -176,35 +177,18 @@ class _Student:
 def _loss(
     hidden_Td: Tensor, teacher_Td: Tensor, head_Vd: Tensor, ids_T: Tensor, training: Training
 ) -> tuple[float, Tensor]:
-    """Return the KL, and the derivative of the whole loss by the hidden states.
+    """Return the KL, and the derivative of the whole loss by the hidden states."""
+    tokens, total = len(ids_T), 0.0
 
-    Logits of a few tokens are made at a time: all of them would be the largest thing in memory.
-    """
-    tokens = len(ids_T)
-    slope_Td, total = torch.empty_like(hidden_Td), 0.0
-    for start in range(0, tokens, _ROWS):
-        part_nd = hidden_Td[start : start + _ROWS].clone().requires_grad_(True)
-        logs_nV = torch.log_softmax(part_nd @ head_Vd.t(), dim=-1)
+    def loss(logs_nV: Tensor, which: slice) -> Tensor:
+        nonlocal total
         with torch.no_grad():
-            real_nV = torch.log_softmax(teacher_Td[start : start + _ROWS] @ head_Vd.t(), dim=-1)
+            real_nV = torch.log_softmax(teacher_Td[which] @ head_Vd.t(), dim=-1)
         kl = (real_nV.exp() * (real_nV - logs_nV)).sum() / tokens
-        next_n = ids_T[start + 1 : start + 1 + len(part_nd)]  # the last token has none
+        next_n = ids_T[which.start + 1 : which.stop + 1]  # the last token has none
         ce = cross_entropy(logs_nV[: len(next_n)], next_n, reduction="sum") / max(1, tokens - 1)
-        (training.kl * kl + training.ce * ce).backward()
-        assert part_nd.grad is not None
-        slope_Td[start : start + _ROWS] = part_nd.grad
         total += float(kl.detach())
+        return training.kl * kl + training.ce * ce
+
+    _, slope_Td = head_loss(hidden_Td, lambda part_nd: part_nd @ head_Vd.t(), loss)
     return total, slope_Td
-
-
-def _cosine(steps: int) -> Callable[[int], float]:
-    """Return the factor of the rate at each step."""
-    rise = max(1, steps // 20)
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        share = (step - rise) / max(1, steps - rise)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share))))
-
-    return factor
