@@ -11,7 +11,7 @@ from loci.core.method import Method
 from loci.errors import ParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from loci.plan.solve import Plan
     from loci.run.engine import Session
@@ -100,12 +100,16 @@ def open(
     plan: Plan,
     *,
     memory: str | Path | Memory | None = None,
+    cubes: Sequence[str | Path] = (),
+    user: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Session:
     """Return a session that carries out `plan`; use it in a `with` statement.
 
     Args:
         memory: a memory file, or an open `Memory`; without it nothing is remembered.
+        cubes: what stands before every question: ids of cubes beside the memory, or their files.
+        user: who asks for the cubes; their policies decide.
         progress: called with (what, done, total) while a model is prepared or a prompt is read.
     """
     from loci.plan.solve import Plan
@@ -117,7 +121,14 @@ def open(
             value=plan,
             way_out='loci.open(loci.plan("smollm2", dram="160MiB"))',
         )
-    return engine.open(plan, memory=memory, folder=config.load().models_dir, progress=progress)
+    return engine.open(
+        plan,
+        memory=memory,
+        cubes=cubes,
+        user=user,
+        folder=config.load().models_dir,
+        progress=progress,
+    )
 
 
 def prepare(

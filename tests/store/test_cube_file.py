@@ -60,8 +60,9 @@ def path(tmp_path: Path) -> Path:
     return where
 
 
-def test_comes_back_bit_for_bit(path: Path) -> None:
-    header, payload = cube_file.read(path)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_comes_back_bit_for_bit(path: Path, mapped: bool) -> None:
+    header, payload = cube_file.read(path, mapped=mapped)
     assert header == HEADER
     assert (payload.texts, payload.facts) == (everything().texts, everything().facts)
     assert payload.tensors.keys() == everything().tensors.keys()

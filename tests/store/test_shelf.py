@@ -79,6 +79,16 @@ def test_versions_stay_bit_for_bit(shelf: Shelf) -> None:
         shelf.rollback("a", 7)
 
 
+def test_a_version_that_is_not_kept_is_overwritten(shelf: Shelf) -> None:
+    shelf.put(text("a"), said("one"))
+    held = os.open(shelf.path("a"), os.O_RDONLY)
+    assert shelf.put(text("a"), said("two"), keep=False).version == 2
+    assert set(os.pread(held, 2**20, 0)) == {0}
+    os.close(held)
+    assert shelf.versions("a") == [2]
+    assert shelf.payload("a").texts == {"text": "two"}
+
+
 def test_a_fork_is_a_child_that_goes_its_own_way(shelf: Shelf) -> None:
     shelf.put(text("a", ("i1",)), said("one"))
     fork = shelf.fork("a", "b")
@@ -185,7 +195,7 @@ def test_ids_stay_in_the_folder(shelf: Shelf, bad: Any) -> None:
 
 
 def test_ids_say_what_they_are() -> None:
-    assert new_id(MemoryKind.ACTIVATION).startswith("kv-")
+    assert new_id(MemoryKind.ACTIVATION).startswith("cube-")
     assert new_id(MemoryKind.PARAMETRIC) != new_id(MemoryKind.PARAMETRIC)
 
 

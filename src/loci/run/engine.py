@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any  # reports hold whatever JSON can hold
 import torch
 from torch import Tensor
 
+from loci.core.cube import Caller, MemoryKind
 from loci.core.event import Event, Events
 from loci.core.ledger import Lease, Ledger
 from loci.core.utf8 import plain_text
@@ -25,10 +26,11 @@ from loci.methods.kv.store_plan import decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Apart, Tokenizer
 from loci.run import artefacts, measure
+from loci.run.cubes import Attached, Form, attach
 from loci.run.grammars import Grammars
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
-from loci.run.runner import Runner
+from loci.run.runner import FLOAT_BITS, Runner
 from loci.run.sampling import Sampling, choose
 from loci.run.sources import Sources
 from loci.run.weights import WeightSource
@@ -71,6 +73,8 @@ def open(
     plan: Plan,
     *,
     memory: str | Path | Memory | None = None,
+    cubes: Sequence[str | Path] = (),
+    user: str | None = None,
     folder: Path,
     events: Events | None = None,
     progress: Progress | None = None,
@@ -80,15 +84,28 @@ def open(
     Args:
         plan: what `loci.plan` returned.
         memory: a memory file or an open `Memory`; without it nothing is remembered.
+        cubes: what stands before every question: ids of cubes beside the memory, or their files.
+            Keys and values of the first are used as they are; see `loci.run.cubes`.
+        user: who asks for the cubes; their policies decide.
         folder: where models are kept.
         events: told about reservations, waits and answers.
         progress: called with (what, done, total) while a model is packed or a prompt is read.
 
     Raises:
         BudgetError: if what is really there needs more than the plan's budget.
-        FingerprintError: if the model is not the one the plan was made for.
+        FingerprintError: if the model is not the one the plan was made for, or a cube's keys and
+            values are of another.
+        PolicyError: if a cube is not for this user, or no longer for anybody.
     """
-    return Session(plan, memory=memory, folder=folder, events=events, progress=progress)
+    return Session(
+        plan,
+        memory=memory,
+        cubes=cubes,
+        user=user,
+        folder=folder,
+        events=events,
+        progress=progress,
+    )
 
 
 class Session:
@@ -99,6 +116,8 @@ class Session:
         plan: Plan,
         *,
         memory: str | Path | Memory | None = None,
+        cubes: Sequence[str | Path] = (),
+        user: str | None = None,
         folder: Path,
         events: Events | None = None,
         progress: Progress | None = None,
@@ -116,12 +135,13 @@ class Session:
         try:
             self._open(plan, folder)
             self.memory, self._owns_memory = self._open_memory(memory, folder)
+            self.cubes = self._attach(cubes, user)
         except BaseException:
             self.close()
             raise
         self._history: list[dict[str, Any]] = []
         self._document = ""  # what `read` was given
-        self._ids: list[int] = []  # what the KV store was read from
+        self._ids: list[int] = list(self.cubes.ids)  # what the KV store was read from
         self._said: list[int] = []  # the tokens of the last answer
         self.open_s = time.perf_counter() - began
 
@@ -182,7 +202,7 @@ class Session:
                 way_out="open another session",
             )
         self._document = text
-        asked = [self.tokenizer.chat(self._told([{"role": "user", "content": q}])) for q in "ab"]
+        asked = [self._chat_ids(self._told([{"role": "user", "content": q}])) for q in "ab"]
         ids = [
             one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*asked, strict=False))
         ]
@@ -427,6 +447,53 @@ class Session:
         self._closers.append(lease.release)
         return embedder
 
+    def kv_form(self) -> Form:
+        """Return what keys and values of this session depend on, beside the tokens."""
+        weights = "whole"
+        if self.plan.weights == "stacked" or self.plan.activation_bits != FLOAT_BITS:
+            weights = f"{self.plan.stack}:{self.plan.weights_budget_bytes}"
+            weights += f":{self.plan.activation_bits}"
+        patch = getattr(self.weights, "patch", None)
+        return Form(
+            fingerprint=self.pack.spec.fingerprint,
+            layout=self.pack.spec.layout_hash(),
+            dtype=self.plan.kv_dtype,
+            weights=weights,
+            adapter=None if patch is None else patch.fingerprint,
+        )
+
+    def prefix_room(self) -> int:
+        """Return the tokens of the context that may stand before a question."""
+        return self.plan.workload.context - self._answer_room(self.plan.workload.new_tokens) - 1
+
+    def read_prefix(self, ids: Sequence[int]) -> float:
+        """Read tokens as the beginning of what follows; return the seconds it took."""
+        self.stats = Stats(prompt_tokens=len(ids))
+        self._prefill(list(ids))
+        return self.stats.prefill_s
+
+    def _attach(self, cubes: Sequence[str | Path], user: str | None) -> Attached:
+        if not cubes:
+            return Attached()
+        memory = self.memory
+        tenant = Caller().tenant if memory is None else memory.tenant
+        found = attach(
+            cubes,
+            None if memory is None else memory.shelf,
+            caller=Caller(tenant=tenant, user=user),
+            clock=None if memory is None else memory.clock,
+        )
+        first = found.headers[0]
+        if self.store.chain and first.kind is MemoryKind.ACTIVATION:
+            raise MethodError(
+                f"keys and values of cube {first.id} are exact; this plan's cache is not",
+                value=self.plan.kv,
+                way_out=f'plan with --kv "", or use its text: loci cube demote {first.id}',
+            )
+        found.fill(self.store, self.kv_form(), self.tokenizer, self.prefix_room())
+        self.notes += found.notes
+        return found
+
     def _limit(self, max_tokens: int | None) -> int:
         limit = self.plan.workload.new_tokens if max_tokens is None else max_tokens
         if limit < 1:
@@ -436,14 +503,18 @@ class Session:
     def _ids_of(self, prompt: Any, raw: bool) -> list[int]:
         if isinstance(prompt, (str, bytes)):
             text = _said(prompt, "the prompt")
+            if raw and self.cubes.texts:
+                raise ParameterError(
+                    "a raw prompt has no place for cubes", way_out="leave raw or the cubes out"
+                )
             if raw:
                 return self.tokenizer.prompt(text)
-            return self.tokenizer.chat([{"role": "user", "content": text}])
+            return self._chat_ids([{"role": "user", "content": text}])
         if not isinstance(prompt, Sequence):
             raise ParameterError("a prompt is text, messages or token ids", value=prompt)
         prompt = list(prompt)
         if prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.chat(prompt)
+            return self._chat_ids(prompt)
         vocab = self.plan.spec.vocab
         bad = next((i for i in prompt if not isinstance(i, int) or not 0 <= i < vocab), None)
         if bad is not None:
@@ -462,6 +533,10 @@ class Session:
         before = Apart((DOCUMENT.format(text=self._document), first["content"]))
         return [{**first, "content": before}, *messages[1:]]
 
+    def _chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the tokens of messages, with the cubes before them."""
+        return self.tokenizer.chat(self.cubes.told(self.tokenizer, messages))
+
     def _answered(self) -> str | Apart:
         """Return the last answer as the tokens it is in the cache, where they say just that."""
         is_same = self.tokenizer.decode(self._said) == self.answer
@@ -472,7 +547,7 @@ class Session:
         context = self.plan.workload.context
         room = max(1, context - self._answer_room(limit))
         for left_out in range(0, len(messages), 2):
-            ids = self.tokenizer.chat(self._told(messages[left_out:]))
+            ids = self._chat_ids(self._told(messages[left_out:]))
             if len(ids) <= room:
                 return ids, left_out
         raise ContextError(

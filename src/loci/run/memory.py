@@ -32,7 +32,7 @@ from loci.errors import (
 )
 from loci.methods import catalogue
 from loci.methods.recall.base import Act, Query, Recall, RecallPorts
-from loci.run import audited, memory_files
+from loci.run import audited, memory_files, shelves
 from loci.run.embedding import Beside
 from loci.run.preview import Preview, drafted, stored_as
 from loci.store import open_store
@@ -48,6 +48,7 @@ from loci.text.ladder import Ladder, Rung, Step
 if TYPE_CHECKING:
     from loci.run.agents import Agent
     from loci.store.audit import Audit
+    from loci.store.shelf import Shelf
     from loci.store.vectors import Floats
     from loci.text.answer import Answer, Reader
 
@@ -184,9 +185,18 @@ class Memory:
             )
         self.backend, self.llm, self.fall_back = backend, llm, fall_back
         self.store = open_store(url, busy_s=busy_s)
+        self._url = url
+        self._shelf: Shelf | None = None
         self._reader: Reader | None = None  # keeps vectors of sentences between questions
         self._embedding = threading.Lock()
         self._beside: Beside | None = None
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """The cubes beside this memory; None where it lies in a database server."""
+        if self._shelf is None:
+            self._shelf = shelves.beside(self._url, clock=self.clock, audit=self.audit)
+        return self._shelf
 
     @property
     def recall(self) -> Recall:
@@ -670,6 +680,10 @@ class Memory:
     def check_integrity(self) -> Users:
         """Return what is wrong with the store, in words; nothing if all is well."""
         return self.store.check_integrity()
+
+    def owner_of(self, id: str) -> str:
+        """Return whose item, message or change this is."""
+        return self.store.scope_of(self.tenant, id).user
 
     def users(self) -> Users:
         """Return the users of this tenant."""

@@ -12,10 +12,11 @@ every store lies in one piece.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from loci.nn.kv import DenseSegment
 from loci.run.kvstore import KVStore
@@ -83,13 +84,22 @@ def best(chain: Chain, among: Iterable[tuple[Chain, KVStore]]) -> tuple[int, KVS
 
 def copy(source: KVStore, target: KVStore, tokens: int) -> None:
     """Fill an empty store with the first tokens of another; both keep them exactly."""
-    step = target.chunk
-    for start in range(0, tokens, step):
-        stop = min(tokens, start + step)
+    fill(target, tokens, lambda layer: exact(source, layer))
+
+
+def exact(store: KVStore, layer: int) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of a layer, [B, K, T, D], of a store that has no chain."""
+    (segment,) = store.view(layer).segments
+    assert isinstance(segment, DenseSegment), "only exact stores are copied"
+    return segment.keys(), segment.values()
+
+
+def fill(target: KVStore, tokens: int, of: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+    """Append the first tokens of every layer's keys and values to a store, as they are."""
+    for start in range(0, tokens, target.chunk):
+        stop = min(tokens, start + target.chunk)
         positions_1T = torch.arange(start, stop)[None]
-        for layer in range(source.spec.layers):
-            (segment,) = source.view(layer).segments
-            assert isinstance(segment, DenseSegment), "only exact stores are copied"
-            keys, values = segment.keys(), segment.values()
+        for layer in range(target.spec.layers):
+            keys, values = of(layer)
             target.append(layer, keys[:, :, start:stop], values[:, :, start:stop], positions_1T)
         target.advance(stop - start)

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from loci.errors import BudgetError, FingerprintError, FormatError, StorageError
-from loci.nn.kv import DenseSegment
 from loci.run import prefixes
 from loci.run.prefixes import Chain, Kept
 from loci.run.stores import Stores
@@ -50,10 +49,9 @@ def save(stores: Stores, file: Path) -> Warm:
         for number, one in enumerate(kept):
             tensors = {"ids": torch.tensor(one.ids, dtype=torch.int32)}
             for layer in range(stores.spec.layers):
-                (segment,) = one.store.view(layer).segments
-                assert isinstance(segment, DenseSegment), "only exact stores are kept"
-                tensors[f"keys.{layer}"] = segment.keys().contiguous()
-                tensors[f"values.{layer}"] = segment.values().contiguous()
+                keys, values = prefixes.exact(one.store, layer)
+                tensors[f"keys.{layer}"] = keys.contiguous()
+                tensors[f"values.{layer}"] = values.contiguous()
             meta = {
                 "hashes": [found.hex() for found in one.chain.hashes],
                 "used_at_s": wall - (now - one.used_s),
@@ -106,13 +104,9 @@ def _taken(stores: Stores, there: BlockStore, name: str, used_s: float) -> Kept:
     tensors = there.read(name)
     ids = tensors["ids"].tolist()
     store = stores.fresh(len(ids))
-    for start in range(0, len(ids), store.chunk):
-        stop = min(len(ids), start + store.chunk)
-        positions_1T = torch.arange(start, stop)[None]
-        for layer in range(stores.spec.layers):
-            keys, values = tensors[f"keys.{layer}"], tensors[f"values.{layer}"]
-            store.append(layer, keys[:, :, start:stop], values[:, :, start:stop], positions_1T)
-        store.advance(stop - start)
+    prefixes.fill(
+        store, len(ids), lambda layer: (tensors[f"keys.{layer}"], tensors[f"values.{layer}"])
+    )
     hashes = [bytes.fromhex(found) for found in there.meta(name)["hashes"]]
     return Kept(ids=ids, chain=Chain.of(hashes), store=store, used_s=used_s)
 

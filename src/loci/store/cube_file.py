@@ -16,10 +16,12 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn  # facts are JSON values
 
@@ -46,6 +48,7 @@ _DTYPES = {
 _BLANK = "0" * 64  # stands where the head's own checksum will be
 _MAX_HEAD = 100_000_000  # the limit of the format's own library
 _PIECE = 2**22
+_FLAGS, _PROT = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,19 +91,17 @@ def write(path: Path, header: CubeHeader, payload: Payload) -> None:
     parts = _parts(payload)
     table: dict[str, Any] = {}
     sums, end = {}, 0
-    for name, (dtype, shape, data) in parts.items():
-        table[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [end, end + len(data)],
-        }
+    for name, (dtype, shape, value) in parts.items():
+        data = _bytes_of(value)
+        place = [end, end + len(data)]
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": place}
         sums[name] = _sum(data)
         end += len(data)
     try:
         head = _head(header, dict(payload.facts), table, sums)
     except (TypeError, ValueError) as error:
         raise ParameterError(f"the facts of cube {header.id} are no JSON: {error}") from error
-    _place(path, [head, *(data for _, _, data in parts.values())])
+    _place(path, chain([head], (_bytes_of(value) for _, _, value in parts.values())))
 
 
 def rewrite(path: Path, header: CubeHeader) -> None:
@@ -133,11 +134,14 @@ def read_header(path: Path) -> CubeHeader:
     return read_head(path).header
 
 
-def read(path: Path, *, fingerprint: str | None = None) -> tuple[CubeHeader, Payload]:
+def read(
+    path: Path, *, fingerprint: str | None = None, mapped: bool = False
+) -> tuple[CubeHeader, Payload]:
     """Return a cube, every byte of it compared with its checksum.
 
     Args:
         fingerprint: of the model it is wanted for; None takes it for what it is.
+        mapped: tensors are views of the mapped file, for reading; they need no memory of their own.
 
     Raises:
         FormatError: if a byte is missing or altered; the message says what and where.
@@ -156,9 +160,16 @@ def read(path: Path, *, fingerprint: str | None = None) -> tuple[CubeHeader, Pay
         sums = json.loads(meta["checksums"])
         tensors: dict[str, Tensor] = {}
         texts: dict[str, str] = {}
+        # Private and writable, because torch warns about read-only memory; nobody writes.
+        pages = (
+            memoryview(mmap.mmap(file.fileno(), 0, flags=_FLAGS, prot=_PROT)) if mapped else None
+        )
         for name, entry in table.items():
             first, last = entry["data_offsets"]
-            raw = _data(file, start + first, last - first, name, path)
+            if pages is not None:
+                raw = pages[start + first : start + last]
+            else:
+                raw = memoryview(_data(file, start + first, last - first, name, path))
             if _sum(raw) != sums[name]:
                 kind = "text" if name.startswith(TEXT) else "tensor"
                 _damaged(path, f"the {kind} {name!r}, bytes {start + first} to {start + last}")
@@ -259,31 +270,34 @@ def _header(meta: Mapping[str, str], path: Path) -> CubeHeader:
 # -- data ---------------------------------------------------------------------------------------
 
 
-def _parts(payload: Payload) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
-    """Return {name: (dtype, shape, bytes)}, the widest numbers first, so that each is aligned."""
+def _parts(payload: Payload) -> dict[str, tuple[str, tuple[int, ...], Tensor | bytes]]:
+    """Return {name: (dtype, shape, what)}, the widest numbers first, so that each is aligned."""
     names = {dtype: name for name, (dtype, _) in _DTYPES.items()}
-    parts: dict[str, tuple[str, tuple[int, ...], memoryview]] = {}
+    parts: dict[str, tuple[str, tuple[int, ...], Tensor | bytes]] = {}
     for name, tensor in payload.tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in names or not name or name.startswith((TEXT, "__")):
             raise ParameterError(
                 "a cube cannot hold this tensor", value=(name, dtype), allowed=", ".join(names)
             )
-        parts[name] = (names[dtype], tuple(tensor.shape), _bytes_of(tensor))
+        parts[name] = (names[dtype], tuple(tensor.shape), tensor)
     for name, text in payload.texts.items():
         raw = text.encode()
-        parts[f"{TEXT}{name}"] = ("U8", (len(raw),), memoryview(raw))
+        parts[f"{TEXT}{name}"] = ("U8", (len(raw),), raw)
     return dict(sorted(parts.items(), key=lambda part: (-_DTYPES[part[1][0]][1], part[0])))
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(value: Tensor | bytes) -> memoryview:
+    """Return the bytes of a part; a tensor is copied here at most, one at a time."""
+    if isinstance(value, bytes):
+        return memoryview(value)
     import torch
 
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = value.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def _tensor(entry: Mapping[str, Any], raw: bytearray) -> Tensor:
+def _tensor(entry: Mapping[str, Any], raw: memoryview) -> Tensor:
     import torch
 
     dtype = getattr(torch, _DTYPES[entry["dtype"]][0])
@@ -292,9 +306,9 @@ def _tensor(entry: Mapping[str, Any], raw: bytearray) -> Tensor:
     return torch.frombuffer(raw, dtype=dtype).reshape(entry["shape"])
 
 
-def _text(raw: bytearray, path: Path) -> str:
+def _text(raw: memoryview, path: Path) -> str:
     try:
-        return raw.decode()
+        return bytes(raw).decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} holds a text that is not UTF-8: {error}") from None
 
@@ -310,7 +324,7 @@ def _data(file: Any, at: int, nbytes: int, name: str, path: Path) -> bytearray:
     return raw
 
 
-def _place(path: Path, pieces: list[Any], *, rest: int | None = None, start: int = 0) -> None:
+def _place(path: Path, pieces: Iterable[Any], *, rest: int | None = None, start: int = 0) -> None:
     """Write pieces, and the rest of another file from `start` on, and put them into place."""
     fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
     try:

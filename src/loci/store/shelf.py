@@ -1,8 +1,8 @@
 """A folder of MemCubes beside a memory: one file each, earlier versions kept, usage counted.
 
     ada.db.cubes/               mode 0700
-        text-3f9a1c02.cube      the present version of a cube
-        versions/text-3f9a1c02.4.cube    earlier ones, bit for bit
+        cube-3f9a1c02.cube      the present version of a cube
+        versions/cube-3f9a1c02.4.cube    earlier ones, bit for bit
         usage.json              how often each was read; goes into the file when it is rewritten
 
 Every write is a new file put into place, so a process that is killed leaves the old cube or the
@@ -33,11 +33,6 @@ from loci.store.scan import count
 
 SUFFIX = ".cube"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_SHORT = {
-    MemoryKind.PLAINTEXT: "text",
-    MemoryKind.ACTIVATION: "kv",
-    MemoryKind.PARAMETRIC: "adapter",
-}
 _PIECE = 2**20
 
 
@@ -50,8 +45,12 @@ class Recorder(Protocol):
 
 
 def new_id(kind: MemoryKind) -> str:
-    """Return an id that nothing has yet, such as "kv-3f9a1c02"."""
-    return f"{_SHORT[kind]}-{secrets.token_hex(4)}"
+    """Return an id that nothing has yet, such as "cube-3f9a1c02".
+
+    Text keeps its id when it becomes keys and values, and when it goes back.
+    """
+    name = "adapter" if kind is MemoryKind.PARAMETRIC else "cube"
+    return f"{name}-{secrets.token_hex(4)}"
 
 
 class Shelf:
@@ -142,8 +141,11 @@ class Shelf:
 
     # -- changing -----------------------------------------------------------------------------
 
-    def put(self, header: CubeHeader, payload: Payload) -> CubeHeader:
+    def put(self, header: CubeHeader, payload: Payload, *, keep: bool = True) -> CubeHeader:
         """Keep a cube, or a new version of one; return its header as it is kept.
+
+        Args:
+            keep: the version that was there stays as an earlier one; else it is overwritten.
 
         Raises:
             PolicyError: if the cube that is there is frozen.
@@ -151,12 +153,19 @@ class Shelf:
         """
         with self._changing():
             path = self._path(header.id)
+            old: BinaryIO | None = None
             if path.is_file():
                 before = cube_file.read_header(path)
                 before.check_unfrozen()
                 header = replace(header, version=max(header.version, before.version + 1))
-                self._keep(path, before.version)
-            cube_file.write(path, header, payload)
+                if keep:
+                    self._keep(path, before.version)
+                else:
+                    old = open(path, "r+b")  # noqa: SIM115
+            with old or contextlib.nullcontext():
+                cube_file.write(path, header, payload)
+                if old is not None and not os.fstat(old.fileno()).st_nlink:
+                    _overwrite(old)  # unless a process that was killed had kept it already
         self._record("cube.put", header, bytes=payload.nbytes)
         return header
 
@@ -299,7 +308,9 @@ class Shelf:
 
     def _path(self, id: str) -> Path:
         if not isinstance(id, str) or not _NAME.fullmatch(id):
-            raise ParameterError("this is no id of a cube", value=id, allowed="such as kv-3f9a1c02")
+            raise ParameterError(
+                "this is no id of a cube", value=id, allowed="such as cube-3f9a1c02"
+            )
         return self.folder / f"{id}{SUFFIX}"
 
     def _paths(self) -> list[Path]:

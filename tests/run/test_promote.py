@@ -1,0 +1,290 @@
+"""Text becomes keys and values and goes back; a session that has them says the very same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from loci.core.cube import Caller, MemoryKind, Policy, State, expiry
+from loci.errors import (
+    BudgetError,
+    FingerprintError,
+    FormatError,
+    MethodError,
+    NotFoundError,
+    ParameterError,
+    PolicyError,
+)
+from loci.models.tokenizer import Apart
+from loci.plan import plan as make_plan
+from loci.plan.solve import Plan
+from loci.run import cubes, engine, promote
+from loci.run.memory import Memory
+from loci.store import cube_file
+from loci.store.shelf import Shelf
+from loci.testing.models import tiny_pack
+
+SIZES = {"layers": 3, "hidden": 64, "ffn": 96, "heads": 4, "kv_heads": 2, "head_dim": 16}
+TEXT = "Ada lives in Graz. She grows tomatoes, and is allergic to nuts.\nHer cat is called Miro."
+QUESTION = "Where does Ada live?"
+ADA = Caller(user="ada")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("models")
+    tiny_pack(home / "small", **SIZES).close()
+    tiny_pack(home / "other", seed=1, **SIZES).close()
+    return home
+
+
+@cache
+def plan_of(folder: Path, model: str = "small", **asked: object) -> Plan:
+    asked = {"dram": "16MiB", "context": 512, "new_tokens": 8, "kv": ""} | asked
+    return make_plan(model, folder=folder, cache=folder / ".cache", **asked)  # type: ignore[arg-type]
+
+
+def opened(
+    folder: Path,
+    shelf: Shelf | Memory | None = None,
+    cubes: Sequence[str | Path] = (),
+    user: str | None = "ada",
+    **asked: object,
+) -> engine.Session:
+    plan = plan_of(folder, **asked)
+    if isinstance(shelf, Shelf):
+        cubes = [shelf.path(cube) if isinstance(cube, str) else cube for cube in cubes]
+    memory = shelf if isinstance(shelf, Memory) else None
+    return engine.open(plan, memory=memory, cubes=cubes, user=user, folder=folder)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "cubes")
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Memory]:
+    with Memory(tmp_path / "ada.db") as opened:
+        opened.add("I live in Graz. I am allergic to nuts.", user="ada")
+        opened.add("My cat is called Miro.", user="ada")
+        opened.add("I like tea.", user="bob")
+        yield opened
+
+
+def promoted(folder: Path, shelf: Shelf, text: str = TEXT, **asked: object) -> str:
+    header = promote.from_text(shelf, text, policy=Policy(owner="ada"))
+    with opened(folder, **asked) as session:
+        promote.promote(session, shelf, header.id, caller=ADA)
+    return header.id
+
+
+def test_a_session_with_keys_says_what_one_that_reads_says(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    promote.from_text(shelf, TEXT)
+    with opened(folder, shelf, [id]) as session:
+        quick = "".join(session.generate(QUESTION))
+        reused, asked = session.stats.reused_tokens, session.stats.prompt_tokens
+        logits = session._prefill(session._ids_of(QUESTION, False)).clone()
+    promote.demote(shelf, id, caller=ADA)
+    with opened(folder, shelf, [id]) as session:
+        slow = "".join(session.generate(QUESTION))
+        assert session.stats.reused_tokens == 0
+        assert session.stats.prompt_tokens == asked
+        assert torch.allclose(session._prefill(session._ids_of(QUESTION, False)), logits, atol=1e-4)
+    assert quick == slow != ""
+    assert reused > len(TEXT)  # one byte a token, and the head of the template
+    with opened(folder) as session:  # the text is really there
+        assert len(session._ids_of(QUESTION, False)) < asked - len(TEXT)
+
+
+def test_the_keys_in_the_file_are_those_of_the_store(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    payload = shelf.payload(id)
+    ids = payload.tensors["ids"].tolist()
+    with opened(folder) as session:
+        session.read_prefix(ids)
+        for layer in range(SIZES["layers"]):
+            keys, values = cubes.prefixes.exact(session.store, layer)
+            assert torch.equal(payload.tensors[f"keys.{layer}"], keys)
+            assert torch.equal(payload.tensors[f"values.{layer}"], values)
+    header = shelf.header(id)
+    assert (header.kind, header.version) == (MemoryKind.ACTIVATION, 2)
+    assert header.fingerprint == session.plan.spec.fingerprint
+    assert payload.facts["tokens"] == len(ids)
+
+
+def test_every_question_reads_itself_alone(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    with opened(folder, shelf, [id]) as session:
+        prefix = len(session.cubes.ids)
+        for question in (QUESTION, "And her cat?"):
+            "".join(session.generate(question))
+            assert session.stats.reused_tokens >= prefix
+        "".join(session.chat("Who are you?"))
+        "".join(session.chat("Really?"))
+        assert session.stats.reused_tokens > prefix
+        messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+        "".join(session.generate(messages))
+        assert session.stats.reused_tokens >= len(TEXT)
+        with pytest.raises(ParameterError, match="no place for cubes"):
+            next(session.generate("raw", raw=True))
+
+
+def test_further_cubes_are_read_as_text(folder: Path, shelf: Shelf) -> None:
+    first, second = promoted(folder, shelf), promoted(folder, shelf, "Bob likes tea.")
+    with opened(folder, shelf, [first, second]) as session:
+        "".join(session.generate(QUESTION))
+        assert session.stats.reused_tokens > len(TEXT)
+        assert f"{second} is read again as text" in session.report()["notes"][-1]
+        said = session.tokenizer.decode(session._ids_of("Hi", False))
+        assert said.index("Graz") < said.index("Bob likes tea.") < said.index("Hi")
+
+
+def test_a_cube_of_memories_has_them_for_parents(memory: Memory, folder: Path) -> None:
+    header = promote.from_memory(memory, user="ada")
+    facts = [fact for fact in memory.list(user="ada") if fact.id.startswith("i")]
+    turns = {turn for fact in facts for turn in fact.sources}  # type: ignore[union-attr]
+    assert set(header.parents) == {fact.id for fact in facts} | turns
+    assert header.policy.owner == "ada"
+    shelf = memory.shelf
+    assert shelf is not None and shelf.folder.name == "ada.db.cubes"
+    assert set(shelf.payload(header.id).texts) == {fact.id for fact in facts}
+    with opened(folder, memory, [header.id]) as session:
+        said = session.tokenizer.decode(session._ids_of("Hi", False))
+        assert "Graz" in said and "Miro" in said and "tea" not in said
+    assert shelf.header(header.id).usage.reads == 1
+    one = promote.from_memory(memory, items=[facts[0].id])
+    assert list(shelf.payload(one.id).texts) == [facts[0].id]
+
+
+def test_memories_of_several_and_of_nobody_are_refused(memory: Memory) -> None:
+    ids = [memory.list(user=user)[0].id for user in ("ada", "bob")]
+    with pytest.raises(ParameterError, match="several users"):
+        promote.from_memory(memory, items=ids)
+    with pytest.raises(ParameterError, match="nothing to make a cube of"):
+        promote.from_memory(memory, user="eve")
+    with pytest.raises(NotFoundError):
+        promote.from_memory(memory, items=[ids[0]], user="bob")
+    with pytest.raises(ParameterError, match="not of messages"):
+        promote.from_memory(memory, items=["t1"])
+    assert memory.shelf is not None and not memory.shelf.folder.exists()
+
+
+def test_what_does_not_fit_changes_nothing(folder: Path, shelf: Shelf) -> None:
+    id = promote.from_text(shelf, TEXT).id
+    before = shelf.path(id).read_bytes()
+    short = "the plan's context leaves room for"
+    with opened(folder, context=128) as session, pytest.raises(BudgetError, match=short):
+        promote.promote(session, shelf, id, caller=ADA)
+    with opened(folder) as session:
+        with pytest.raises(BudgetError, match=r"the shelf holds .* short"):
+            promote.promote(session, shelf, id, caller=ADA, limit_bytes=2**15)
+        assert shelf.path(id).read_bytes() == before
+        promote.promote(session, shelf, id, caller=ADA, limit_bytes=2**20)
+    with pytest.raises(BudgetError, match=r"holds keys and values of \d+ tokens"):
+        opened(folder, shelf, [id], context=128)
+
+
+def test_keys_of_another_model_run_or_template_are_refused(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    with pytest.raises(FingerprintError, match="made with another fingerprint"):
+        opened(folder, shelf, [id], model="other")
+    with pytest.raises(MethodError, match="this plan's cache is not"):
+        opened(folder, shelf, [id], kv="streaming_llm")
+    header, payload = cube_file.read(shelf.path(id))
+    facts = {**payload.facts, "dtype": "float64"}
+    shelf.put(header, replace(payload, facts=facts))
+    with pytest.raises(FingerprintError, match="made with another dtype"):
+        opened(folder, shelf, [id])
+    ids = {**payload.tensors, "ids": payload.tensors["ids"] + 1}
+    shelf.put(header, replace(payload, tensors=ids))
+    with pytest.raises(FingerprintError, match="another tokenizer or template"):
+        opened(folder, shelf, [id])
+    shelf.put(header, replace(payload, facts={**payload.facts, "prefix_version": 9}))
+    with pytest.raises(FormatError, match="no keys and values of a version"):
+        opened(folder, shelf, [id])
+
+
+def test_damaged_cubes_are_refused(folder: Path, shelf: Shelf, tmp_path: Path) -> None:
+    id = promoted(folder, shelf)
+    copy = tmp_path / "copy.cube"
+    shutil.copy(shelf.path(id), copy)
+    with opened(folder, cubes=[copy]) as session:
+        assert session.cubes.ids
+    data = bytearray(copy.read_bytes())
+    data[-7] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(FormatError, match=r"damaged: the t\w+ '"):
+        opened(folder, cubes=[copy])
+    copy.write_bytes(data[:-100])
+    with pytest.raises(FormatError, match="damaged: its end"):
+        opened(folder, cubes=[copy])
+    with pytest.raises(ParameterError, match="found by its id"):
+        opened(folder, cubes=["cube-00000000"])
+
+
+def test_policies_decide(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    for user in (None, "bob"):
+        with pytest.raises(PolicyError, match="no grant"):
+            opened(folder, shelf, [id], user=user)
+    header = shelf.header(id)
+    shelf.change(replace(header, policy=replace(header.policy, readers=("bob",))))
+    opened(folder, shelf, [id], user="bob").close()
+    with pytest.raises(PolicyError, match="may not be changed"):
+        promote.demote(shelf, id, caller=Caller(user="bob"))
+    shelf.change(replace(header, policy=replace(header.policy, pinned=True)))
+    with pytest.raises(PolicyError, match="pinned"):
+        promote.demote(shelf, id, caller=ADA)
+    over = expiry(shelf.clock.now(), 1e-6)
+    shelf.change(replace(header, policy=replace(header.policy, expires=over)))
+    with pytest.raises(PolicyError, match="expired"):
+        opened(folder, shelf, [id])
+    shelf.change(header.to(State.FROZEN))
+    with opened(folder, shelf, [id]) as session, pytest.raises(PolicyError, match="frozen"):
+        promote.promote(session, shelf, id, caller=ADA)
+
+
+def test_going_back_drops_the_keys_and_keeps_the_text(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    before = shelf.nbytes()
+    header = promote.demote(shelf, id, caller=ADA)
+    payload = shelf.payload(id)
+    assert (header.kind, header.fingerprint) == (MemoryKind.PLAINTEXT, None)
+    assert (payload.texts, payload.tensors, payload.facts) == ({"text": TEXT}, {}, {})
+    assert shelf.nbytes() < before / 4
+    with pytest.raises(ParameterError, match="nothing to go back from"):
+        promote.demote(shelf, id, caller=ADA)
+
+
+def test_bytes_of_the_session_stay_what_was_predicted(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    with opened(folder, shelf, [id]) as session:
+        "".join(session.generate(QUESTION))
+        found = session.report()
+        assert found["bytes"]["measured"]["dram"] <= found["bytes"]["ledger"]["dram"] * 1.03
+        ledger = session.ledger
+    assert ledger.used("dram") == 0
+
+
+def test_a_template_without_a_system_message_has_cubes_before_the_question() -> None:
+    class Refuses:
+        def chat(self, messages: list[dict[str, object]]) -> list[int]:
+            from loci.errors import ModelError
+
+            if messages[0]["role"] == "system":
+                raise ModelError("the template refuses")
+            return []
+
+    found = cubes.told(Refuses(), ["one", "two"], [{"role": "user", "content": "Hi"}])  # type: ignore[arg-type]
+    (message,) = found
+    assert message["role"] == "user"
+    assert isinstance(message["content"], Apart)
+    assert [part[-4:] for part in message["content"].parts] == ["one\n", "two\n", "\nHi"]
