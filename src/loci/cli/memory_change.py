@@ -276,6 +276,13 @@ def _report(erased: Erased) -> None:
         say(f"  {text}")
     for id, sentences in erased.cut.items():
         say(f"  {'cut' if erased.done else 'would cut'} out of {id}: {' '.join(sentences)}")
+    for what, cubes in (
+        ("cubes that go with it", erased.cubes),
+        ("adapters emptied for good", erased.retired),
+        ("adapters trained anew without it", erased.retrained),
+    ):
+        if cubes:
+            say(f"{what}: {', '.join(cubes)}")
     if erased.done:
         left = sum(erased.found.values())
         say(f"found again in {count_of(len(erased.found), 'file')} of the memory: {times(left)}")

@@ -32,7 +32,7 @@ from loci.errors import (
 )
 from loci.methods import catalogue
 from loci.methods.recall.base import Act, Query, Recall, RecallPorts
-from loci.run import audited, memory_files, shelves
+from loci.run import audited, erase, memory_files, shelves
 from loci.run.embedding import Beside
 from loci.run.preview import Preview, drafted, stored_as
 from loci.store import open_store
@@ -47,6 +47,7 @@ from loci.text.ladder import Ladder, Rung, Step
 
 if TYPE_CHECKING:
     from loci.run.agents import Agent
+    from loci.run.erase import Retrain
     from loci.store.audit import Audit
     from loci.store.shelf import Shelf
     from loci.store.vectors import Floats
@@ -190,6 +191,7 @@ class Memory:
         self._reader: Reader | None = None  # keeps vectors of sentences between questions
         self._embedding = threading.Lock()
         self._beside: Beside | None = None
+        erase.resume(self)
 
     @property
     def shelf(self) -> Shelf | None:
@@ -541,25 +543,37 @@ class Memory:
         user: str | None = None,
         dry_run: bool = False,
         mentions: bool = False,
+        retrain: Retrain | None = None,
     ) -> Erased:
         """Erase an item or a turn, what was derived from it, and the sentences it came from.
+
+        Cubes beside the memory are reached too: text, keys and values go, adapters are emptied.
 
         Args:
             id: or several, of one user.
             mentions: also what only speaks of the same; the report names it otherwise.
+            retrain: makes an adapter anew without what is gone; see `loci.run.erase`.
 
         Returns:
             What went (or would go, with `dry_run`), how often its bytes were still found in the
             files of the store, and what erasing cannot reach.
+
+        Raises:
+            PolicyError: if a frozen cube was made of it; nothing is erased then.
         """
         ids = [id] if isinstance(id, str) else _ids(id)
         scopes = {self._scope_of(one, user) for one in ids}
         if len(scopes) != 1:
             raise ParameterError("these are of several users", value=ids, allowed="ids of one user")
-        erased = self.store.forget(
-            scopes.pop(), ids, self.clock.now(), dry_run=dry_run, mentions=mentions
+        scope = scopes.pop()
+
+        def rows(dry: bool) -> Erased:
+            return self.store.forget(scope, ids, self.clock.now(), dry_run=dry, mentions=mentions)
+
+        with_cubes = erase.forget(
+            self, scope, rows, dry_run=dry_run, mentions=mentions, retrain=retrain
         )
-        return audited.forgotten(self.audit, ids, erased)
+        return audited.forgotten(self._told_audit(), ids, with_cubes)
 
     def forget_all(
         self,
@@ -568,13 +582,28 @@ class Memory:
         agent: str | None = None,
         session: str | None = None,
         dry_run: bool = False,
+        retrain: Retrain | None = None,
     ) -> Erased:
-        """Erase all that is remembered of a user, or was told to one agent or in one session."""
+        """Erase all that is remembered of a user, or was told to one agent or in one session.
+
+        Of a whole user, all cubes go as well; see `forget`.
+        """
         scope = self._scope(user, agent, session)
         if self.store.owner(scope) is None:
             raise StoreError("nothing is remembered of this user", value=user)
-        erased = self.store.forget_all(scope, self.clock.now(), dry_run=dry_run)
-        return audited.forgotten(self.audit, [audited.subject(user)], erased)
+
+        def rows(dry: bool) -> Erased:
+            return self.store.forget_all(scope, self.clock.now(), dry_run=dry)
+
+        with_cubes = erase.forget(
+            self,
+            scope,
+            rows,
+            dry_run=dry_run,
+            retrain=retrain,
+            everything=agent is None and session is None,
+        )
+        return audited.forgotten(self._told_audit(), [audited.subject(user)], with_cubes)
 
     def export(self, path: str | Path, *, user: str | None = None) -> int:
         """Write one user's memory as JSON lines, mode 0600; returns the number of records."""
@@ -709,6 +738,10 @@ class Memory:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _told_audit(self) -> Audit | None:
+        """Return the audit, also one that a cube has begun meanwhile."""
+        return self.audit or audited.beside(self._url, clock=self.clock)
 
     def _store(self, scope: Scope, made: Sequence[Any], infer: bool | None) -> AddResult:
         draws = self.extract if infer is None else infer

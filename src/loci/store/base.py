@@ -44,6 +44,8 @@ class Erased:
         beside: the same for files that lie beside those of the store and are named like them.
         elsewhere: erased texts that other users' memories hold too, which stay there.
         too_short: erased texts of so few bytes that finding them would prove nothing.
+        cubes, retired, retrained: ids of cubes made of what is gone: taken away, emptied for good
+            (adapters), or trained anew without it.
         out_of_reach: what may still have a copy.
     """
 
@@ -58,6 +60,9 @@ class Erased:
     elsewhere: int = 0
     too_short: tuple[str, ...] = ()
     out_of_reach: tuple[str, ...] = ()
+    cubes: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
+    retrained: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:

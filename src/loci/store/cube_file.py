@@ -157,27 +157,29 @@ def read(
                 allowed=fingerprint,
                 way_out="make it again for this model, from the text it holds",
             )
-        sums = json.loads(meta["checksums"])
         tensors: dict[str, Tensor] = {}
         texts: dict[str, str] = {}
         # Private and writable, because torch warns about read-only memory; nobody writes.
         pages = (
             memoryview(mmap.mmap(file.fileno(), 0, flags=_FLAGS, prot=_PROT)) if mapped else None
         )
-        for name, entry in table.items():
-            first, last = entry["data_offsets"]
-            if pages is not None:
-                raw = pages[start + first : start + last]
-            else:
-                raw = memoryview(_data(file, start + first, last - first, name, path))
-            if _sum(raw) != sums[name]:
-                kind = "text" if name.startswith(TEXT) else "tensor"
-                _damaged(path, f"the {kind} {name!r}, bytes {start + first} to {start + last}")
+        for name, raw in _checked(file, path, meta, table, start, pages):
             if name.startswith(TEXT):
                 texts[name[len(TEXT) :]] = _text(raw, path)
             else:
-                tensors[name] = _tensor(entry, raw)
+                tensors[name] = _tensor(table[name], raw)
     return header, Payload(tensors=tensors, texts=texts, facts=json.loads(meta["facts"]))
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Return the texts of a cube alone, checked; raises as `read` does."""
+    with _opened(path) as file:
+        meta, table, start = _read_head(file, path)
+        some = {name: entry for name, entry in table.items() if name.startswith(TEXT)}
+        return {
+            name[len(TEXT) :]: _text(raw, path)
+            for name, raw in _checked(file, path, meta, some, start, None)
+        }
 
 
 # -- the head -----------------------------------------------------------------------------------
@@ -268,6 +270,28 @@ def _header(meta: Mapping[str, str], path: Path) -> CubeHeader:
 
 
 # -- data ---------------------------------------------------------------------------------------
+
+
+def _checked(
+    file: Any,
+    path: Path,
+    meta: Mapping[str, str],
+    table: Mapping[str, Any],
+    start: int,
+    pages: memoryview | None,
+) -> Iterator[tuple[str, memoryview]]:
+    """Yield the bytes of each tensor and text, compared with its checksum."""
+    sums = json.loads(meta["checksums"])
+    for name, entry in table.items():
+        first, last = (start + place for place in entry["data_offsets"])
+        if pages is not None:
+            raw = pages[first:last]
+        else:
+            raw = memoryview(_data(file, first, last - first, name, path))
+        if _sum(raw) != sums[name]:
+            kind = "text" if name.startswith(TEXT) else "tensor"
+            _damaged(path, f"the {kind} {name!r}, bytes {first} to {last}")
+        yield name, raw
 
 
 def _parts(payload: Payload) -> dict[str, tuple[str, tuple[int, ...], Tensor | bytes]]:

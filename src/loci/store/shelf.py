@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol  # facts of an audit are JSON values
 
 from loci.core.clock import SystemClock
-from loci.core.cube import CubeHeader, MemoryKind, State, Usage, descendants
+from loci.core.cube import ALLOWED, CubeHeader, MemoryKind, State, Usage, descendants
 from loci.core.ports import Clock
 from loci.errors import FormatError, NotFoundError, ParameterError, StorageError
 from loci.store import cube_file
@@ -224,7 +224,8 @@ class Shelf:
             header = cube_file.read_header(path)
             header.check_unfrozen()
             if header.state is not State.RETIRED:
-                header = header.to(State.RETIRED)
+                is_over = State.RETIRED not in ALLOWED[header.state]  # its time had passed already
+                header = header.to(State.ERASED if is_over else State.RETIRED)
             with open(path, "r+b") as old:  # the bytes that lose their name
                 cube_file.write(path, header, Payload(facts={"erased": True}))
                 _overwrite(old)
