@@ -26,6 +26,7 @@ from loci.methods.kv.store_plan import decoded_tokens
 from loci.models.pack import Pack
 from loci.models.tokenizer import Apart, Tokenizer
 from loci.run import artefacts, measure
+from loci.run.adapters import Adapter, Adapters
 from loci.run.cubes import Attached, Form, attach
 from loci.run.grammars import Grammars
 from loci.run.kvstore import KVStore
@@ -75,6 +76,7 @@ def open(
     memory: str | Path | Memory | None = None,
     cubes: Sequence[str | Path] = (),
     user: str | None = None,
+    adapter: Adapter | None = None,
     folder: Path,
     events: Events | None = None,
     progress: Progress | None = None,
@@ -87,6 +89,7 @@ def open(
         cubes: what stands before every question: ids of cubes beside the memory, or their files.
             Keys and values of the first are used as they are; see `loci.run.cubes`.
         user: who asks for the cubes; their policies decide.
+        adapter: stands beside the weights from the start; see `Session.use`.
         folder: where models are kept.
         events: told about reservations, waits and answers.
         progress: called with (what, done, total) while a model is packed or a prompt is read.
@@ -94,7 +97,7 @@ def open(
     Raises:
         BudgetError: if what is really there needs more than the plan's budget.
         FingerprintError: if the model is not the one the plan was made for, or a cube's keys and
-            values are of another.
+            values or the adapter are of another.
         PolicyError: if a cube is not for this user, or no longer for anybody.
     """
     return Session(
@@ -102,6 +105,7 @@ def open(
         memory=memory,
         cubes=cubes,
         user=user,
+        adapter=adapter,
         folder=folder,
         events=events,
         progress=progress,
@@ -118,6 +122,7 @@ class Session:
         memory: str | Path | Memory | None = None,
         cubes: Sequence[str | Path] = (),
         user: str | None = None,
+        adapter: Adapter | None = None,
         folder: Path,
         events: Events | None = None,
         progress: Progress | None = None,
@@ -134,6 +139,9 @@ class Session:
         self._closers: list[Callable[[], None]] = []
         try:
             self._open(plan, folder)
+            if adapter is not None:
+                self.adapters.load(adapter)
+                self.adapters.use(adapter.name)
             self.memory, self._owns_memory = self._open_memory(memory, folder)
             self.cubes = self._attach(cubes, user)
         except BaseException:
@@ -142,6 +150,7 @@ class Session:
         self._history: list[dict[str, Any]] = []
         self._document = ""  # what `read` was given
         self._ids: list[int] = list(self.cubes.ids)  # what the KV store was read from
+        self._reader: str | None = self.adapters.reader  # which adapter read them
         self._said: list[int] = []  # the tokens of the last answer
         self.open_s = time.perf_counter() - began
 
@@ -269,6 +278,18 @@ class Session:
             notes.append(hit.text)
         return notes
 
+    def use(self, adapter: str | None) -> None:
+        """Answer with an adapter of `adapters` from now on, or with None of them.
+
+        What the cache holds was read by another, so the next answer reads the conversation again.
+
+        Raises:
+            NotFoundError: if it was not loaded.
+        """
+        if adapter != self.adapters.active:
+            self.adapters.use(adapter)
+            self._reader = None  # an answer that is on its way goes on with the other
+
     # -- accounts -----------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
@@ -281,6 +302,7 @@ class Session:
             "format": "loci-run",
             "version": 1,
             "model": self.plan.model,
+            "adapter": self.adapters.active,
             "answer": self.answer,
             "bytes": {
                 "predicted": {**self.plan.predicted, "dram": self._predicted_dram()},
@@ -332,7 +354,7 @@ class Session:
         try:
             self.plan = self._sources.resize(budget_bytes, self.plan)
         finally:
-            self.runner.weights = self.weights
+            self.adapters.rebase()
         return self.plan.held("weights")
 
     def measured_bytes(self) -> dict[str, int]:
@@ -346,8 +368,8 @@ class Session:
         return measured
 
     def _predicted_dram(self) -> int:
-        """Return what the plan foresaw, and what came on top when a memory was opened."""
-        return self.plan.predicted["dram"] + self._embedder_bytes
+        """Return what the plan foresaw, and what came on top with a memory and adapters."""
+        return self.plan.predicted["dram"] + self._embedder_bytes + self.adapters.nbytes
 
     def close(self) -> None:
         """Give back every byte; closing twice does nothing."""
@@ -410,6 +432,8 @@ class Session:
             activation_bits=plan.activation_bits,
         )
         self._closers.append(self.runner.release)
+        self.adapters = Adapters(self.runner, lambda: self.weights, spec, self.ledger)
+        self._closers.append(self.adapters.close)
 
     def _reserve(self, owner: str, nbytes: int, kind: str) -> Lease:
         return self.ledger.reserve(owner, "dram", nbytes, kind)
@@ -453,13 +477,12 @@ class Session:
         if self.plan.weights == "stacked" or self.plan.activation_bits != FLOAT_BITS:
             weights = f"{self.plan.stack}:{self.plan.weights_budget_bytes}"
             weights += f":{self.plan.activation_bits}"
-        patch = getattr(self.weights, "patch", None)
         return Form(
             fingerprint=self.pack.spec.fingerprint,
             layout=self.pack.spec.layout_hash(),
             dtype=self.plan.kv_dtype,
             weights=weights,
-            adapter=None if patch is None else patch.fingerprint,
+            adapter=self.adapters.reader or None,
         )
 
     def prefix_room(self) -> int:
@@ -630,10 +653,12 @@ class Session:
     def _reuse(self, ids: list[int]) -> Prefiller:
         """Return a prefiller over the store, cropped to what it shares with `ids`."""
         shared = 0
-        for old, new in zip(self._ids, ids[:-1], strict=False):
+        is_own = self._reader == self.adapters.reader
+        for old, new in zip(self._ids if is_own else (), ids[:-1], strict=False):
             if old != new:
                 break
             shared += 1
+        self._reader = self.adapters.reader
         if shared:
             try:
                 self.store.crop(shared)

@@ -81,6 +81,11 @@ class PatchedWeights:
         """Return {(from tier, to tier): bytes} read so far."""
         return self.source.moved()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the patch as it is laid out."""
+        return self._lease.nbytes
+
     def release(self) -> None:
         """Give the bytes of the patch back; the weights below are their owner's."""
         self._parts.clear()

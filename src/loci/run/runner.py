@@ -61,6 +61,15 @@ class Lot:
     wants_logits: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hand:
+    """Weights, and the kernels that hold them; as long as it lives, so do both."""
+
+    weights: WeightSource
+    decoder: native.Decoder | None
+    is_whole: bool
+
+
 class Runner:
     """Runs tokens through the layers.
 
@@ -131,6 +140,15 @@ class Runner:
         self._weights = weights
         self._decoder = self._open_decoder() if self._fast else None  # the old one holds the blocks
         self.is_whole = self._decoder is not None and self._is_fixed(self._decoder)
+
+    def hand(self) -> Hand:
+        """Return the weights with what the kernels were told of them, to be taken up again."""
+        return Hand(weights=self._weights, decoder=self._decoder, is_whole=self.is_whole)
+
+    def take(self, hand: Hand) -> None:
+        """Go on with weights that this runner had before: pointers change, nothing is laid out."""
+        self._weights, self._decoder = hand.weights, hand.decoder
+        self.is_whole = hand.is_whole
 
     def rest(self) -> None:
         """Let go of the weights; others are set before the next forward."""
