@@ -108,12 +108,14 @@ def open(
 
     Args:
         memory: a memory file, or an open `Memory`; without it nothing is remembered.
-        cubes: what stands before every question: ids of cubes beside the memory, or their files.
+        cubes: what stands before every question: ids of cubes beside the memory (the configured one
+            if none is named), or their files.
         user: who asks for the cubes; their policies decide.
         progress: called with (what, done, total) while a model is prepared or a prompt is read.
     """
     from loci.plan.solve import Plan
     from loci.run import engine
+    from loci.run.shelves import beside
 
     if not isinstance(plan, Plan):
         raise ParameterError(
@@ -121,12 +123,14 @@ def open(
             value=plan,
             way_out='loci.open(loci.plan("smollm2", dram="160MiB"))',
         )
+    settings = config.load()
     return engine.open(
         plan,
         memory=memory,
         cubes=cubes,
         user=user,
-        folder=config.load().models_dir,
+        shelf=beside(settings.memory_file) if cubes and memory is None else None,
+        folder=settings.models_dir,
         progress=progress,
     )
 

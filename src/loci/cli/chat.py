@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 import click
 
 from loci import api, config
+from loci.cli.cube import exact_for
 from loci.cli.input import read_text
 from loci.cli.options import (
     budget_options,
+    cube_option,
     make_plan,
     make_sampling,
     memory_options,
@@ -44,6 +46,7 @@ WEIGHTS = "/weights"
 @budget_options
 @sampling_options
 @memory_options
+@cube_option
 @click.option(
     "--read",
     "document",
@@ -57,6 +60,7 @@ def command(
     document: Path | None,
     memory_file: str | None,
     user: str | None,
+    cubes: tuple[str, ...],
     may_use_server: bool,
     **given: Any,
 ) -> None:
@@ -68,17 +72,22 @@ def command(
     text is named, that server answers.
     """
     named = model if model is not None else config.load().model
-    own = "--memory" if memory_file is not None else "--read" if document is not None else None
+    owned = {"--memory": memory_file, "--read": document, "--cube": cubes or None}
+    own = next((name for name, value in owned.items() if value is not None), None)
     client = client_of(named, given, may_use=may_use_server, own=own)
     if client is not None:
         _through(client, max_tokens, plain_sampling(given))
         return
     text = None if document is None else read_text(document)
+    exact_for(cubes, memory_file, given)
     plan = make_plan(named, max_tokens, given)
     sampling = make_sampling(given)
-    name = whose(user) if memory_file is not None else "local"
+    name = whose(user) if memory_file is not None or cubes else "local"
     told: set[str] = set()  # what holds for every turn is said once
-    with progress() as report, api.open(plan, memory=memory_file, progress=report) as session:
+    with (
+        progress() as report,
+        api.open(plan, memory=memory_file, cubes=cubes, user=name, progress=report) as session,
+    ):
         if text is not None:
             tokens = session.read(text)
             took = format_seconds(session.stats.prefill_s)

@@ -121,6 +121,13 @@ _REMEMBER = (
     click.option("--memory", "memory_file", help="Remember in this file, and recall from it."),
     click.option("--user", help="Whose memory; else the login name."),
 )
+cube_option = click.option(
+    "--cube",
+    "cubes",
+    multiple=True,
+    metavar="ID|FILE",
+    help="Begin with this cube; repeatable. Ids are of the memory, else of the configured one.",
+)
 
 
 def budget_options(function: Command) -> Command:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 import click
 
 from loci import api
+from loci.cli.cube import exact_for
 from loci.cli.input import piped, read_text
 from loci.cli.options import (
     budget_options,
+    cube_option,
     make_plan,
     make_sampling,
     memory_options,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @budget_options
 @sampling_options
 @memory_options
+@cube_option
 @server_option
 @as_json_option
 def command(
@@ -45,6 +48,7 @@ def command(
     max_tokens: int | None,
     memory_file: str | None,
     user: str | None,
+    cubes: tuple[str, ...],
     may_use_server: bool,
     as_json: bool,
     **given: Any,
@@ -56,16 +60,20 @@ def command(
     and no budget and no memory is named, that server answers.
     """
     text = _prompt(prompt, prompt_file)
-    own = None if memory_file is None else "--memory"
+    own = "--memory" if memory_file is not None else "--cube" if cubes else None
     client = client_of(model, given, may_use=may_use_server, own=own)
     if client is not None:
         _through(client, text, max_tokens, given, as_json)
         return
+    exact_for(cubes, memory_file, given)
     plan = make_plan(model, max_tokens, given)
     sampling = make_sampling(given)
-    name = whose(user) if memory_file is not None else None
-    with progress() as report, api.open(plan, memory=memory_file, progress=report) as session:
-        if name is not None:
+    name = whose(user) if memory_file is not None or cubes else None
+    with (
+        progress() as report,
+        api.open(plan, memory=memory_file, cubes=cubes, user=name, progress=report) as session,
+    ):
+        if memory_file is not None and name is not None:
             pieces = session.chat(text, user=name, max_tokens=max_tokens, sampling=sampling)
         else:
             pieces = session.generate(text, max_tokens=max_tokens, sampling=sampling)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from loci.models.grammar import Guide
     from loci.plan.solve import Plan
     from loci.run.memory import Memory
+    from loci.store.shelf import Shelf
 
 Progress = Callable[[str, int, int], None]
 NOTES_SHARE = 4  # recalled notes take at most a quarter of the context
@@ -76,6 +77,7 @@ def open(
     memory: str | Path | Memory | None = None,
     cubes: Sequence[str | Path] = (),
     user: str | None = None,
+    shelf: Shelf | None = None,
     adapter: Adapter | None = None,
     folder: Path,
     events: Events | None = None,
@@ -89,6 +91,7 @@ def open(
         cubes: what stands before every question: ids of cubes beside the memory, or their files.
             Keys and values of the first are used as they are; see `loci.run.cubes`.
         user: who asks for the cubes; their policies decide.
+        shelf: where their ids are looked up without a memory.
         adapter: stands beside the weights from the start; see `Session.use`.
         folder: where models are kept.
         events: told about reservations, waits and answers.
@@ -105,6 +108,7 @@ def open(
         memory=memory,
         cubes=cubes,
         user=user,
+        shelf=shelf,
         adapter=adapter,
         folder=folder,
         events=events,
@@ -122,6 +126,7 @@ class Session:
         memory: str | Path | Memory | None = None,
         cubes: Sequence[str | Path] = (),
         user: str | None = None,
+        shelf: Shelf | None = None,
         adapter: Adapter | None = None,
         folder: Path,
         events: Events | None = None,
@@ -143,7 +148,7 @@ class Session:
                 self.adapters.load(adapter)
                 self.adapters.use(adapter.name)
             self.memory, self._owns_memory = self._open_memory(memory, folder)
-            self.cubes = self._attach(cubes, user)
+            self.cubes = self._attach(cubes, user, shelf)
         except BaseException:
             self.close()
             raise
@@ -495,14 +500,16 @@ class Session:
         self._prefill(list(ids))
         return self.stats.prefill_s
 
-    def _attach(self, cubes: Sequence[str | Path], user: str | None) -> Attached:
+    def _attach(
+        self, cubes: Sequence[str | Path], user: str | None, shelf: Shelf | None
+    ) -> Attached:
         if not cubes:
             return Attached()
         memory = self.memory
         tenant = Caller().tenant if memory is None else memory.tenant
         found = attach(
             cubes,
-            None if memory is None else memory.shelf,
+            shelf if memory is None else memory.shelf,
             caller=Caller(tenant=tenant, user=user),
             clock=None if memory is None else memory.clock,
         )
