@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY) pull
 	$(BIN)/loci demo
 
+# One process a processor, each with one thread: tiny models lose more to threads than they gain.
 test: $(READY) pull
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 test-fast: $(READY)
 	$(BIN)/pytest -m "not slow and not model and not gpu"

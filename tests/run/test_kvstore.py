@@ -31,7 +31,13 @@ from loci.methods.kv.chain import Chain, check_chain
 from loci.methods.kv.kvzip import KVzip
 from loci.methods.kv.random import Random
 from loci.methods.kv.snapkv import SnapKV
-from loci.methods.kv.store_plan import BLOCK_TOKENS, budget_for, decoded_tokens, predict_store
+from loci.methods.kv.store_plan import (
+    BLOCK_TOKENS,
+    budget_for,
+    decoded_tokens,
+    predict_store,
+    slots_for,
+)
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.attend import attend, attend_reference
 from loci.nn.kv import KVBlock, Seen
@@ -128,6 +134,7 @@ def test_predicted_bytes_are_held_bytes(
     select = check_chain(chain).select
     budget = None
     if select is not None and slots is not None:
+        slots = max(slots, slots_for(min(select.protects(), max_tokens)))
         budget = budget_for(spec, chain, slots, dtype_bytes=size, **arguments)
     predicted = predict_store(spec, chain, dtype_bytes=size, budget_bytes=budget, **arguments)
     ledger = Ledger({"dram": predicted})
@@ -167,7 +174,7 @@ def test_budgets_that_are_too_small_are_refused_with_the_gap() -> None:
     spec = spec_of()
     with pytest.raises(BudgetError, match="short"):
         KVStore(spec, max_tokens=100, budget_bytes=1000)
-    with pytest.raises(BudgetError, match=r"snapkv needs .* for 1 tokens"):
+    with pytest.raises(BudgetError, match=r"snapkv needs .* for 35 tokens"):
         KVStore(spec, (SnapKV(),), max_tokens=100, budget_bytes=1000)
     ledger = Ledger({"dram": 1000})
     with pytest.raises(BudgetError, match="kv needs"):
@@ -268,7 +275,7 @@ def test_one_bad_value_is_refused_by_layer() -> None:
 def test_a_store_that_must_be_shown_something_says_so() -> None:
     text = Text.of(spec_of(), 60)
     with pytest.raises(MethodError, match="shown the queries"):
-        _read_blindly(store_of(KVStore, (SnapKV(),), keep=20), text)
+        _read_blindly(store_of(KVStore, (SnapKV(window=8),), keep=20), text)
     with pytest.raises(MethodError, match="finish_chunk"):
         _read_blindly(store_of(KVStore, (KVzip(),), keep=20), text)
     with pytest.raises(MethodError, match="seeded generator"):

@@ -645,7 +645,7 @@ class Decoder:
             past: one for each row.
             logits: 0 for none, `LAST` or `ALL`.
             out: [B, V] or [B * T, V], contiguous.
-            largest: what a key or value may be where T > 1.
+            largest: what a key or value may be.
 
         Returns:
             `DONE`, `BAD_ID`, or `NOT_FINITE` plus the number of a layer.

@@ -160,7 +160,7 @@ class KVStore:
         Raises:
             ContextError: if the row would be longer than `max_tokens`.
             MethodError: if the store wants hidden states and was given none.
-            ModelError: if a chunk holds a key or value that is not finite.
+            ModelError: if a key or value is not finite.
         """
         tokens = k.shape[2]
         if self.wants_hidden and hidden is None and not self._pool.is_trial:
@@ -170,8 +170,7 @@ class KVStore:
             )
         if layer == 0:
             begin(self._pool, k, positions, self.chunk)
-        if tokens > 1:
-            check_finite(layer, k, v, self.largest)
+        check_finite(layer, k, v, self.largest)
         if self._pending is not None and not self._pool.is_trial:
             self._fold(self._pending, None)
         if self._pool.is_trial:

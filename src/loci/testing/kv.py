@@ -22,7 +22,7 @@ from loci.core.method import Method, Need
 from loci.core.spec import ModelSpec
 from loci.methods.kv.base import EncodeLayers, KVMethod, Select
 from loci.methods.kv.chain import Chain
-from loci.methods.kv.store_plan import budget_for
+from loci.methods.kv.store_plan import budget_for, slots_for
 from loci.nn.attend import attend
 from loci.nn.kv import Seen
 from loci.nn.rope import Rope, rotate, undo
@@ -359,4 +359,5 @@ def span_of(method: Method) -> int:
 
 
 def keep_for(method: Method, tokens: int) -> int | None:
-    return tokens if isinstance(method, Select) else None
+    """Return slots for so many tokens, or for those that always stay; None where none go."""
+    return max(tokens, slots_for(method.protects())) if isinstance(method, Select) else None

@@ -17,13 +17,13 @@ from torch import Generator
 from loci.core.ledger import Ledger
 from loci.core.method import Method, Need, make
 from loci.core.spec import Workload
-from loci.errors import MethodError, ModelError, ParameterError
+from loci.errors import BudgetError, MethodError, ModelError, ParameterError
 from loci.methods.kv.base import Encode, EncodeLayers, Select
 from loci.methods.kv.chain import due_tokens
 from loci.methods.kv.fuse import Fuse
 from loci.methods.kv.read import Read
 from loci.methods.kv.retrieve import Retrieve
-from loci.methods.kv.store_plan import predict_store, store_plan
+from loci.methods.kv.store_plan import predict_store, slots_for, store_plan
 from loci.testing.kv import (
     Text,
     keep_for,
@@ -88,8 +88,8 @@ def check_bytes(make_store: type[KVStore], method: Method) -> None:
     """Raise AssertionError unless predicted bytes are held bytes, always and to the last."""
     spec = spec_of(layers=3, kv_heads=1, heads=3)
     tokens = 70 + span_of(method)
-    for keep in (None, 9, 64):
-        keep = keep if isinstance(method, Select) else None
+    for least in (None, 9, 64):
+        keep = None if least is None else keep_for(method, least)
         ledger = Ledger({"dram": 2**30})
         store = store_of(
             make_store, (method,), keep=keep, max_tokens=tokens, spec=spec, ledger=ledger
@@ -192,14 +192,17 @@ def check_half(make_store: type[KVStore], method: Method) -> None:
 
 
 def check_not_finite(make_store: type[KVStore], method: Method) -> None:
-    """Raise AssertionError unless keys that are not finite are refused."""
-    for bad in (float("nan"), float("inf")):
-        text = Text.of(spec_of(), 16)
-        text.keys_LBKTD[1, 0, 0, 3, 5] = bad
+    """Raise AssertionError unless keys that are not finite are refused, alone and among others."""
+    for bad, place in ((float("nan"), 3), (float("inf"), 3), (float("nan"), 16)):
+        text = Text.of(spec_of(), 17)
+        text.keys_LBKTD[1, 0, 0, place, 5] = bad
+        store = store_of(make_store, (method,), max_tokens=32)
         try:
-            read(store_of(make_store, (method,)), text)
+            read(store, text, stop=16)
+            read(store, text, start=16, stop=17)
         except ModelError as error:
             assert "layer 1 are not finite" in str(error), str(error)
+            assert store.length == (16 if place == 16 else 0), "what was refused was counted"
         else:
             raise AssertionError("keys that are not finite were stored")
 
@@ -218,17 +221,25 @@ def check_room_enough(make_store: type[KVStore], method: Select) -> None:
     text = Text.of(spec_of(), 60)
     exact, _ = read(store_of(make_store, ()), text)
     room = 60 if method.allocates else 100  # where layers differ, only the whole text is enough
-    ours, _ = read(store_of(make_store, (method,), keep=60, max_tokens=room), text)
+    keep = keep_for(method, 60)
+    ours, _ = read(store_of(make_store, (method,), keep=keep, max_tokens=room), text)
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
 
 
 def check_evicts(make_store: type[KVStore], method: Select) -> None:
-    """Raise AssertionError unless small budgets are kept, down to one token."""
-    for keep in (1, 2, 24):
+    """Raise AssertionError unless small budgets are kept, down to what always stays."""
+    least = slots_for(method.protects())
+    try:
+        store_of(make_store, (method,), keep=least - 1)
+    except BudgetError as error:
+        assert f"for {least} tokens" in str(error), str(error)
+    else:
+        raise AssertionError("a budget below what always stays was taken")
+    for keep in (least, least + 1, least + 24):
         store = store_of(make_store, (method,), keep=keep)
-        text = Text.of(spec_of(), 70)
-        read(store, text, stop=60)
-        read(store, text, start=60, chunk=1)
+        text = Text.of(spec_of(), least + 70)
+        read(store, text, stop=least + 60)
+        read(store, text, start=least + 60, chunk=1)
         plan = store_plan(
             store.spec, (method,), max_tokens=200, budget_bytes=store.budget_bytes, chunk=16
         )
@@ -240,7 +251,7 @@ def check_evicts(make_store: type[KVStore], method: Select) -> None:
             assert (places >= 0).any(-1).all(), "a head holds nothing"
             held += int((places >= 0).sum())
         assert held <= plan.slots * store.spec.layers * store.spec.kv_heads
-        assert store.length == 70
+        assert store.length == least + 70
 
 
 def check_codes(make_store: type[KVStore], method: Encode | EncodeLayers) -> None:

@@ -17,7 +17,7 @@ def test_the_first_draw_counts() -> None:
 
 
 def test_a_window_as_large_as_the_store_is_a_sliding_window() -> None:
-    store = store_of(KVStore, (Random(window=200),), keep=8)
+    store = store_of(KVStore, (Random(window=8),), keep=8)
     read(store, Text.of(spec_of(), 40))
     assert kept_positions(store)[0, 0].tolist() == list(range(32, 40))
 

@@ -43,6 +43,10 @@ class PatchedPrompt(Select):
         mark = hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
         return f"{self.about.name}({mark})"
 
+    def protects(self) -> int:
+        """Return the sinks, and the newest token."""
+        return self.sinks + 1
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return the most that a query of the prompt gives to each entry."""
         from loci.nn.attend import attention_mass

@@ -140,6 +140,10 @@ class Select(KVMethod):
         """Return the most tokens the method ever keeps, or None when only the budget decides."""
         return None
 
+    def protects(self) -> int:
+        """Return how many tokens stay whatever their scores: a budget must have room for them."""
+        return 0
+
     def scores_layers(self) -> int:
         """Return how many neighbouring layers go by the scores of the first; all get as much."""
         return 1

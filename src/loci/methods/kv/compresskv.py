@@ -129,6 +129,10 @@ class CompressKV(Select):
             found["heads"] = best_Lh.masked_fill(found["heads"].amax(1, keepdim=True) <= 0, -1)
         return found
 
+    def protects(self) -> int:
+        """Return the window."""
+        return self.window
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return smoothed votes of the chosen heads, alike for all heads; the window stays."""
         from torch.nn.functional import avg_pool1d

@@ -52,6 +52,10 @@ class H2O(Select):
         int, Param(help="last tokens that always stay", unit="tokens", ge=0, source="section 4.2")
     ] = 64
 
+    def protects(self) -> int:
+        """Return the recent tokens."""
+        return self.recent
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return what the queries of this chunk give to each token; the recent are protected."""
         from loci.nn.attend import attention_mass

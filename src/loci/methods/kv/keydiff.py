@@ -49,6 +49,10 @@ class KeyDiff(Select):
         int, Param(help="last tokens that always stay", unit="tokens", ge=0, source="appendix")
     ] = 0
 
+    def protects(self) -> int:
+        """Return the recent tokens."""
+        return self.recent
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return minus the cosine to the mean direction of the stored keys; padding counts not."""
         from torch.nn.functional import normalize

@@ -76,6 +76,10 @@ class PrefixKV(Select):
         bool, Param(help="divide by the queries that can see a token, which the paper does not")
     ] = False
 
+    def protects(self) -> int:
+        """Return sinks and recent tokens."""
+        return self.sinks + self.recent
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return what all queries of the chunk give to each token, alike for all heads."""
         assert seen is not None
@@ -148,6 +152,10 @@ class PrefixKVOffline(Select):
     def shared_table(self, spec: ModelSpec) -> Shapes:
         """Return the curves."""
         return {"curves": ((spec.layers, POINTS), "float32")}
+
+    def protects(self) -> int:
+        """Return sinks and recent tokens."""
+        return self.sinks + self.recent
 
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return what all queries of the chunk give to each token, alike for all heads."""

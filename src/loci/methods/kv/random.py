@@ -39,6 +39,10 @@ class Random(Select):
         int, Param(help="last tokens that always stay", unit="tokens", ge=0, source="as SnapKV")
     ] = 32
 
+    def protects(self) -> int:
+        """Return the window."""
+        return self.window
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return one draw per token and head; the last tokens are protected."""
         import torch

@@ -52,6 +52,10 @@ class SnapKV(Select):
         int, Param(help="width of the smoothing", unit="tokens", ge=1, odd=True, source="section 4")
     ] = 5
 
+    def protects(self) -> int:
+        """Return the window."""
+        return self.window
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return smoothed votes; the window itself is protected."""
         from torch.nn.functional import avg_pool1d

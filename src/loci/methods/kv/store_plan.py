@@ -64,6 +64,18 @@ def kept_tokens(slots: int, limit: int | None = None) -> int:
     return keep if limit is None else min(keep, limit)
 
 
+def slots_for(keep: int) -> int:
+    """Return the fewest slots of which an eviction leaves so many tokens, at least one.
+
+    >>> slots_for(0), slots_for(8), slots_for(36)
+    (1, 8, 40)
+    """
+    slots = max(1, keep)
+    while kept_tokens(slots) < keep:
+        slots += 1
+    return slots
+
+
 def fitted(wanted: Sequence[float], total: int, most: int) -> list[int]:
     """Return whole numbers in proportion to `wanted` that add up to `total`.
 
@@ -122,7 +134,8 @@ def store_plan(
         chunk: tokens one step appends at most.
 
     Raises:
-        BudgetError: if not even one token, or without a Select not all of them, fit.
+        BudgetError: if not even the tokens that always stay, one of them at least, or without a
+            Select not all tokens, fit.
     """
     select, encode, retrieve = check_chain(chain)
     for name, value in (("max_tokens", max_tokens), ("batch", batch), ("chunk", chunk)):
@@ -154,8 +167,9 @@ def store_plan(
         fixed = plan(0, 0).nbytes
         each = plan(1, 1).nbytes - fixed
         slots = min(slots, (budget_bytes - fixed) // each)
-        if slots < 1:
-            raise _too_small(chain, fixed + each, budget_bytes, 1)
+        least = slots_for(min(select.protects(), max_tokens))
+        if slots < least:
+            raise _too_small(chain, fixed + least * each, budget_bytes, least)
     return plan(slots, kept_tokens(slots, limit))
 
 

@@ -49,6 +49,10 @@ class StreamingLLM(Select):
         int, Param(help="last tokens that stay", unit="tokens", ge=1, source="section 4.1")
     ] = 1020
 
+    def protects(self) -> int:
+        """Return the sinks, and the newest token."""
+        return self.sinks + 1
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return the position itself, +inf for the sinks."""
         places_BKS = view.positions()

@@ -85,12 +85,21 @@ class WindowKV(Select):
         """Return how many neighbouring layers go by the scores of the first of them."""
         return self.shared_layers
 
+    @property
+    def voters(self) -> int:
+        """The last tokens, which vote and stay."""
+        return SUFFIX[self.strategy] if self.suffix is None else self.suffix
+
+    def protects(self) -> int:
+        """Return the tokens that vote."""
+        return self.voters
+
     def score(self, view: KVView, seen: Seen | None, generator: Generator | None = None) -> Tensor:
         """Return the score of each token's window, alike for all heads; the suffix stays."""
         from loci.nn.attend import head_votes
 
         assert seen is not None and seen.queries is not None
-        suffix = SUFFIX[self.strategy] if self.suffix is None else self.suffix
+        suffix = self.voters
         votes_BHS = head_votes(seen.queries[:, :, -suffix:], view, seen.positions[:, -suffix:])
         places_BS = view.positions()[:, 0]
         is_suffix_BS = places_BS > seen.positions[:, -1:] - suffix

@@ -207,7 +207,7 @@ struct Decoder::Pass {
     }
   }
 
-  // Rotates the key of a row for one head, and keeps it and its value; `largest` 0 checks nothing.
+  // Rotates the key of a row for one head, and keeps it and its value.
   void keep_head(const Layer& layer, int64_t index, int64_t row, int64_t head, void* keys, void* values,
                  bool half, float largest) {
     const float *kb = layer.vector[kKBias], *vb = layer.vector[kVBias];
@@ -216,7 +216,7 @@ struct Decoder::Pass {
     rotate(k_row, 1, kb == nullptr ? nullptr : kb + head * s.size, layer.vector[kKNorm], row, k_row,
            s.size);
     if (vb != nullptr) k.add(v_row, vb + head * s.size, s.size);
-    for (int64_t i = 0; i < s.size && largest > 0; ++i)
+    for (int64_t i = 0; i < s.size; ++i)
       if (!(std::fabs(k_row[i]) <= largest && std::fabs(v_row[i]) <= largest)) {
         note_bad(index);
         break;
@@ -285,13 +285,14 @@ struct Decoder::Pass {
     float* turned = floats(2 * groups * s.size);
     const bool is_newest = chunk + 1 == many;
     if (is_newest && past.spans == nullptr)
-      keep_head(layer, past, index, row, head, past.count, 0);
+      keep_head(layer, past, index, row, head, past.count, step.largest);
     rotate(query(row) + first_head * s.size, groups,
            bias == nullptr ? nullptr : bias + first_head * s.size, layer.vector[kQNorm], row, turned,
            s.size);
     float* part = part_of(row, chunk, first_head);
     if (past.spans != nullptr) {
-      attend_span(layer, index, row, head, past.spans->at(index, head), chunk, is_newest, turned, part);
+      attend_span(layer, index, row, head, past.spans->at(index, head), chunk, is_newest, turned, part,
+                  step.largest);
       return;
     }
     const int64_t from = first_seen(past) + chunk * chunk_tokens;
@@ -301,7 +302,7 @@ struct Decoder::Pass {
 
   void attend_span(const Layer& layer, int64_t index, int64_t row, int64_t head,
                    const std::vector<Span>& spans, int64_t chunk, bool is_newest, float* turned,
-                   float* part) {
+                   float* part, float largest) {
     size_t number = 0;
     for (int64_t many; chunk >= (many = pieces(tokens_of(spans, number), chunk_tokens)); ++number)
       chunk -= many;
@@ -315,7 +316,7 @@ struct Decoder::Pass {
     }
     if (is_newest)
       keep_head(layer, index, row, head, at(span.k, span.count * span.token, span.half),
-                at(span.v, span.count * span.token, span.half), span.half, 0);
+                at(span.v, span.count * span.token, span.half), span.half, largest);
     if (span.order != nullptr) {
       float* ordered = turned + groups * size;
       for (int64_t g = 0; g < groups; ++g)
