@@ -14,11 +14,11 @@ everyone's adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loci.core.cube import CubeHeader, MemoryKind, Provenance
+from loci.core.cube import Action, Caller, CubeHeader, MemoryKind, Provenance, require
 from loci.core.ledger import Ledger
 from loci.core.spec import ModelSpec
 from loci.errors import FingerprintError, FormatError, NotFoundError, ParameterError
@@ -208,7 +208,7 @@ def cube_of(
     *,
     parents: Sequence[str] = (),
     made_by: str = "person",
-    facts: dict[str, object] | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> tuple[CubeHeader, Payload]:
     """Return an adapter as a cube.
 
@@ -228,11 +228,17 @@ def cube_of(
     return header, Payload(tensors=adapter.patch.tensors(), facts={**own, **(facts or {})})
 
 
-def find(name: str | Path, spec: ModelSpec, shelf: Shelf | None = None) -> Adapter:
+def find(
+    name: str | Path, spec: ModelSpec, shelf: Shelf | None = None, *, caller: Caller | None = None
+) -> Adapter:
     """Return an adapter by its name or id on a shelf, or from a file or PEFT folder.
+
+    Args:
+        caller: who wants to use it; the policy of its cube decides.
 
     Raises:
         NotFoundError: if there is none; the names there are stand in the message.
+        PolicyError: if it is not for this caller.
     """
     path = Path(name)
     known: dict[str, str] = {}
@@ -241,6 +247,7 @@ def find(name: str | Path, spec: ModelSpec, shelf: Shelf | None = None) -> Adapt
         known.setdefault(str(shelf.head(header.id).facts.get("name")) if shelf else "", header.id)
     if str(name) in known and shelf is not None:
         id = known[str(name)]
+        require(caller or Caller(), shelf.header(id), Action.READ, shelf.clock.now())
         found = adapter_of(shelf.header(id), shelf.payload(id))
         shelf.used(id)
         return found
