@@ -11,6 +11,7 @@ rules in `permit` are a reconstruction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -54,6 +55,9 @@ class Move(StrEnum):
     RETIRE = "retire"
     ERASE = "erase"
 
+
+HALF_LIFE_S = 86_400.0
+"""After so long a read counts half; a day, so that a week's drift is followed. Our choice."""
 
 _LIVE = (State.GENERATED, State.ACTIVE, State.MERGED, State.ARCHIVED, State.RETIRED)
 
@@ -178,10 +182,29 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How often and how recently a cube was read."""
+    """How often and how recently a cube was read.
+
+    Attributes:
+        heat: reads, of which half are forgotten in `HALF_LIFE_S`.
+    """
 
     reads: int = 0
     last_read: str | None = None
+    heat: float = 0.0
+
+    def again(self, now: datetime) -> Usage:
+        """Return the usage after one more read."""
+        return Usage(reads=self.reads + 1, last_read=now.isoformat(), heat=self._cooled(now) + 1.0)
+
+    def rate(self, now: datetime) -> float:
+        """Return how often it is read, in reads per second."""
+        return self._cooled(now) * math.log(2) / HALF_LIFE_S
+
+    def _cooled(self, now: datetime) -> float:
+        if self.last_read is None:
+            return 0.0
+        age_s = max(0.0, (now - moment(self.last_read)).total_seconds())
+        return float(self.heat * 0.5 ** (age_s / HALF_LIFE_S))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +265,7 @@ class CubeHeader:
 
     def used(self, now: datetime) -> CubeHeader:
         """Return the header after one more read; what is frozen only counts."""
-        usage = Usage(reads=self.usage.reads + 1, last_read=now.isoformat())
-        return replace(self.moved(Move.USE), usage=usage)
+        return replace(self.moved(Move.USE), usage=self.usage.again(now))
 
     def check_unfrozen(self) -> None:
         """Raise PolicyError if nothing about the cube may change."""
