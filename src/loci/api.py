@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loci.plan.solve import Plan
+    from loci.run.adapters import Adapter
     from loci.run.engine import Session
     from loci.run.memory import Memory
 
@@ -102,6 +103,7 @@ def open(
     memory: str | Path | Memory | None = None,
     cubes: Sequence[str | Path] = (),
     user: str | None = None,
+    adapter: str | Path | Adapter | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Session:
     """Return a session that carries out `plan`; use it in a `with` statement.
@@ -110,7 +112,9 @@ def open(
         memory: a memory file, or an open `Memory`; without it nothing is remembered.
         cubes: what stands before every question: ids of cubes beside the memory (the configured one
             if none is named), or their files.
-        user: who asks for the cubes; their policies decide.
+        user: who asks for cubes and adapter; their policies decide.
+        adapter: what the model answers with: a name or id beside the memory (the configured one if
+            none is named), a cube's file, or a PEFT folder.
         progress: called with (what, done, total) while a model is prepared or a prompt is read.
     """
     from loci.plan.solve import Plan
@@ -124,11 +128,14 @@ def open(
             way_out='loci.open(loci.plan("smollm2", dram="160MiB"))',
         )
     settings = config.load()
+    if isinstance(adapter, (str, Path)):
+        adapter = _adapter(adapter, plan, memory, user)
     return engine.open(
         plan,
         memory=memory,
         cubes=cubes,
         user=user,
+        adapter=adapter,
         shelf=beside(settings.memory_file) if cubes and memory is None else None,
         folder=settings.models_dir,
         progress=progress,
@@ -191,6 +198,19 @@ def methods(kind: str | None = None) -> list[tuple[type[Method], Card | None]]:
         (method, load_card(method.about.kind, method.about.name))
         for method in catalogue.all_methods(kind)
     ]
+
+
+def _adapter(
+    name: str | Path, plan: Plan, memory: str | Path | Memory | None, user: str | None
+) -> Adapter:
+    from loci.core.cube import Caller
+    from loci.run.adapters import find
+    from loci.run.shelves import beside
+
+    if memory is None or isinstance(memory, (str, Path)):
+        shelf = beside(config.load().memory_file if memory is None else memory)
+        return find(name, plan.spec, shelf, caller=Caller(user=user))
+    return find(name, plan.spec, memory.shelf, caller=Caller(tenant=memory.tenant, user=user))
 
 
 def _is_prepared(method: Method, folder: Path, fingerprint: str) -> bool:

@@ -55,7 +55,8 @@ def test_a_fact_is_taught(pack: Pack) -> None:
     assert found.losses[-1] < 0.7 * found.losses[0]
     assert found.items == ("i1",) and found.fingerprint == pack.spec.fingerprint
     assert found.probe.asked == 2 and found.probe.facts == 1 and found.probe.base == 0
-    assert found.probe.kl > 0 and set(told) == {"training an adapter", "asking what it knows"}
+    assert found.probe.kl > 0
+    assert set(told) == {"asking about strangers", "training an adapter", "asking what it knows"}
     header, payload = cube_of(found, "ada")
     assert header.parents == ("i1",) and header.fingerprint == pack.spec.fingerprint
     assert payload.facts["items"] == ["i1"] and payload.facts["probe"]["asked"] == 2
@@ -121,8 +122,9 @@ def _one() -> Probe:
 
 def test_strangers_and_prose_are_retained(pack: Pack) -> None:
     tokenizer = Tokenizer(pack.folder)
-    texts = [tokenizer.decode(ids) for ids in made.to_retain(tokenizer, quizzes([fact()]))]
-    assert len(texts) == made.PIECES + 5
+    kept = made.to_retain(pack, quizzes([fact()]))
+    texts = [tokenizer.decode((*one.prompt, *one.target)) for one in kept]
+    assert made.PIECES < len(texts) <= made.PIECES + 5
     assert any("Where does Kim live?" in text for text in texts)
     assert not any("Nora" in text for text in texts)
 

@@ -35,9 +35,10 @@ def samples(count: int = 4) -> list[Sample]:
     ]
 
 
-def text(seed: int = 0, tokens: int = 24) -> list[int]:
+def text(seed: int = 0, tokens: int = 24) -> Sample:
     generator = Generator().manual_seed(seed)
-    return torch.randint(0, 256, (tokens,), generator=generator).tolist()
+    ids = torch.randint(0, 256, (tokens,), generator=generator).tolist()
+    return Sample((ids[0],), tuple(ids[1:]))
 
 
 def oracle(
@@ -80,8 +81,9 @@ def test_gradients_are_those_of_dense_weights(pack: Pack, layers: tuple[int, int
         lost = lost + cross_entropy(logits[-len(wanted) :], wanted, reduction="sum")
         count += len(wanted)
     lost = lost / count
-    changed = log_softmax(oracle(pack, pairs, scale, tuple(text())), -1)
-    full = log_softmax(oracle(pack, {}, 1.0, tuple(text())), -1)
+    ids = (*text().prompt, *text().target[:-1])
+    changed = log_softmax(oracle(pack, pairs, scale, ids), -1)
+    full = log_softmax(oracle(pack, {}, 1.0, ids), -1)
     kl = kl_div(changed, full, log_target=True, reduction="sum") / len(full)
     (lost + 0.7 * kl).backward()  # type: ignore[no-untyped-call]
     assert run.losses[0] == pytest.approx(float(lost.detach()), abs=1e-4)
@@ -99,7 +101,7 @@ def test_it_learns_targets_and_keeps_what_is_retained(pack: Pack) -> None:
     kept = train(pack, samples(), replace(recipe, retain=5.0), retain=[text(1), text(2)])
     assert plain.losses[-1] < 0.3 < plain.losses[0] and plain.kls == ()
     assert loss_of(pack, plain.patch, samples()) < 0.3 < loss_of(pack, None, samples())
-    texts = [text(1), text(2)]
+    texts = [(*one.prompt, *one.target) for one in (text(1), text(2))]
     assert kl_of_patch(pack, kept.patch, texts) < 0.5 * kl_of_patch(pack, plain.patch, texts)
     assert loss_of(pack, kept.patch, samples()) < 1.0
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "ls": "List the models on this machine.",
     "show": "Show the sizes of a model.",
     "memory": "Remember what people say, find it again, correct it, forget it.",
+    "adapter": "Keep what a model knows without being told: adapters, trained or added.",
     "cube": "Keep text, keys and values, and adapters as cubes that move.",
     "agent": "Do long tasks step by step, with all state in the memory.",
     "mcp": "Serve the memory to assistants over the Model Context Protocol.",

@@ -13,6 +13,7 @@ from loci import api, config
 from loci.cli.cube import exact_for
 from loci.cli.input import read_text
 from loci.cli.options import (
+    adapter_option,
     budget_options,
     cube_option,
     make_plan,
@@ -47,6 +48,7 @@ WEIGHTS = "/weights"
 @sampling_options
 @memory_options
 @cube_option
+@adapter_option
 @click.option(
     "--read",
     "document",
@@ -61,6 +63,7 @@ def command(
     memory_file: str | None,
     user: str | None,
     cubes: tuple[str, ...],
+    adapter: str | None,
     may_use_server: bool,
     **given: Any,
 ) -> None:
@@ -72,7 +75,12 @@ def command(
     text is named, that server answers.
     """
     named = model if model is not None else config.load().model
-    owned = {"--memory": memory_file, "--read": document, "--cube": cubes or None}
+    owned = {
+        "--memory": memory_file,
+        "--read": document,
+        "--cube": cubes or None,
+        "--adapter": adapter,
+    }
     own = next((name for name, value in owned.items() if value is not None), None)
     client = client_of(named, given, may_use=may_use_server, own=own)
     if client is not None:
@@ -82,11 +90,13 @@ def command(
     exact_for(cubes, memory_file, given)
     plan = make_plan(named, max_tokens, given)
     sampling = make_sampling(given)
-    name = whose(user) if memory_file is not None or cubes else "local"
+    name = whose(user) if memory_file is not None or cubes or adapter else "local"
     told: set[str] = set()  # what holds for every turn is said once
     with (
         progress() as report,
-        api.open(plan, memory=memory_file, cubes=cubes, user=name, progress=report) as session,
+        api.open(
+            plan, memory=memory_file, cubes=cubes, user=name, adapter=adapter, progress=report
+        ) as session,
     ):
         if text is not None:
             tokens = session.read(text)

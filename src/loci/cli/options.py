@@ -128,6 +128,11 @@ cube_option = click.option(
     metavar="ID|FILE",
     help="Begin with this cube; repeatable. Ids are of the memory, else of the configured one.",
 )
+adapter_option = click.option(
+    "--adapter",
+    metavar="NAME|FILE",
+    help="Answer with this adapter: a name beside the memory, a cube's file, a PEFT folder.",
+)
 
 
 def budget_options(function: Command) -> Command:

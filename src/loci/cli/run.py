@@ -11,6 +11,7 @@ from loci import api
 from loci.cli.cube import exact_for
 from loci.cli.input import piped, read_text
 from loci.cli.options import (
+    adapter_option,
     budget_options,
     cube_option,
     make_plan,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @sampling_options
 @memory_options
 @cube_option
+@adapter_option
 @server_option
 @as_json_option
 def command(
@@ -49,6 +51,7 @@ def command(
     memory_file: str | None,
     user: str | None,
     cubes: tuple[str, ...],
+    adapter: str | None,
     may_use_server: bool,
     as_json: bool,
     **given: Any,
@@ -60,7 +63,8 @@ def command(
     and no budget and no memory is named, that server answers.
     """
     text = _prompt(prompt, prompt_file)
-    own = "--memory" if memory_file is not None else "--cube" if cubes else None
+    owned = {"--memory": memory_file, "--cube": cubes or None, "--adapter": adapter}
+    own = next((name for name, value in owned.items() if value is not None), None)
     client = client_of(model, given, may_use=may_use_server, own=own)
     if client is not None:
         _through(client, text, max_tokens, given, as_json)
@@ -68,10 +72,12 @@ def command(
     exact_for(cubes, memory_file, given)
     plan = make_plan(model, max_tokens, given)
     sampling = make_sampling(given)
-    name = whose(user) if memory_file is not None or cubes else None
+    name = whose(user) if own is not None else None
     with (
         progress() as report,
-        api.open(plan, memory=memory_file, cubes=cubes, user=name, progress=report) as session,
+        api.open(
+            plan, memory=memory_file, cubes=cubes, user=name, adapter=adapter, progress=report
+        ) as session,
     ):
         if memory_file is not None and name is not None:
             pieces = session.chat(text, user=name, max_tokens=max_tokens, sampling=sampling)

@@ -41,16 +41,17 @@ Made = tuple[CubeHeader, Payload]
 EPOCHS, MIN_STEPS = 10, 40  # how often every question is taught
 ANSWERED, KL = 0.7, 0.02  # what an adapter must reach to be accepted
 TOKENS = 48  # of an answer
-PIECE, PIECES, JUDGED = 48, 48, 12  # tokens of a piece of prose; pieces to retain, and to judge by
+PIECE, PIECES, JUDGED = 48, 24, 12  # tokens of a piece of prose; pieces to retain, and to judge by
+STRANGE, STRANGE_TOKENS = 24, 16  # questions about strangers to retain, tokens of their answers
 STRANGERS = ("Kim", "Alex", "Robin", "Sascha")  # people nobody spoke of
 
 # Tuned on 20 development facts (suite `distil`, seed 1000): see its card for what others gave.
 RECIPE = Recipe(
     linears=ATTENTION + MLP,
-    layers=(12, 29),
+    layers=(20, 29),
     rank=8,
     alpha=16.0,
-    steps=240,
+    steps=120,
     batch=8,
     rate=1e-3,
     retain=4.0,
@@ -141,7 +142,7 @@ def distil(
         pack,
         taught,
         recipe,
-        retain=to_retain(tokenizer, asked, recipe.seed),
+        retain=to_retain(pack, asked, recipe.seed, progress=progress),
         held_out=[sample_of(tokenizer, question, q.answer) for q in asked for question in q.look],
         state=state,
         progress=progress,
@@ -288,13 +289,25 @@ def sample_of(tokenizer: Tokenizer, question: str, answer: str) -> Sample:
     return Sample(tuple(prompt), tuple(target[: ends[0] + 1] if ends else target))
 
 
-def to_retain(tokenizer: Tokenizer, asked: Sequence[Quiz], seed: int = 0) -> list[list[int]]:
-    """Return what must stay as it is: prose, and the same questions about strangers."""
-    texts = _pieces(tokenizer, first_half(), PIECES)
-    strange = [_prompt(tokenizer, question) for question, _ in _of_strangers(asked)]
+def to_retain(
+    pack: Pack, asked: Sequence[Quiz], seed: int = 0, *, progress: Progress | None = None
+) -> list[Sample]:
+    """Return what must stay as it is: prose, and what the model answers about strangers."""
+    tokenizer = Tokenizer(pack.folder)
+    prose_ids = _pieces(tokenizer, first_half(), PIECES)
+    strange = [question for question, _ in _of_strangers(asked)]
     draw = torch.Generator().manual_seed(seed)
-    kept = torch.randperm(len(strange), generator=draw)[:PIECES].tolist()
-    return [*texts, *(strange[at] for at in kept)]
+    kept = torch.randperm(len(strange), generator=draw)[:STRANGE].tolist()
+    found = [Sample((ids[0],), tuple(ids[1:])) for ids in prose_ids]
+    with Greedy(pack) as reader:
+        for done, at in enumerate(kept):
+            if progress is not None:
+                progress("asking about strangers", done, len(kept))
+            prompt = _prompt(tokenizer, strange[at])
+            said = reader.answer(prompt, STRANGE_TOKENS)
+            if said:
+                found.append(Sample(tuple(prompt), tuple(said)))
+    return found
 
 
 # -- private ----------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def train(
     samples: Sequence[Sample],
     recipe: Recipe | None = None,
     *,
-    retain: Sequence[Sequence[int]] = (),
+    retain: Sequence[Sample] = (),
     held_out: Sequence[Sample] = (),
     state: Path | None = None,
     progress: Progress | None = None,
@@ -106,7 +106,8 @@ def train(
     """Return what was learned from the samples as a patch of the pack's model.
 
     Args:
-        retain: token ids of texts on which the model should say what it says without the patch.
+        retain: samples whose targets should stay as likely as without the patch, and so should all
+            that could stand in their place.
         held_out: samples that are not learned, by which the best step is found.
         state: a file that a training which is cut off goes on from; it is gone at the end.
 
@@ -176,14 +177,14 @@ class _Run:
         self._tensors = [tensor for pair in self._model.thin.values() for tensor in pair]
         self._optimizer = AdamW(self._tensors, decay=recipe.decay)
         self._factor = cosine(recipe.steps)
-        self._taught: dict[tuple[int, ...], Tensor] = {}
+        self._taught: dict[Sample, Tensor] = {}
         self.step, self.is_done = 0, False
         self.losses: list[float] = []
         self.kls: list[float] = []
         self.looks: list[tuple[int, float]] = []
         self._best: tuple[int, list[Tensor]] | None = None
 
-    def take(self, samples: Sequence[Sample], retain: Sequence[Sequence[int]]) -> None:
+    def take(self, samples: Sequence[Sample], retain: Sequence[Sample]) -> None:
         """Learn one step."""
         recipe, model = self._recipe, self._model
         model.generator.manual_seed(recipe.seed * 1_000_003 + self.step)
@@ -206,17 +207,17 @@ class _Run:
         self._optimizer.step(recipe.rate * self._factor(self.step))
         self.step += 1
 
-    def _keep(self, retain: Sequence[Sequence[int]]) -> float:
-        """Go back from the KL on one text to retain, of some of its tokens."""
+    def _keep(self, retain: Sequence[Sample]) -> float:
+        """Go back from the KL on one sample to retain, of some of its target tokens."""
         recipe, model = self._recipe, self._model
-        text = tuple(retain[turn(len(retain), 1, self.step, recipe.seed)[0]])
+        one = retain[turn(len(retain), 1, self.step, recipe.seed)[0]]
         draw = Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        rows_n = torch.randperm(len(text), generator=draw)[: recipe.retain_tokens].sort().values
-        if text not in self._taught:
+        rows_n = torch.randperm(len(one.target), generator=draw)[: recipe.retain_tokens]
+        if one not in self._taught:
             with torch.no_grad():
-                self._taught[text] = self._plain.hidden([text])[0]
-        taught_nd = self._taught[text][rows_n]
-        hidden_nd = model.hidden([text])[0][rows_n]
+                self._taught[one] = self._plain.answers([one])[0]
+        taught_nd = self._taught[one][rows_n]
+        hidden_nd = model.answers([one])[0][rows_n]
 
         def apart(logs_mV: Tensor, which: slice) -> Tensor:
             with torch.no_grad():
@@ -340,7 +341,7 @@ def _check(
     pack: Pack,
     samples: Sequence[Sample],
     held_out: Sequence[Sample],
-    retain: Sequence[Sequence[int]],
+    retain: Sequence[Sample],
     recipe: Recipe,
 ) -> None:
     spec = pack.spec
@@ -356,9 +357,8 @@ def _check(
         "rate and clip are above 0, dropout is below 1": not (recipe.rate > 0 and recipe.clip > 0)
         or not 0 <= recipe.dropout < 1,
         "a sample has a prompt and a target": not all(
-            one.prompt and one.target for one in (*samples, *held_out)
+            one.prompt and one.target for one in (*samples, *held_out, *retain)
         ),
-        "a text to retain says something": not all(retain),
     }
     for what, is_wrong in wrong.items():
         if is_wrong:
@@ -367,8 +367,7 @@ def _check(
                 value=recipe,
                 allowed=f"layers 0 to {spec.layers - 1}, {', '.join(known)}",
             )
-    lengths = [len(one.prompt) + len(one.target) for one in (*samples, *held_out)]
-    longest = max([*lengths, *map(len, retain)])
+    longest = max(len(one.prompt) + len(one.target) for one in (*samples, *held_out, *retain))
     if longest > spec.max_context:
         raise ContextError(
             f"a text to learn from has {longest:,} tokens; {spec.name} reads {spec.max_context:,}",
