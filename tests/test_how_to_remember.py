@@ -71,15 +71,22 @@ def test_with_the_import_of_another_system(capsys: pytest.CaptureFixture[str]) -
     space["m"].close()
 
 
+def test_with_the_import_of_memos(capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, Any] = {}
+    exec(EXAMPLES[2], space)
+    assert "football" in capsys.readouterr().out
+    space["mos"].close()
+
+
 def test_with_langgraph(capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    exec(EXAMPLES[2], {})
+    exec(EXAMPLES[3], {})
     assert capsys.readouterr().out == '["I\'m allergic to nuts"]\n'
     assert main(["memory", "list", "--file", "graph.db", "--user", "memories.ada"]) == 0
     assert "allergic to nuts" in capsys.readouterr().out
 
 
 def test_every_python_block_is_run_here() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 def test_the_settings_of_an_assistant_are_json_and_name_a_command() -> None:
