@@ -70,14 +70,22 @@ def decode_layer(
     *,
     past: Pair | None = None,
     kept: list[Pair] | None = None,
+    unseen_B: Tensor | None = None,
 ) -> Tensor:
-    """Return the hidden states [B, T, d] after one decoder layer."""
+    """Return the hidden states [B, T, d] after one decoder layer.
+
+    Args:
+        unseen_B: how many tokens at the beginning of each row fill it up and are not seen by its
+            own; positions count from there in effect, as rotations only know distances.
+    """
     rows, tokens, _ = hidden_BTd.shape
     D, H, K = spec.head_dim, spec.heads, spec.kv_heads
     before = 0 if past is None else past[0].shape[2]
     places_1T = torch.arange(before, before + tokens)[None]
     cos_TD, sin_TD = (table[0] for table in Rope(spec).table(places_1T))
-    mask_TS = visible(tokens, spec.window, before)
+    mask = visible(tokens, spec.window, before)
+    if unseen_B is not None:
+        mask = _without(mask, unseen_B, tokens, before)
     hidden = hidden_BTd.reshape(rows * tokens, -1)
     at = f"layer.{index}."
 
@@ -102,8 +110,8 @@ def decode_layer(
         turned(q, cos_TD, sin_TD),
         k,
         v,
-        attn_mask=mask_TS,
-        is_causal=mask_TS is None,
+        attn_mask=mask,
+        is_causal=mask is None,
         scale=D**-0.5,
         enable_gqa=H != K,
     )
@@ -139,3 +147,12 @@ def visible(tokens: int, window: int | None, before: int = 0) -> Tensor | None:
     ahead_TS = torch.arange(total)[None] - torch.arange(before, total)[:, None]
     seen_TS = ahead_TS <= 0
     return seen_TS if window is None else seen_TS & (ahead_TS > -window)
+
+
+def _without(mask_TS: Tensor | None, unseen_B: Tensor, tokens: int, before: int) -> Tensor:
+    """Return a mask [B, 1, T, S + T] by which what fills a row up is seen by itself alone."""
+    places = torch.arange(before + tokens)
+    fills_BS = places[None] < unseen_B[:, None]
+    apart_BTS = fills_BS[:, None, :] & ~fills_BS[:, before:, None]
+    seen_TS = places[None] <= places[before:, None] if mask_TS is None else mask_TS
+    return (seen_TS[None] & ~apart_BTS)[:, None]

@@ -11,10 +11,12 @@ from loci.errors import BudgetError, MethodError, ParameterError
 from loci.methods import catalogue
 from loci.methods.kv.base import KVMethod
 from loci.methods.quant.base import Nested, Quant
+from loci.methods.train.base import Edit
 from loci.models.pack import Pack
 from loci.models.stack import table_of
 from loci.run.artefacts import path_of
 from loci.run.correct import Training
+from loci.run.key_moments import prepare_editor
 from loci.run.lab import Lab
 from loci.run.quantised import pack_model
 from loci.run.stack_build import prepare_stack
@@ -36,6 +38,10 @@ def prepare(
         if weights is not None or train is not None:
             raise ParameterError("a method of the KV cache changes no weights", value=method)
         return _prepare_kv(pack, found, progress)
+    if isinstance(found, Edit):
+        if weights is not None or train is not None:
+            raise ParameterError("an editor packs no weights", value=method)
+        return prepare_editor(pack, found, progress=progress)
     if not isinstance(found, Quant):
         needing = [
             cls.about.name

@@ -1,0 +1,1 @@
+"""Methods that change what a model learned: edits of facts, each reversible by construction."""
