@@ -1,4 +1,4 @@
-"""The roles of recall: revise and find what is known; act, with all state outside the prompt.
+"""The roles of recall: revise and find; act, with all state outside the prompt; govern changes.
 
 A recall method reads the store through a `StoreView` and returns values: edits, or hits. It never
 writes; the store applies all edits of one `revise` in one transaction, in their order. A method can
@@ -30,10 +30,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any, ClassVar, Literal, Protocol  # inputs are JSON values
 
 from loci.core.agent import Job, Outcome, Record
+from loci.core.arrange import Change, Standing
 from loci.core.cost import Cost
+from loci.core.governance import Arm, Policy, Ruling, Sample
 from loci.core.item import Edit, Hit, Item, Link, Turn
 from loci.core.method import Method
 from loci.core.ports import Device, Embedder, Llm, Records, Sandbox
@@ -235,6 +238,63 @@ class Act(Method):
 
     def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
         """Return no cost: an agent's state is text in the store."""
+        return Cost()
+
+
+class Govern(Method):
+    """Decides whether a change to what is remembered may go on; it measures and changes nothing.
+
+    A method that governs is asked twice: before a change is tried on anybody, with outcomes of
+    probes, and again and again while some requests see it, with what became of them.
+    """
+
+    @abstractmethod
+    def admit(self, policy: Policy, samples: Sequence[Sample]) -> Ruling:
+        """Return whether every threshold is met, by outcomes of probes on both versions.
+
+        Too few outcomes are "insufficient", never "pass".
+
+        Raises:
+            ParameterError: if a threshold's metric was not measured.
+        """
+
+    @abstractmethod
+    def watch(self, policy: Policy, new: Sequence[float], old: Sequence[float]) -> Ruling:
+        """Return "fail" where the new version is worse, "pass" when a step has seen enough.
+
+        Asked once after every observation of one metric on the new version, with all of the step;
+        `old` are all so far. "insufficient" means to go on. Chance alone leads to "fail" with at
+        most the policy's alpha over all steps and metrics, however often it is asked.
+        """
+
+    def arm(self, change: str, key: str, share: float) -> Arm:
+        """Return which version a request sees; a larger share only ever adds requests to it."""
+        digest = blake2b(f"{change}\n{key}".encode(), digest_size=8).digest()
+        return "new" if int.from_bytes(digest) < share * 2**64 else "old"
+
+    def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
+        """Return no cost: a policy and some counts hold no bytes of a model's tiers."""
+        return Cost()
+
+
+class Arrange(Method):
+    """Decides which form every cube has and how long it lives; run carries it out."""
+
+    @abstractmethod
+    def tick(
+        self, standings: Sequence[Standing], budget_bytes: int, now: datetime
+    ) -> Sequence[Change]:
+        """Return what should be done now, in order.
+
+        Afterwards what is promoted fits `budget_bytes`, and a second tick at the same time wants
+        nothing more. What is pinned or frozen keeps its form. Nothing is changed here.
+
+        Raises:
+            BudgetError: if what is pinned and frozen does not fit.
+        """
+
+    def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
+        """Return no cost: keys and values are the store's, and loaded into a run's own cache."""
         return Cost()
 
 
