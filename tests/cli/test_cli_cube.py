@@ -107,6 +107,18 @@ def test_goes_back_to_a_version(small: Loci) -> None:
     assert small("cube", "rollback", id, "--to", "9").code == 1
 
 
+def test_forks_and_merges(small: Loci) -> None:
+    id = made(small)
+    fork = small("cube", "fork", id, "branch", "--json").json
+    assert (fork["id"], fork["parents"]) == ("branch", [id])
+    merged = small("cube", "merge", id, "branch", "--base", id, "--json")
+    assert merged.code == 0 and merged.json["id"] == id
+    keys = str(promote(small, "--text", TEXT)["id"])
+    refused = small("cube", "merge", keys, keys, "--base", keys)
+    assert refused.code == 1 and "never merged" in refused.err
+    assert small("cube", "merge", id, "branch", "--base", f"{id}@77").code == 1
+
+
 def test_moves_to_another_memory(small: Loci, home: Path) -> None:
     id = str(promote(small, "--text", TEXT)["id"])
     gift = str(home / "gift.cube")

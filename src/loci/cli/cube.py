@@ -263,6 +263,54 @@ def rollback(id: str, number: int, file: str | None, user: str | None, as_json: 
 
 @command.command()
 @click.argument("id")
+@click.argument("name", required=False)
+@memory_option
+@as_user_option
+@as_json_option
+def fork(id: str, name: str | None, file: str | None, user: str | None, as_json: bool) -> None:
+    """Put a copy beside a cube, under NAME or an id of its own; both go on apart."""
+    shelf = _shelf(file)
+    _may(shelf, id, Action.READ, user)
+    _tell(shelf.fork(id, name), as_json)
+
+
+@command.command()
+@click.argument("id")
+@click.argument("other")
+@click.option("--base", required=True, metavar="ID[@VERSION]", help="What both came from.")
+@click.option("--ours", "stays", flag_value="ours", help="Where both changed, ID stays.")
+@click.option("--theirs", "stays", flag_value="theirs", help="Where both changed, OTHER stays.")
+@memory_option
+@as_user_option
+@as_json_option
+def merge(
+    id: str,
+    other: str,
+    base: str,
+    stays: str | None,
+    file: str | None,
+    user: str | None,
+    as_json: bool,
+) -> None:
+    """Bring what changed in OTHER into ID; both came from --base.
+
+    Notes that both changed are refused and named, unless --ours or --theirs says which stays.
+    """
+    from loci.store.cube_merge import merge as merged
+
+    shelf = _shelf(file)
+    _may(shelf, id, Action.WRITE, user)
+    _may(shelf, other, Action.READ, user)
+    name, _, version = base.partition("@")
+    number = int(version) if version.isdigit() else shelf.header(name).version
+    resolve = None if stays is None else lambda _, mine, yours: mine if stays == "ours" else yours
+    mine, theirs = ((shelf.header(one), shelf.payload(one)) for one in (id, other))
+    made = merged(mine, theirs, shelf.version(name, number), resolve=resolve)
+    _tell(shelf.put(*made), as_json)
+
+
+@command.command()
+@click.argument("id")
 @memory_option
 @as_user_option
 @as_json_option

@@ -16,7 +16,8 @@ class Standing:
         nbytes: bytes of its keys and values, there or to be made.
         read_s: seconds that reading its text takes.
         load_s: seconds that loading its keys and values takes.
-        promote_s: seconds to make and keep them now; little where they were just read.
+        promote_s: seconds to make and keep them now, and to overwrite them in the end; little where
+            they were just read.
     """
 
     header: CubeHeader

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any  # JSON values
 
@@ -253,7 +254,7 @@ class Tokenizer:
         from jinja2 import TemplateError
 
         try:
-            template = _environment().from_string(self.chat_template)
+            template = _compiled(self.chat_template)
             return template.render(
                 messages=messages,
                 add_generation_prompt=add_generation,
@@ -341,6 +342,12 @@ def _guard(value: Any, names: re.Pattern[str] | None, mark: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_guard(inner, names, mark) for inner in value]
     return value
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """Return a chat template ready to run; compiling takes longer than running."""
+    return _environment().from_string(template)
 
 
 def _environment() -> Any:
