@@ -119,7 +119,7 @@ def test_a_harmful_change_is_caught_and_taken_back_bit_for_bit(governor: Governo
     assert slot.patch is not None
     assert all(torch.equal(slot.patch.tensors()[name], bits[name]) for name in bits)
     assert governor.arm("edit-1", "anybody") == "old"
-    assert list(governor.folder.glob("*.point")) == [], "nothing goes back from here"
+    assert list(governor.book.folder.glob("*.point")) == [], "nothing goes back from here"
     with pytest.raises(ParameterError, match="cannot become"):
         governor.canary("edit-1")
 
@@ -157,11 +157,11 @@ def test_thresholds_chosen_after_the_results_are_void(governor: Governor, tmp_pa
     governed = GovernedPatch(Slot(), patch(10.0), probes)
     governor.propose(change(), RULES, governed)
     governor.admit("edit-1")  # refused
-    path = governor.folder / "edit-1.json"
+    path = governor.book.folder / "edit-1.json"
     data = json.loads(path.read_text())
     data["policy"]["thresholds"][1]["margin"] = 1.0
     path.write_text(json.dumps(data))
-    again = Governor(governor.folder, audit=governor.audit)
+    again = Governor(governor.book.folder, audit=governor.audit)
     again.attach("edit-1", governed)
     with pytest.raises(MethodError, match="not the one that was registered"):
         again.admit("edit-1")
@@ -176,16 +176,53 @@ def test_a_killed_process_goes_on_where_it_was(governor: Governor, clock: Manual
     for _ in range(19):
         governor.observe("edit-1", "success", 1.0, "new")
         governor.observe("edit-1", "success", 1.0, "old")
-    again = Governor(governor.folder, audit=governor.audit, clock=clock)
+    again = Governor(governor.book.folder, audit=governor.audit, clock=clock)
     with pytest.raises(MethodError, match="not at hand"):
         again.rollback("edit-1")
     with pytest.raises(MethodError, match="proposed with"):
         again.attach("edit-1", GovernedPatch(slot, patch(0.2), probes))
-    again.attach("edit-1", governed)
+    empty = Slot()  # as it is when a process begins
+    resumed = GovernedPatch(empty, fresh, probes)
+    again.attach("edit-1", resumed)
+    assert empty.patch is fresh and resumed.serving("old") is None
     again.observe("edit-1", "success", 1.0, "new")
     assert again.case("edit-1").step == 1, "the twentieth ends the first step"
     again.rollback("edit-1")
-    assert slot.patch is None
+    assert empty.patch is None
+
+
+def test_a_change_whose_way_back_is_gone_is_out_of_use(governor: Governor) -> None:
+    slot = Slot(patch(0.2))
+    governor.propose(change(), WEAK, GovernedPatch(slot, patch(0.1), probes))
+    governor.admit("edit-1")
+    governor.canary("edit-1")
+    [path] = governor.book.folder.glob("*.point")
+    path.write_bytes(b"something else")
+    with pytest.raises(MethodError, match="altered or is gone"):
+        governor.rollback("edit-1")
+    assert governor.case("edit-1").stage is Stage.REVOKED
+    assert governor.arm("edit-1", "anybody") == "old"
+
+
+def test_two_changes_of_one_thing_are_not_tried_at_once(governor: Governor) -> None:
+    slot = Slot()
+    for id in ("edit-1", "edit-2"):
+        governor.propose(change(id, f"fact-{id}"), WEAK, GovernedPatch(slot, patch(0.1), probes))
+        governor.admit(id)
+    governor.canary("edit-1")
+    with pytest.raises(ParameterError, match="of the same is being tried"):
+        governor.canary("edit-2")
+
+
+def test_what_somebody_else_put_there_is_not_taken_away(governor: Governor) -> None:
+    slot, other = Slot(), patch(0.5)
+    governor.propose(change(), WEAK, GovernedPatch(slot, patch(0.1), probes))
+    governor.admit("edit-1")
+    governor.canary("edit-1")
+    slot.patch = other
+    with pytest.raises(MethodError, match="something else is in effect"):
+        governor.rollback("edit-1")
+    assert slot.patch is other and governor.case("edit-1").stage is Stage.REVOKED
 
 
 def test_a_step_that_takes_too_long_has_failed(governor: Governor, clock: ManualClock) -> None:
@@ -255,9 +292,9 @@ def test_a_certificate_says_it_all_and_verifies(governor: Governor) -> None:
         assert field in made
     governor.verify(made)
     assert governor.certificate("edit-1") == made, "asked twice, it is the same"
-    again = Governor(governor.folder, audit=governor.audit)
+    again = Governor(governor.book.folder, audit=governor.audit)
     again.verify(json.loads(json.dumps(made)))
-    assert stat.S_IMODE((governor.folder / "key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((governor.book.folder / "key").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,10 @@ def test_a_cube_goes_back_to_what_there_was(
     assert governor.admit("move").verdict == "pass" and governed.state() == before
     governor.canary("move")
     assert torch.equal(shelf.payload("kv-1").tensors["keys"], torch.full((2, 3), 2.0))
+    resumed = GovernedCube(shelf, header, payload(2.0), of_tensor)  # as another process has it
+    governor = Governor(governor.book.folder, audit=governor.audit, clock=clock)
+    governor.attach("move", resumed)
+    assert resumed.probe("fresh", "old", 0) == [0.0] * 30
     governor.rollback("move")
     assert governed.state() == before
     if had:

@@ -17,10 +17,8 @@ observes; another one may look.
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any  # JSON values
@@ -28,22 +26,13 @@ from typing import Any  # JSON values
 from loci.core.clock import SystemClock
 from loci.core.governance import Arm, Change, Policy, Ruling, Sample, Stage, moved
 from loci.core.ports import Clock
-from loci.errors import FormatError, LociError, MethodError, NotFoundError, ParameterError
+from loci.errors import FormatError, LociError, MethodError, ParameterError
 from loci.methods.recall.base import Govern
 from loci.methods.recall.dmm_gov import DmmGov
 from loci.run import certificate as certificates
-from loci.run.cases import Case, read_case, written
+from loci.run.cases import Book, Case, Seen
 from loci.run.governed import Governed
-from loci.run.kept import append_line, put_file, shred
 from loci.store.audit import Audit
-
-
-@dataclass
-class _Seen:
-    """Outcomes so far: of the old version all, of the new one those of this step."""
-
-    old: dict[str, list[float]] = field(default_factory=dict)
-    new: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Governor:
@@ -62,13 +51,10 @@ class Governor:
         method: Govern | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.folder, self.audit = Path(folder), audit
+        self.book, self.audit = Book(Path(folder)), audit
         self.method = method if method is not None else DmmGov()
         self.clock = clock or SystemClock()
         self._governed: dict[str, Governed] = {}
-        self._cases: dict[str, Case] = {}
-        self._seen: dict[str, _Seen] = {}
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # -- before it is tried -------------------------------------------------------------------
 
@@ -78,7 +64,7 @@ class Governor:
         Raises:
             ParameterError: if there is a change of this id, or it is of another kind of memory.
         """
-        if self._path(change.id).exists():
+        if self.book.has(change.id):
             raise ParameterError("there is a change of this id", value=change.id)
         if governed.substance != change.substance:
             raise ParameterError(
@@ -87,7 +73,7 @@ class Governor:
                 allowed=governed.substance,
             )
         case = Case(change=change, policy=policy, before=governed.state())
-        case = replace(case, artefact=certificates.sha256(governed.artefact()))
+        case = replace(case, artefact=self._artefact(governed))
         self._governed[change.id] = governed
         self.audit.record(
             "propose",
@@ -101,8 +87,10 @@ class Governor:
     def attach(self, id: str, governed: Governed) -> None:
         """Give a change that was proposed by an earlier process what it changes."""
         case = self.case(id)
-        if certificates.sha256(governed.artefact()) != case.artefact:
+        if self._artefact(governed) != case.artefact:
             raise MethodError(f"this is not what change {id} was proposed with")
+        if id not in self._governed and case.stage in (Stage.CANARY, Stage.RELEASED):
+            governed.resume(self.book.point(case))
         self._governed[id] = governed
 
     def admit(self, id: str, *, seed: int = 0) -> Ruling:
@@ -143,8 +131,7 @@ class Governor:
             self.audit.record("refuse", id, verdict=ruling.verdict)
             self._keep(case, "refuse", ruling.why)
             return ruling
-        digest = certificates.sha256(point)
-        put_file(self.folder / f"{digest}.point", point)
+        digest = self.book.put_point(point)
         self.audit.record("admit", id, point=digest)
         self._keep(
             replace(case, stage=Stage.ADMITTED, point=digest, before=governed.state()),
@@ -163,9 +150,10 @@ class Governor:
             raise ParameterError(
                 f"change {id} is tried already; it goes on by what is observed", value=case.step
             )
+        self._check_alone(case)
         self._of(id).apply()
-        self._seen[id] = _Seen()
-        case = replace(case, stage=stage, step=0, began=self._now())
+        after = self._of(id).state()
+        case = replace(case, stage=stage, step=0, began=self._now(), after=after)
         self.audit.record("canary", id, step=0, share=case.share)
         return self._keep(case, "canary", f"{case.share:.0%} of requests")
 
@@ -189,9 +177,7 @@ class Governor:
                 value=(metric, arm),
                 allowed=", ".join(case.policy.watched) + "; old, new",
             )
-        seen = self._outcomes(case)
-        getattr(seen, arm).setdefault(metric, []).append(float(value))
-        append_line(self._path(id, "seen"), json.dumps([metric, float(value), arm]))
+        seen = self.book.saw(case, metric, float(value), arm)
         late = (self.clock.now() - datetime.fromisoformat(case.began)).total_seconds()
         ruling = Ruling(verdict="insufficient", why="of the old version")
         if arm == "new":
@@ -226,7 +212,7 @@ class Governor:
                 case.change.substance,
             ):
                 self.audit.record("supersede", other.change.id, by=id)
-                self._drop_point(other)
+                self.book.drop_point(other)
                 self._keep(replace(other, stage=Stage.SUPERSEDED), "supersede", f"by {id}")
         self.audit.record("release", id)
         return self._keep(replace(case, stage=stage, step=None), "release", "watched to the end")
@@ -245,14 +231,14 @@ class Governor:
         if case.stage in (Stage.DRAFT, Stage.ADMITTED):
             stage = moved(case.stage, Stage.REVOKED, id)
             self.audit.record("revoke", id)
-            self._drop_point(case)
+            self.book.drop_point(case)
             return self._keep(replace(case, stage=stage), "revoke", why)
         return self._back(case, Stage.REVOKED, "revoke", why)
 
     def certificate(self, id: str) -> dict[str, Any]:
         """Return the signed certificate of a change, made once for each state it is asked in."""
         case = self.case(id)
-        chain = self._certificates()
+        chain = self.book.certificates()
         if chain and chain[-1]["change"] == id and chain[-1]["stage"] == case.stage:
             return chain[-1]
         if not case.samples:
@@ -273,10 +259,10 @@ class Governor:
             point={"before": case.before, "sha256": case.point},
             log=log,
             previous=certificates.digest(chain[-1]) if chain else None,
-            key=self._key(),
+            key=self.book.key(),
         )
         self.audit.record("certify", id, digest=certificates.digest(made))
-        append_line(self._path("certificates", "jsonl"), json.dumps(made), flush=True)
+        self.book.add_certificate(made)
         return made
 
     def verify(self, certificate: Mapping[str, Any], *, probes: bool = True) -> None:
@@ -289,16 +275,16 @@ class Governor:
             FormatError: naming what does not agree.
             StoreError: if the audit does not verify.
         """
-        chain = self._certificates()
+        chain = self.book.certificates()
         digest = certificates.digest(certificate)
         places = {certificates.digest(one): place for place, one in enumerate(chain)}
         before = chain[places[digest] - 1] if places.get(digest, 0) else None
         governed = self._governed.get(str(certificate.get("change"))) if probes else None
         certificates.check(
             certificate,
-            key=self._key(),
+            key=self.book.key(),
             previous=certificates.digest(before) if before is not None else None,
-            artefact=None if governed is None else certificates.sha256(governed.artefact()),
+            artefact=None if governed is None else self._artefact(governed),
             probe=None if governed is None else governed.probe,
         )
         if digest not in places:
@@ -315,20 +301,15 @@ class Governor:
         Raises:
             NotFoundError: if none was proposed under this id.
         """
-        path = self._path(id)
-        if id not in self._cases:
-            if not path.is_file():
-                raise NotFoundError("no change of this id was proposed", value=id)
-            self._cases[id] = read_case(json.loads(path.read_text()))
-        return self._cases[id]
+        return self.book.case(id)
 
     def cases(self) -> list[Case]:
         """Return all changes."""
-        return [self.case(path.stem) for path in sorted(self.folder.glob("*.json"))]
+        return self.book.cases()
 
     # -- private ------------------------------------------------------------------------------
 
-    def _whole_step(self, case: Case, seen: _Seen, ruling: Ruling) -> Ruling:
+    def _whole_step(self, case: Case, seen: Seen, ruling: Ruling) -> Ruling:
         """A step is over when every metric that is watched has seen enough."""
         for metric in case.policy.watched:
             if len(seen.new.get(metric, ())) < case.policy.step_n:
@@ -345,8 +326,7 @@ class Governor:
 
     def _to_step(self, case: Case, step: int, what: str, why: str) -> None:
         case = replace(case, step=step, began=self._now(), ready=False)
-        self._seen[case.change.id].new.clear()
-        append_line(self._path(case.change.id, "seen"), "[]")
+        self.book.next_step(case)
         self.audit.record(what, case.change.id, step=step, share=case.share)
         self._keep(case, what, f"{why}; now {case.share:.0%} of requests")
 
@@ -362,15 +342,13 @@ class Governor:
     def _back(self, case: Case, stage: Stage, what: str, why: str) -> Case:
         id, governed = case.change.id, self._of(case.change.id)
         moved(case.stage, stage, id)
-        path = self.folder / f"{case.point}.point"
-        point = path.read_bytes() if path.is_file() else b""
-        if certificates.sha256(point) != case.point:
-            raise MethodError(f"what restores change {id} was altered or is gone", value=case.point)
-        try:
-            governed.restore(point)
-            now: object = governed.state()
-        except (LociError, OSError) as error:
-            now = error
+        now: object = "something else is in effect by now"
+        if governed.state() == case.after:
+            try:
+                governed.restore(self.book.point(case))
+                now = governed.state()
+            except (LociError, OSError) as error:
+                now = error
         if now != case.before:
             # Nobody may go on seeing it, whatever came of the way back.
             why = f"taken out of use, and not back to what was before: {now}"
@@ -382,8 +360,28 @@ class Governor:
                 way_out="something else changed the same meanwhile; look at its history",
             ) from (now if isinstance(now, Exception) else None)
         self.audit.record(what, id, state=case.before)
-        self._drop_point(case)
+        self.book.drop_point(case)
         return self._keep(replace(case, stage=stage, step=None, ready=False), what, why)
+
+    def _artefact(self, governed: Governed) -> str:
+        """Return the SHA-256 of what is changed; a text's alone would tell whoever guesses it."""
+        key = self.book.key() if governed.substance == "text" else b""
+        return certificates.sha256(key + governed.artefact())
+
+    def _check_alone(self, case: Case) -> None:
+        """Refuse to try two changes of one thing at once: taking one back would take both."""
+        weights = ("edit", "adapter")
+        for other in self.cases():
+            same = other.change.subject == case.change.subject
+            if (
+                other.stage is Stage.CANARY
+                and other.change.substance
+                in (weights if case.change.substance in weights else (case.change.substance,))
+                and (same or case.change.substance in weights)
+            ):
+                raise ParameterError(
+                    f"change {other.change.id} of the same is being tried", value=case.change.id
+                )
 
     def _check_policy(self, case: Case) -> None:
         for entry in self.audit.entries():
@@ -397,19 +395,6 @@ class Governor:
             way_out="thresholds chosen later are void; propose the change anew under another id",
         )
 
-    def _outcomes(self, case: Case) -> _Seen:
-        id = case.change.id
-        if id not in self._seen:
-            seen = self._seen[id] = _Seen()
-            path = self._path(id, "seen")
-            for line in path.read_text().splitlines() if path.is_file() else ():
-                if line == "[]":
-                    seen.new.clear()
-                else:
-                    metric, value, arm = json.loads(line)
-                    getattr(seen, arm).setdefault(metric, []).append(value)
-        return self._seen[id]
-
     def _of(self, id: str) -> Governed:
         if id not in self._governed:
             raise MethodError(
@@ -418,35 +403,8 @@ class Governor:
             )
         return self._governed[id]
 
-    def _certificates(self) -> list[dict[str, Any]]:
-        path = self._path("certificates", "jsonl")
-        return (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        )
-
-    def _key(self) -> bytes:
-        path = self.folder / "key"
-        if not path.is_file():
-            put_file(path, secrets.token_bytes(32))
-        return path.read_bytes()
-
-    def _drop_point(self, case: Case) -> None:
-        """Overwrite what restores a change that nothing goes back from any more."""
-        others = [one for one in self.cases() if one.change.id != case.change.id]
-        live = (Stage.ADMITTED, Stage.CANARY, Stage.RELEASED)
-        if case.point and all(o.point != case.point or o.stage not in live for o in others):
-            shred(self.folder / f"{case.point}.point")
-
     def _keep(self, case: Case, what: str, why: str) -> Case:
-        case = replace(case, told=(*case.told, (self._now(), what, why)))
-        put_file(self._path(case.change.id), json.dumps(written(case)).encode())
-        self._cases[case.change.id] = case
-        return case
-
-    def _path(self, id: str, end: str = "json") -> Path:
-        if not id or not all(letter.isalnum() or letter in "-_." for letter in id) or id[0] == ".":
-            raise ParameterError("this is no id of a change", value=id, allowed="such as edit-7")
-        return self.folder / f"{id}.{end}"
+        return self.book.put(replace(case, told=(*case.told, (self._now(), what, why))))
 
     def _now(self) -> str:
         return self.clock.now().astimezone(UTC).isoformat()

@@ -60,6 +60,10 @@ class Governed(Protocol):
         """Take the new version back, bit for bit."""
         ...
 
+    def resume(self, point: bytes) -> None:
+        """Go on in another process, with the new version in effect and the old one as it was."""
+        ...
+
     def probe(self, metric: str, arm: Arm, seed: int) -> Sequence[float]:
         """Return the outcomes of a metric's probes on a version; the seed draws the probes."""
         ...
@@ -132,6 +136,9 @@ class GovernedTexts:
         """Undo the edits, the last one first."""
         for change in self._standing():
             self.memory.undo(change.id, user=self.user)
+
+    def resume(self, point: bytes) -> None:
+        """Need nothing: the memory's history knows both versions."""
 
     def probe(self, metric: str, arm: Arm, seed: int) -> Sequence[float]:
         """Return outcomes with searches that see the old version, or the new one."""
@@ -249,6 +256,11 @@ class GovernedCube:
         else:
             self.shelf.rollback(self.header.id, number)
 
+    def resume(self, point: bytes) -> None:
+        """Take the version of the point for the old one."""
+        number = json.loads(point)["version"]
+        self._old = None if number is None else self.shelf.version(self.header.id, number)[1]
+
     def probe(self, metric: str, arm: Arm, seed: int) -> Sequence[float]:
         """Return outcomes with the new payload, or with the one that was there before."""
         return self.probes(metric, self.payload if arm == "new" else self._old, seed)
@@ -320,6 +332,11 @@ class GovernedPatch:
     def restore(self, point: bytes) -> None:
         """Plug in the patch of the point, or none."""
         self.slot.patch = _unpacked(point) if point else None
+
+    def resume(self, point: bytes) -> None:
+        """Plug the new patch in; a slot is empty when a process begins."""
+        self._old = _unpacked(point) if point else None
+        self.slot.patch = self.patch
 
     def probe(self, metric: str, arm: Arm, seed: int) -> Sequence[float]:
         """Return outcomes with the new patch, or with what was there before."""
