@@ -136,6 +136,14 @@ def test_facts_become_an_adapter_that_forgetting_empties(
     assert denied.code == 1 and "may not be read" in denied.err
     named = loci("adapter", "train", "again", "--item", item, "--model", "small")
     assert named.code == 0, named.err
+    other = loci("memory", "add", "I speak Finnish.", "--user", "ada", "--json").json
+    assert other
+    both = loci("adapter", "train", "both", "--user", "ada", "--model", "small", "--json").json
+    (spoken,) = set(both["parents"]) - {item}
+    fresh = loci("memory", "forget", spoken, "--retrain", "--yes", "--json").json
+    assert fresh["retrained"] == [both["id"]] and fresh["retired"] == []
+    shown = {one["id"]: one for one in loci("adapter", "list", "--json").json}
+    assert shown[both["id"]]["parents"] == [item]
     report = loci("memory", "forget", item, "--yes", "--json").json
     assert sorted(report["retired"]) == sorted(
         one["id"] for one in loci("adapter", "list", "--json").json

@@ -137,7 +137,8 @@ def train(
         with progress() as report:
             found = distil(pack, facts, state=state, progress=report)
         check(found, name)
-        header, payload = cube_of(found, name)
+        called = model if model is not None else config.load().model
+        header, payload = cube_of(found, name, model=called)
         header = shelf.put(replace(header, policy=Policy(owner=owner)), payload)
     _tell(shelf, header, as_json)
 
@@ -191,7 +192,7 @@ def export(
 
 
 def retrainer(memory: Memory, report: Callable[[str, int, int], None]) -> Retrain:
-    """Return what makes adapters anew without what is forgotten, for the configured model."""
+    """Return what makes adapters anew without what is forgotten."""
     from loci.core.item import Item as Fact
     from loci.run.distil import Made, again
     from loci.store.cube_file import Payload
@@ -204,7 +205,7 @@ def retrainer(memory: Memory, report: Callable[[str, int, int], None]) -> Retrai
         return found if isinstance(found, Fact) and found.is_live else None
 
     def made(header: CubeHeader, payload: Payload, erased: frozenset[str]) -> Made | None:
-        with _pack(None) as pack:
+        with _pack(payload.facts.get("model")) as pack:
             return again(header, payload, erased, read=read, pack=pack, progress=report)
 
     return made

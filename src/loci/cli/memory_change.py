@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loci.cli.adapter import retrainer
 from loci.cli.memory_parts import (
     agent_option,
     backend_option,
@@ -142,6 +143,9 @@ def retire(
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "everything", is_flag=True, help="All of --user, with --session or --agent.")
 @click.option("--mentions", is_flag=True, help="Also what only speaks of the same.")
+@click.option(
+    "--retrain", is_flag=True, help="Make adapters anew without it; else they are emptied."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would go and erase nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @session_option
@@ -153,6 +157,7 @@ def forget(
     ids: tuple[str, ...],
     everything: bool,
     mentions: bool,
+    retrain: bool,
     dry_run: bool,
     yes: bool,
     session: str | None,
@@ -173,10 +178,14 @@ def forget(
         raise click.UsageError("--session and --agent go with --all")
 
     def erase(memory: Memory, *, dry: bool) -> Erased:
-        if everything:
-            assert user is not None
-            return memory.forget_all(user=user, session=session, agent=agent, dry_run=dry)
-        return memory.forget(list(ids), user=user, dry_run=dry, mentions=mentions)
+        with progress() as report:
+            anew = retrainer(memory, report) if retrain and not dry else None
+            if everything:
+                assert user is not None
+                return memory.forget_all(
+                    user=user, session=session, agent=agent, dry_run=dry, retrain=anew
+                )
+            return memory.forget(list(ids), user=user, dry_run=dry, mentions=mentions, retrain=anew)
 
     with opened(file) as memory:
         if not dry_run and not yes and sys.stdin.isatty():

@@ -216,17 +216,18 @@ def check(found: Distilled, name: str) -> None:
         )
 
 
-def cube_of(found: Distilled, name: str, header: CubeHeader | None = None) -> Made:
+def cube_of(
+    found: Distilled, name: str, header: CubeHeader | None = None, *, model: str | None = None
+) -> Made:
     """Return what was distilled as a cube, its probe in the facts; none of its words are there.
 
     Args:
         header: of the cube whose place it takes: id, owner and policy stay.
+        model: what the model is called here, so that it is found when this is made anew.
     """
-    base = found.fingerprint
-    adapter = Adapter(
-        name=name, patch=found.patch, base=base, id="" if header is None else header.id
-    )
-    facts = {"items": list(found.items), "probe": found.probe.to_json()}
+    id = "" if header is None else header.id
+    adapter = Adapter(name=name, patch=found.patch, base=found.fingerprint, id=id)
+    facts = {"items": list(found.items), "probe": found.probe.to_json(), "model": model}
     fresh, payload = adapters.cube_of(adapter, parents=found.items, made_by="distil", facts=facts)
     return (fresh if header is None else replace(fresh, policy=header.policy)), payload
 
@@ -267,7 +268,7 @@ def again(
     name = str(payload.facts.get("name", header.id))
     found = distil(pack, left, progress=progress)
     check(found, name)
-    return cube_of(found, name, header)
+    return cube_of(found, name, header, model=payload.facts.get("model"))
 
 
 def fitted(recipe: Recipe, layers: int) -> Recipe:
