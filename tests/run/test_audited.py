@@ -65,7 +65,7 @@ def test_a_memory_goes_on_with_the_audit_that_was_begun_beside_it(tmp_path: Path
         memory.forget(fact(memory))
     found = beside(path)
     assert found is not None and [entry.what for entry in found.entries()] == ["put", "forget"]
-    assert beside("postgresql://host/db") is None
+    assert beside(f"sqlite:///{path}") is not None and beside("postgresql://host/db") is None
 
 
 def test_a_name_that_is_no_id_is_written_as_one(tmp_path: Path) -> None:

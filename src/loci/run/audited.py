@@ -9,15 +9,16 @@ from urllib.parse import quote
 
 from loci.core.ports import Clock
 from loci.errors import StorageError, StoreError
+from loci.run.shelves import file_of
 from loci.store.audit import Audit
 from loci.store.base import Erased
 
 
 def beside(url: str | Path, *, clock: Clock | None = None) -> Audit | None:
     """Return the audit that was begun beside a memory's file; None if there is none."""
-    if "://" in str(url):
+    file = file_of(url)
+    if file is None:
         return None
-    file = Path(url).expanduser()
     path = file.with_name(f"{file.name}.audit")
     return Audit(path, clock=clock) if path.is_file() else None
 
