@@ -231,3 +231,30 @@ def test_adapters_are_cubes_on_a_shelf(pack: Pack, tmp_path: Path) -> None:
     shelf.retire(header.id)
     with pytest.raises(FormatError, match="holds no adapter"):
         bank.find(header.id, pack.spec, shelf)
+
+
+def test_weights_read_from_disk_take_an_adapter_too(folder: Path, pack: Pack) -> None:
+    adapter = Adapter(name="one", patch=patch_of(pack.spec, size=0.5))
+    with session_of(folder, adapter) as session:
+        expected = said(session)
+    sizes = {"dram": "8MiB", "disk": "8MiB", "weights": 55_000, "context": 128}
+    made = plan("tiny", **sizes, folder=folder, cache=folder / "c")  # type: ignore[arg-type]
+    assert made.weights == "streamed"
+    with open_session(made, folder=folder, adapter=adapter) as session:
+        assert said(session) == expected
+        session.use(None)
+        assert said(session) != expected
+
+
+def test_weights_that_change_their_size_keep_the_adapter(folder: Path, pack: Pack) -> None:
+    adapter = Adapter(name="one", patch=patch_of(pack.spec, size=0.5))
+    with session_of(folder, adapter) as session:
+        expected = said(session)
+        whole = session.plan.held("weights")
+        session.resize(whole * 9 // 10)
+        said(session)
+        assert session.adapters.active == "one" and session.plan.weights == "stacked"
+        assert session.resize(whole) == whole
+        session.use(None)
+        session.use("one")
+        assert said(session) == expected
