@@ -171,6 +171,16 @@ def test_an_unreadable_cube_is_named_and_dropped(small: Loci, home: Path) -> Non
     assert small("cube", "list").err == ""
 
 
+def test_the_schedule_acts_when_it_is_asked(small: Loci) -> None:
+    over = made(small, "--ttl", "0.000001")
+    dry = small("cube", "tick", "--dry-run")
+    assert dry.code == 0 and f"would expire {over}" in dry.out
+    assert small("cube", "tick", "--json").json == [{"do": "expire", "id": over}]
+    assert "nothing is due" in small("cube", "tick").err
+    fit = small("cube", "tick", "--limit", "1MiB", "--model", "small", *BUDGET, "--json")
+    assert fit.code == 0 and fit.json == []
+
+
 @pytest.mark.parametrize(
     "wrong", [(), ("--text", "a", "--item", "i1"), ("cube-1", "--text", "a"), ("cube-00",)]
 )

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 
 import click
 
-from loci import api, config
+from loci.cli import cube_keep
 from loci.cli.app import Group
+from loci.cli.cube_parts import (
+    as_user_option,
+    memory_option,
+    permitted,
+    reading,
+    shelf_of,
+    tell,
+)
 from loci.cli.input import read_text
 from loci.cli.memory_parts import opened
-from loci.cli.options import SIZE, budget_options, make_plan, whose
-from loci.cli.output import as_json_option, emit, note, plain, progress, say, table
+from loci.cli.options import SIZE, budget_options, whose
+from loci.cli.output import as_json_option, emit, note, plain, say, table
 from loci.core.cube import (
     Action,
     Caller,
@@ -26,16 +34,11 @@ from loci.core.cube import (
     expiry,
     require,
 )
-from loci.errors import MethodError
 from loci.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from loci.store.shelf import Shelf
 
-_CONTEXT = 8192  # tokens, where nobody names a context: room for a long text and a question
-
-memory_option = click.option("--memory", "file", help="The memory; else the configured one.")
-as_user_option = click.option("--user", help="Who asks; else the login name.")
 off_option = click.option("--off", is_flag=True, help="Take it back.")
 
 
@@ -57,7 +60,7 @@ def command() -> None:
 @as_json_option
 def list_(kind: str | None, file: str | None, as_json: bool) -> None:
     """Show the cubes beside a memory."""
-    shelf = _shelf(file)
+    shelf = shelf_of(file)
     wanted = None if kind is None else MemoryKind(kind)
     heads = [shelf.head(header.id) for header in shelf.headers(wanted, readable=True)]
     unreadable = shelf.unreadable()
@@ -94,8 +97,8 @@ def show(id: str, file: str | None, user: str | None, as_json: bool) -> None:
     """Show one cube: what it is, where it came from, and what it says."""
     from loci.store.cube_file import read_texts
 
-    shelf = _shelf(file)
-    head = _may(shelf, id, Action.READ, user)
+    shelf = shelf_of(file)
+    head = permitted(shelf, id, Action.READ, user)
     texts = read_texts(shelf.path(id))
     versions = shelf.versions(id)
     if as_json:
@@ -173,7 +176,7 @@ def promote(
         readers=readers,
         purposes=purposes,
         sensitivity=Sensitivity(sensitivity or Sensitivity.NORMAL),
-        expires=None if ttl is None else expiry(_shelf(file).clock.now(), ttl),
+        expires=None if ttl is None else expiry(shelf_of(file).clock.now(), ttl),
     )
     said = read_text(text_file) if text_file is not None else text
     shelf, made, header = _made(file, id, said, items, name, policy)
@@ -207,8 +210,8 @@ def demote(id: str, file: str | None, user: str | None, as_json: bool) -> None:
     """Drop a cube's keys and values; its text stays."""
     from loci.run import promote as conversions
 
-    header = conversions.demote(_shelf(file), id, caller=Caller(user=whose(user)))
-    _tell(header, as_json)
+    header = conversions.demote(shelf_of(file), id, caller=Caller(user=whose(user)))
+    tell(header, as_json)
 
 
 @command.command()
@@ -219,11 +222,11 @@ def demote(id: str, file: str | None, user: str | None, as_json: bool) -> None:
 @as_json_option
 def pin(id: str, off: bool, file: str | None, user: str | None, as_json: bool) -> None:
     """Keep a cube as it is, whatever a schedule would do with it."""
-    shelf = _shelf(file)
-    header = _may(shelf, id, Action.WRITE, user)
+    shelf = shelf_of(file)
+    header = permitted(shelf, id, Action.WRITE, user)
     header = replace(header, policy=replace(header.policy, pinned=not off))
     shelf.change(header)
-    _tell(header, as_json)
+    tell(header, as_json)
 
 
 @command.command()
@@ -248,156 +251,19 @@ def archive(id: str, off: bool, file: str | None, user: str | None, as_json: boo
     _move(id, Move.RESTORE if off else Move.ARCHIVE, file, user, as_json)
 
 
-@command.command()
-@click.argument("id")
-@click.option("--to", "number", type=int, required=True, help="The version to go back to.")
-@memory_option
-@as_user_option
-@as_json_option
-def rollback(id: str, number: int, file: str | None, user: str | None, as_json: bool) -> None:
-    """Make an earlier version the present one; the later ones are kept too."""
-    shelf = _shelf(file)
-    _may(shelf, id, Action.WRITE, user)
-    _tell(shelf.rollback(id, number), as_json)
-
-
-@command.command()
-@click.argument("id")
-@click.argument("name", required=False)
-@memory_option
-@as_user_option
-@as_json_option
-def fork(id: str, name: str | None, file: str | None, user: str | None, as_json: bool) -> None:
-    """Put a copy beside a cube, under NAME or an id of its own; both go on apart."""
-    shelf = _shelf(file)
-    _may(shelf, id, Action.READ, user)
-    _tell(shelf.fork(id, name), as_json)
-
-
-@command.command()
-@click.argument("id")
-@click.argument("other")
-@click.option("--base", required=True, metavar="ID[@VERSION]", help="What both came from.")
-@click.option("--ours", "stays", flag_value="ours", help="Where both changed, ID stays.")
-@click.option("--theirs", "stays", flag_value="theirs", help="Where both changed, OTHER stays.")
-@memory_option
-@as_user_option
-@as_json_option
-def merge(
-    id: str,
-    other: str,
-    base: str,
-    stays: str | None,
-    file: str | None,
-    user: str | None,
-    as_json: bool,
-) -> None:
-    """Bring what changed in OTHER into ID; both came from --base.
-
-    Notes that both changed are refused and named, unless --ours or --theirs says which stays.
-    """
-    from loci.store.cube_merge import merge as merged
-
-    shelf = _shelf(file)
-    _may(shelf, id, Action.WRITE, user)
-    _may(shelf, other, Action.READ, user)
-    name, _, version = base.partition("@")
-    number = int(version) if version.isdigit() else shelf.header(name).version
-    resolve = None if stays is None else lambda _, mine, yours: mine if stays == "ours" else yours
-    mine, theirs = ((shelf.header(one), shelf.payload(one)) for one in (id, other))
-    made = merged(mine, theirs, shelf.version(name, number), resolve=resolve)
-    _tell(shelf.put(*made), as_json)
-
-
-@command.command()
-@click.argument("id")
-@memory_option
-@as_user_option
-@as_json_option
-def drop(id: str, file: str | None, user: str | None, as_json: bool) -> None:
-    """Overwrite a cube with all its versions and take it away."""
-    shelf = _shelf(file)
-    if id not in shelf.unreadable():
-        _may(shelf, id, Action.WRITE, user)
-    shelf.remove(id)
-    if as_json:
-        emit({"removed": id})
-    else:
-        say(f"{id} is gone")
-
-
-@command.command()
-@click.argument("id")
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
-@memory_option
-@as_user_option
-@as_json_option
-def save(id: str, path: Path, file: str | None, user: str | None, as_json: bool) -> None:
-    """Write a cube to a file of its own, to be carried elsewhere."""
-    shelf = _shelf(file)
-    _may(shelf, id, Action.SHARE, user)
-    shelf.save(id, path)
-    if as_json:
-        emit({"id": id, "path": path, "bytes": path.stat().st_size})
-    else:
-        say(f"{id}, {format_bytes(path.stat().st_size)} in {path}")
-
-
-@command.command()
-@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", help="Refuse what was made for another model than this.")
-@memory_option
-@as_json_option
-def load(path: Path, model: str | None, file: str | None, as_json: bool) -> None:
-    """Take a cube from a file, every byte of it checked."""
-    fingerprint = None
-    if model is not None:
-        from loci.models.load import spec_of
-
-        fingerprint = spec_of(model, config.load().models_dir)[0].fingerprint
-    _tell(_shelf(file).load(path, fingerprint=fingerprint), as_json)
-
-
-def exact_for(cubes: Sequence[str], file: str | None, given: dict[str, Any]) -> None:
-    """Ask for an exact cache where a cube brings keys and values and nobody named another."""
-    from loci.store.cube_file import read_header
-
-    for cube in cubes:
-        is_file = "/" in cube or cube.endswith((".cube", ".safetensors"))
-        path = Path(cube) if is_file else _shelf(file).path(cube)
-        if read_header(path).kind is MemoryKind.ACTIVATION and given["kv"] is None:
-            given["kv"] = ""
-
-
-def _shelf(file: str | None) -> Shelf:
-    from loci.run.shelves import beside
-
-    where = file if file is not None else config.load().memory_file
-    found = beside(where)
-    if found is None:
-        raise MethodError(
-            "a memory in a database server has no shelf beside it",
-            value=where,
-            way_out="keep cubes beside a memory in a file",
-        )
-    return found
-
-
-def _may(shelf: Shelf, id: str, action: Action, user: str | None) -> CubeHeader:
-    header = shelf.header(id)
-    require(Caller(user=whose(user)), header, action, shelf.clock.now())
-    return header
+for _command in cube_keep.COMMANDS:
+    command.add_command(_command)
 
 
 def _move(id: str, move: Move, file: str | None, user: str | None, as_json: bool) -> None:
-    shelf = _shelf(file)
+    shelf = shelf_of(file)
     header = shelf.header(id)
     # Who may thaw a frozen cube is who might write to it otherwise.
     as_thawed = header.moved(move) if move is Move.UNFREEZE else header
     require(Caller(user=whose(user)), as_thawed, Action.WRITE, shelf.clock.now())
     header = header.moved(move)
     shelf.change(header)
-    _tell(header, as_json)
+    tell(header, as_json)
 
 
 def _made(
@@ -411,7 +277,7 @@ def _made(
     """Return the shelf, whether a cube was made, and the cube to be promoted."""
     from loci.run import promote as conversions
 
-    shelf = _shelf(file)
+    shelf = shelf_of(file)
     if id is not None:
         return shelf, False, shelf.header(id)
     if text is not None:
@@ -432,18 +298,8 @@ def _promoted(
 ) -> tuple[int, float]:
     from loci.run import promote as conversions
 
-    given["kv"] = "" if given["kv"] is None else given["kv"]
-    given["context"] = given["context"] or _CONTEXT
-    plan = make_plan(model or config.load().model, None, given)
-    with progress() as report, api.open(plan, progress=report) as session:
+    with reading(model, given) as (session, _):
         done = conversions.promote(
             session, shelf, header.id, caller=Caller(user=user), limit_bytes=limit
         )
     return done.tokens, done.read_s
-
-
-def _tell(header: CubeHeader, as_json: bool) -> None:
-    if as_json:
-        emit(header)
-    else:
-        say(f"{header.id}: {header.kind}, {header.state}, version {header.version}")

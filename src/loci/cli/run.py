@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 import click
 
 from loci import api
-from loci.cli.cube import exact_for
+from loci.cli.cube_parts import exact_for
 from loci.cli.input import piped, read_text
 from loci.cli.options import (
     adapter_option,

@@ -178,7 +178,12 @@ def demote(shelf: Shelf, id: str, *, caller: Caller) -> CubeHeader:
         )
     if header.policy.pinned:
         raise PolicyError(f"cube {id} is pinned", way_out=f"loci cube pin {id} --off")
-    before = shelf.payload(id)
+    return to_text(shelf, id)
+
+
+def to_text(shelf: Shelf, id: str) -> CubeHeader:
+    """Drop keys and values, whoever asks; see `demote`."""
+    header, before = shelf.header(id), shelf.payload(id)
     facts = {name: value for name, value in before.facts.items() if name not in _KV_FACTS}
     return shelf.put(
         replace(header, kind=MemoryKind.PLAINTEXT, fingerprint=None),
