@@ -16,15 +16,16 @@ def constrained_tuning(
     layer: int,
     *,
     steps: int = 25,
-    rate: float = 5e-4,
-    box: float = 2e-3,
+    rate: float = 2e-3,
+    box: float = 2e-2,
     enough: float = 0.01,
 ) -> Patch:
     """Return what Adam changes in one down_proj to say a fact, no weight by more than `box`.
 
     The baseline FT+L of arXiv:2202.05262, after C. Zhu et al., "Modifying Memories in Transformer
     Models", 2020, arXiv:2012.00363: the bare prompt alone, an L-infinity constraint kept by
-    clamping after every step.
+    clamping after every step. Rate and box were chosen on facts to develop on, for SmolLM2-135M: a
+    box of 0.002 or less says nothing new there, one of 0.01 nothing in other words.
     """
     target = model.tail(fact.continuation)
     reading = model.read([[*model.row(fact.prompt)[0], *target[:-1]]], layer, [0])

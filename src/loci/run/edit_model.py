@@ -259,7 +259,8 @@ class PackReading:
         place = max(places)
         self._tails = [len(row) - at for row, at in zip(rows, places, strict=True)]
         most = max(self._tails)
-        self._unseen_B = torch.tensor([place - at for at in places])
+        missing = [place - at for at in places]
+        self._unseen_B = torch.tensor(missing) if any(missing) else None
         rows_BT = torch.tensor(
             [
                 [0] * (place - at) + list(row) + [0] * (most - tail)
