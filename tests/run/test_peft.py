@@ -104,6 +104,7 @@ def test_a_named_adapter_and_bfloat16_are_read(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"peft_type": "IA3"}, "another kind"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
     ],
 )
 def test_what_has_no_place_is_refused_by_name(

@@ -78,6 +78,7 @@ def read_folder(folder: Path, spec: ModelSpec | None = None) -> Folder:
     """
     config = _config(folder)
     _refuse_strange(folder, config)
+    _refuse_other_base(folder, config)
     try:
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError:
@@ -203,6 +204,17 @@ def _refuse_strange(folder: Path, config: Mapping[str, Any]) -> None:
                 value=config[name],
                 way_out="train it without, or merge it into the model with PEFT and load that",
             )
+
+
+def _refuse_other_base(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse adapters of a base that PEFT changed when training began."""
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(("pissa", "olora", "corda", "loftq")):
+        raise ModelError(
+            f"{folder} belongs to weights that its training changed first",
+            value=f"init_lora_weights={start}",
+            way_out="save it with path_initial_model_for_weight_conversion, as PEFT describes",
+        )
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
