@@ -142,6 +142,22 @@ def test_moves_to_another_memory(small: Loci, home: Path) -> None:
     assert small("cube", "list", *third, "--json").json["cubes"] == []
 
 
+def test_ids_of_another_memory_are_not_taken_for_ours(small: Loci, home: Path) -> None:
+    small("memory", "add", "I live in Graz.")
+    id = small("cube", "promote", "--user", "ada", "--as-text", "--json").json["id"]
+    gift, other = str(home / "gift.cube"), str(home / "other.db")
+    small("cube", "save", id, gift)
+    small("memory", "add", "I like jam.", "--file", other)
+    loaded = small("cube", "load", gift, "--memory", other, "--json").json
+    assert [parent.partition(":")[2] for parent in loaded["parents"]] == ["i1", "t1"]
+    assert small("memory", "forget", "i1", "--yes", "--file", other, "--json").json["cubes"] == []
+    small("cube", "save", id, str(home / "back.cube"), "--memory", other)
+    small("cube", "drop", id)
+    back = small("cube", "load", str(home / "back.cube"), "--json").json
+    assert back["parents"] == ["i1", "t1"]
+    assert small("memory", "forget", "i1", "--yes", "--json").json["cubes"] == [id]
+
+
 def test_what_does_not_fit_leaves_nothing(small: Loci) -> None:
     long = small("cube", "promote", "--text", TEXT * 20, "--model", "small", *BUDGET)
     assert long.code == 3 and "BudgetError" in long.err and "context" in long.err

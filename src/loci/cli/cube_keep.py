@@ -16,6 +16,7 @@ from loci.cli.cube_parts import (
     shelf_of,
     tell,
 )
+from loci.cli.memory_parts import opened
 from loci.cli.options import SIZE, budget_options
 from loci.cli.output import as_json_option, emit, note, say
 from loci.core.arrange import Change, Shift
@@ -130,7 +131,14 @@ def load(path: Path, model: str | None, file: str | None, as_json: bool) -> None
         from loci.models.load import spec_of
 
         fingerprint = spec_of(model, config.load().models_dir)[0].fingerprint
-    tell(shelf_of(file).load(path, fingerprint=fingerprint), as_json)
+    shelf = shelf_of(file)
+    store = None
+    if Path(str(shelf.folder).removesuffix(".cubes")).is_file():
+        from loci.run.memory_files import name_of
+
+        with opened(file) as memory:
+            store = name_of(memory.store)
+    tell(shelf.load(path, fingerprint=fingerprint, store=store), as_json)
 
 
 @click.command()

@@ -133,9 +133,15 @@ class Sensitivity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a cube came from: ids of its sources, who made it, with what."""
+    """Where a cube came from: ids of its sources, who made it, with what.
+
+    Attributes:
+        store: the memory whose items and turns are among the parents; elsewhere their ids would
+            mean others.
+    """
 
     sources: tuple[str, ...] = ()
+    store: str | None = None
     made_by: str = "person"
     model: str | None = None
     at: str | None = None  # ISO 8601

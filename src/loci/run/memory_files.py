@@ -32,7 +32,7 @@ def export(store: Store, tenant: str, user: str, path: Path) -> int:
     if path.exists() and not path.is_file():  # putting a file into place would replace a device
         raise ParameterError("an export goes to a file of its own", value=str(path))
     head = {"format": FORMAT, "version": VERSION, "made_by": f"loci {__version__}"}
-    head |= {"store": _name(store), "tenant": tenant, "user": user}
+    head |= {"store": name_of(store), "tenant": tenant, "user": user}
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     count = 0
     try:
@@ -97,7 +97,7 @@ def _loci(
     head = importers.loci_header(path)
     with open(path, encoding="utf-8") as file:
         total = sum(1 for _ in file) - 1
-    _name(memory.store)
+    name_of(memory.store)
     scope = Scope(tenant=memory.tenant, user=user if user is not None else str(head["user"]))
     records = importers.loci_records(path)
     done = new = 0
@@ -163,7 +163,7 @@ def _locomo(
     return new
 
 
-def _name(store: Store) -> str:
+def name_of(store: Store) -> str:
     """Return the name of a store, given once: origins of what it exports begin with it."""
     name = store.meta("store")
     if name is None:

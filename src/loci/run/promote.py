@@ -28,6 +28,7 @@ from loci.core.cube import (
 from loci.core.item import Item
 from loci.errors import BudgetError, MethodError, ParameterError, PolicyError
 from loci.run.cubes import WHOLE, kv_bytes, payload_of, prefix, text_of
+from loci.run.memory_files import name_of
 from loci.store.cube_file import Payload
 from loci.store.messages import body_text
 from loci.store.shelf import Shelf, new_id
@@ -109,7 +110,9 @@ def from_memory(
     given = policy or Policy()
     given = replace(given, scope=memory.tenant, owner=given.owner or owners.pop())
     payload = Payload(texts={fact.id: fact.text for fact in facts})
-    return shelf.put(_header(shelf, parents, given, "rules"), payload)
+    header = _header(shelf, parents, given, "rules")
+    origin = replace(header.provenance, store=name_of(memory.store))
+    return shelf.put(replace(header, provenance=origin), payload)
 
 
 def promote(

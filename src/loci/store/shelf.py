@@ -33,6 +33,7 @@ from loci.store.scan import count
 
 SUFFIX = ".cube"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_ROW = re.compile(r"[it]\d+")  # as rows of a memory are called
 _PIECE = 2**20
 
 
@@ -290,8 +291,14 @@ class Shelf:
         cube_file.write(path, _counted(header, self._usage()), payload)
         self._record("cube.save", header)
 
-    def load(self, path: Path, *, fingerprint: str | None = None) -> CubeHeader:
+    def load(
+        self, path: Path, *, fingerprint: str | None = None, store: str | None = None
+    ) -> CubeHeader:
         """Take a cube from a file, every byte checked.
+
+        Args:
+            store: the name of this memory. Items and turns of another are named with theirs, so
+                that forgetting what has the same id here does not take this along.
 
         Raises:
             FormatError: if the file is damaged.
@@ -303,6 +310,10 @@ class Shelf:
             raise ParameterError(
                 "this cube is here already", value=header.id, way_out=f"loci cube drop {header.id}"
             )
+        origin = header.provenance.store
+        if origin is not None:
+            parents = tuple(_named(parent, origin, store) for parent in header.parents)
+            header = replace(header, parents=parents)
         return self.put(header, payload)
 
     # -- private ------------------------------------------------------------------------------
@@ -368,6 +379,14 @@ class Shelf:
             self.audit.record(
                 what, header.id, kind=str(header.kind), version=header.version, **facts
             )
+
+
+def _named(parent: str, origin: str, here: str | None) -> str:
+    """Return the id of an item or a turn as it is to be called in this memory."""
+    bare = parent.removeprefix(f"{origin}:")
+    if origin == here or not _ROW.fullmatch(bare):
+        return bare
+    return f"{origin}:{bare}"
 
 
 def _counted(header: CubeHeader, usage: dict[str, Any]) -> CubeHeader:
