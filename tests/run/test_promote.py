@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loci.core.cube import Caller, MemoryKind, Policy, State, expiry
+from loci.core.cube import Caller, CubeHeader, MemoryKind, Policy, State, expiry
 from loci.errors import (
     BudgetError,
     FingerprintError,
@@ -25,8 +25,11 @@ from loci.models.tokenizer import Apart
 from loci.plan import plan as make_plan
 from loci.plan.solve import Plan
 from loci.run import cubes, engine, promote
+from loci.run.batch import Batch
 from loci.run.memory import Memory
+from loci.run.requests import Ask
 from loci.store import cube_file
+from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf
 from loci.testing.models import tiny_pack
 
@@ -272,6 +275,36 @@ def test_bytes_of_the_session_stay_what_was_predicted(folder: Path, shelf: Shelf
         assert found["bytes"]["measured"]["dram"] <= found["bytes"]["ledger"]["dram"] * 1.03
         ledger = session.ledger
     assert ledger.used("dram") == 0
+
+
+def test_requests_of_a_batch_begin_with_a_cube(folder: Path, shelf: Shelf) -> None:
+    id = promoted(folder, shelf)
+    asked = [{"role": "user", "content": QUESTION}]
+    with Batch(plan_of(folder), folder=folder) as batch:
+        ids = tuple(batch.tokenizer.chat(cubes.told(batch.tokenizer, [TEXT], asked)))
+        ask = Ask(ids=ids, max_tokens=6, scope="a", goes_on=True)
+        plain = batch.submit(replace(ask, scope="b")).wait(30)
+        lent = batch.between_steps(
+            lambda: cubes.lend(batch.stores, shelf.path(id), batch.tokenizer, scope="a")
+        )
+        tickets = [batch.submit(ask), batch.submit(replace(ask, scope="c"))]
+        quick, other = (ticket.wait(30) for ticket in tickets)
+        assert (plain.reused_tokens, other.reused_tokens) == (0, 0)
+        assert len(lent.ids) - 16 < quick.reused_tokens <= len(lent.ids)
+        said = [[id for piece in ticket for id in piece.ids] for ticket in tickets]
+        assert said[0] == said[1] != []
+        with pytest.raises(FingerprintError):
+            promote.demote(shelf, id, caller=ADA)
+            shelf.put(*_of_another(folder, shelf))
+            cubes.lend(batch.stores, shelf.path("cube-other"), batch.tokenizer, scope="a")
+
+
+def _of_another(folder: Path, shelf: Shelf) -> tuple[CubeHeader, Payload]:
+    header = promote.from_text(shelf, TEXT, policy=Policy(owner="ada"))
+    with opened(folder, model="other") as session:
+        promote.promote(session, shelf, header.id, caller=ADA)
+    made = shelf.header(header.id), shelf.payload(header.id)
+    return replace(made[0], id="cube-other", version=1), made[1]
 
 
 def test_a_template_without_a_system_message_has_cubes_before_the_question() -> None:

@@ -12,17 +12,25 @@ before them, so they are read again as text, which the notes say.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any  # messages are JSON values, or `Apart`
+from typing import TYPE_CHECKING, Any  # messages are JSON values, or `Apart`
 
 from loci.core.clock import SystemClock
 from loci.core.cube import Action, Caller, CubeHeader, MemoryKind, State, require
 from loci.core.ports import Clock
 from loci.core.spec import ModelSpec
-from loci.errors import BudgetError, FingerprintError, FormatError, ModelError, ParameterError
+from loci.errors import (
+    BudgetError,
+    FingerprintError,
+    FormatError,
+    MethodError,
+    ModelError,
+    ParameterError,
+)
 from loci.models.tokenizer import Apart, Tokenizer
 from loci.run import prefixes
 from loci.run.kvstore import KVStore
@@ -31,6 +39,10 @@ from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf
 from loci.text.quote import listed
 from loci.units import format_bytes
+
+if TYPE_CHECKING:
+    from loci.run.prefixes import Kept
+    from loci.run.stores import Stores
 
 FORMAT, VERSION = "loci-prefix", 1
 WHOLE = "text"  # the name of a text that is kept as it was given; others are notes by id
@@ -200,6 +212,40 @@ def payload_of(store: KVStore, ids: Sequence[int], form: Form, before: Payload) 
         **_facts(form),
     }
     return Payload(tensors=tensors, texts=before.texts, facts=facts)
+
+
+def lend(stores: Stores, path: Path, tokenizer: Tokenizer, *, scope: str) -> Kept:
+    """Put a cube's keys and values among those that requests of a batch begin with.
+
+    Requests of this scope whose prompt begins with the cube's text, as `told` writes it, read the
+    rest alone. Call it between two steps of the batch, after its policy allowed it; like all that
+    is kept it makes room when room is wanted.
+
+    Raises:
+        MethodError: if the batch's cache is not exact.
+        FormatError, FingerprintError: as in `check`.
+        BudgetError: if there is no room; nothing else gives way.
+    """
+    if stores.chain:
+        raise MethodError("only an exact cache can begin with keys and values of a cube")
+    _, payload = cube_file.read(path, mapped=True)
+    form = Form(
+        fingerprint=stores.spec.fingerprint,
+        layout=stores.spec.layout_hash(),
+        dtype=stores.plan.kv_dtype,
+    )
+    ids = check(path, payload, form, tokenizer, text_of(payload, path))
+    store = stores.fresh(len(ids))
+    try:
+        fill(store, payload, len(ids))
+    except BaseException:
+        store.release()
+        raise
+    chain = prefixes.Chain(scope)
+    chain.extend(ids)
+    kept = prefixes.Kept(ids=ids, chain=chain, store=store, used_s=time.monotonic())
+    stores.kept.append(kept)
+    return kept
 
 
 def told(
