@@ -9,7 +9,7 @@ from typing import Any  # JSON values
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from loci.errors import LociError, ParameterError
+from loci.errors import ParameterError
 from loci.run.requests import End, Odds, Piece, Ticket
 from loci.server import tools
 from loci.server.chat_forms import ChatForm, plain_messages
@@ -22,9 +22,11 @@ from loci.server.openai import (
     head_of,
     odds_in,
     remembered,
+    submitted,
+    usage_of,
 )
-from loci.server.service import Recalled, Service, sampling_of
-from loci.server.streams import Sse, arrivals_of, cancel, event, wholes
+from loci.server.service import Recalled, Service
+from loci.server.streams import Sse, arrivals_of, event, wholes
 from loci.server.tools import Called, Splitter, Tools
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -64,7 +66,15 @@ async def chat(request: Request, form: ChatForm) -> Response:
     schema = None if form.response_format is None else form.response_format.schema_or_none
     if called is not None:
         messages, schema = called.told(messages), called.schema
-    tickets = await _submitted(service, form, messages, schema, request.state.caller.tenant)
+    tickets = await submitted(
+        service,
+        form,
+        messages,
+        max_tokens=form.max_completion_tokens or form.max_tokens,
+        logprobs=(form.top_logprobs or 0) if form.logprobs else None,
+        scope=request.state.caller.tenant,
+        schema=schema,
+    )
     asked = _Asked(
         service=service,
         form=form,
@@ -80,7 +90,7 @@ async def chat(request: Request, form: ChatForm) -> Response:
     choices = [_choice(asked, number, *one) for number, one in enumerate(found)]
     if recalled is not None:
         await service.remember(recalled, _words(asked, found[0][1]))
-    usage = _usage([end for _, end in found])
+    usage = usage_of([end for _, end in found])
     body = {**asked.head, "object": "chat.completion", "choices": choices, "usage": usage}
     if recalled is not None:
         body["memory"] = recalled.told()
@@ -106,45 +116,11 @@ def _check(form: ChatForm, called: Tools | None) -> None:
             way_out='"memory": {"remember": false}, or n = 1',
         )
     if called is not None:
-        other = {
-            "response_format": form.response_format is not None,
-            "stop": bool(form.stops),
-            "logprobs": bool(form.logprobs),
-        }
-        for name, is_given in other.items():
-            if is_given:
-                raise ParameterError(
-                    f"{name} does not go with tools",
-                    way_out='leave it out, or "tool_choice": "none"',
-                )
-
-
-async def _submitted(
-    service: Service,
-    form: ChatForm,
-    messages: list[dict[str, str]],
-    schema: Json | None,
-    scope: str,
-) -> list[Ticket]:
-    """Submit each choice; one that is refused takes the others back."""
-    tickets: list[Ticket] = []
-    try:
-        for number in range(form.choices):
-            seed = None if form.seed is None else form.seed + number
-            ticket = await service.submit(
-                messages,
-                max_tokens=form.max_completion_tokens or form.max_tokens,
-                sampling=sampling_of(form.temperature, form.top_p, seed, form.top_k),
-                stop=form.stops,
-                schema=schema,
-                logprobs=(form.top_logprobs or 0) if form.logprobs else None,
-                scope=scope,
-            )
-            tickets.append(ticket)
-    except LociError:
-        cancel(tickets)
-        raise
-    return tickets
+        Tools.alone(
+            response_format=form.response_format is not None,
+            stop=bool(form.stops),
+            logprobs=bool(form.logprobs),
+        )
 
 
 def _choice(asked: _Asked, number: int, pieces: Sequence[Piece], end: End) -> Json:
@@ -172,18 +148,6 @@ def _finish(found: Called) -> str:
 def _words(asked: _Asked, end: End) -> str:
     """Return what was said in words, which is what can be remembered."""
     return end.text if asked.tools is None else tools.read(end.text).reply
-
-
-def _usage(ends: Sequence[End]) -> Json:
-    """Return what all choices took; they have one prompt."""
-    made = sum(end.new_tokens for end in ends)
-    prompt = ends[0].prompt_tokens
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": made,
-        "total_tokens": prompt + made,
-        "prompt_tokens_details": {"cached_tokens": ends[0].reused_tokens},
-    }
 
 
 class _Choice:
@@ -260,7 +224,7 @@ async def _events(asked: _Asked, tickets: Sequence[Ticket]) -> AsyncIterator[str
             last["memory"] = asked.recalled.told()
         yield event(last)
     if asked.usage:
-        usage = _usage([ends[number] for number in range(len(tickets))])
+        usage = usage_of([ends[number] for number in range(len(tickets))])
         head = {**asked.head, "object": "chat.completion.chunk"}
         yield event({**head, "choices": [], "usage": usage})
     yield event("[DONE]")

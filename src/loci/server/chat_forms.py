@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from loci.server.forms import Common, Content, Count, Form, MemoryForm, ResponseFormat, text_of
 from loci.server.tools import Choice, Name, ToolForm, written
 
-MOST_CHOICES = 8
-
 
 class CalledForm(Form):
     """A function that was called, its arguments as JSON text."""
@@ -52,7 +50,6 @@ class ChatForm(Common):
     """A request to /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
@@ -66,11 +63,6 @@ class ChatForm(Common):
     parallel_tool_calls: bool | None = None  # there is one call an answer either way
     tools: Annotated[list[ToolForm], Field(max_length=64)] | None = None
     tool_choice: Choice | None = None
-
-    @property
-    def choices(self) -> int:
-        """How many answers are wanted."""
-        return self.n or 1
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ Temperature = Annotated[float, Field(ge=0, le=2)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Json = dict[str, Any]
+MOST_CHOICES = 8
 
 
 class Form(BaseModel):
@@ -53,17 +54,21 @@ class TextPart(Form):
     logprobs: list[Any] | None = None
 
 
-def _only_text(content: object) -> object:
+def parts_of(*kinds: str) -> BeforeValidator:
     """Refuse pictures, sound and files by their name, where a list of parts has some."""
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind not in _TEXTS:
-            raise ValueError(f"this model reads text; a part of the type {kind!r} is not read")
-    return content
+
+    def check(content: object) -> object:
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in kinds:
+                raise ValueError(f"this model reads text; a part of the type {kind!r} is not read")
+        return content
+
+    return BeforeValidator(check)
 
 
-_TEXTS = ("text", "input_text", "output_text")
-Content = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
+TEXTS = ("text", "input_text", "output_text")
+Content = Annotated[str | list[TextPart], parts_of(*TEXTS)]
 
 
 def text_of(content: Content | None) -> str:
@@ -111,6 +116,7 @@ class Common(Form):
     """Fields of chat and completions alike."""
 
     model: str
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
@@ -127,6 +133,11 @@ class Common(Form):
     logit_bias: Annotated[Json, Field(max_length=0)] | None = None
 
     @property
+    def choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The stop words."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -139,9 +150,14 @@ class CompletionForm(Common):
     max_tokens: Count | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
-    n: Literal[1] | None = None
-    best_of: Literal[1] | None = None
+    best_of: int | None = None
     suffix: None = None
+
+    @model_validator(mode="after")
+    def _best(self) -> CompletionForm:
+        if self.best_of not in (None, self.choices):
+            raise ValueError("best_of is n here: nothing is made and thrown away")
+        return self
 
 
 class EmbeddingForm(Form):
@@ -175,113 +191,6 @@ class TextForm(Form):
 
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
-
-
-class InputItem(Form):
-    """One message of a request to /v1/responses."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-    def plain(self) -> dict[str, str]:
-        """Return it as chat templates know it."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text_of(self.content)}
-
-
-class ResponseForm(Form):
-    """A request to /v1/responses."""
-
-    model: str
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
-    instructions: str | None = None
-    previous_response_id: str | None = None
-    store: bool = True
-    stream: bool = False
-    max_output_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    text: TextForm | None = None
-    metadata: Mapping[str, str] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    truncation: Literal["disabled"] | None = None
-    parallel_tool_calls: bool | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    memory: bool | MemoryForm = False
-
-
-class AnthropicMessage(Form):
-    """One message of a request to /v1/messages."""
-
-    role: Literal["user", "assistant"]
-    content: Content
-
-    def plain(self) -> dict[str, str]:
-        """Return it as chat templates know it."""
-        return {"role": self.role, "content": text_of(self.content)}
-
-
-class AnthropicMetadata(Form):
-    """Whom a request to /v1/messages is for."""
-
-    user_id: str | None = None
-
-
-class OutputFormat(Form):
-    """A JSON schema that the answer keeps to, in the words of /v1/messages."""
-
-    type: Literal["json_schema"]
-    schema_: Json = Field(alias="schema")
-
-
-class OutputConfig(Form):
-    """What the answer looks like, in the words of /v1/messages."""
-
-    format: OutputFormat | None = None
-
-
-class CountForm(Form):
-    """A request to /v1/messages/count_tokens."""
-
-    model: str
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
-    system: Content | None = None
-
-
-class MessagesForm(CountForm):
-    """A request to /v1/messages."""
-
-    max_tokens: Count
-    stream: bool = False
-    stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Share | None = None
-    top_k: Count | None = None
-    metadata: AnthropicMetadata | None = None
-    output_config: OutputConfig | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    memory: bool | MemoryForm = False
-
-    @property
-    def schema_or_none(self) -> Json | None:
-        """The schema, or None for text."""
-        style = None if self.output_config is None else self.output_config.format
-        return None if style is None else style.schema_
-
-
-def conversation(form: CountForm) -> list[dict[str, str]]:
-    """Return the messages of a request with its instructions first."""
-    first = [{"role": "system", "content": text_of(form.system)}] if form.system else []
-    return [*first, *(message.plain() for message in form.messages)]
 
 
 def memory_of(asked: bool | MemoryForm) -> Json | None:

@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 from loci.errors import LociError, OverloadError, ParameterError
 from loci.run.requests import End, Odds, Piece, Ticket
 from loci.server import refusals
-from loci.server.forms import CompletionForm, EmbeddingForm
+from loci.server.forms import Common, CompletionForm, EmbeddingForm
 from loci.server.refusals import Refusal
 from loci.server.service import EMBEDDER, Recalled, Service, sampling_of
-from loci.server.streams import Sse, arrivals, event, whole
+from loci.server.streams import Sse, arrivals_of, cancel, event, wholes
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Json = dict[str, Any]
@@ -44,11 +44,11 @@ async def completions(request: Request, form: CompletionForm) -> Response:
     """Continue a text as it is."""
     service: Service = request.app.state.service
     check_model(service, form.model)
-    ticket = await service.submit(
+    tickets = await submitted(
+        service,
+        form,
         form.prompt,
         max_tokens=form.max_tokens,
-        sampling=sampling_of(form.temperature, form.top_p, form.seed, form.top_k),
-        stop=form.stops,
         logprobs=form.logprobs,
         scope=request.state.caller.tenant,
     )
@@ -59,18 +59,22 @@ async def completions(request: Request, form: CompletionForm) -> Response:
     head = head_of("cmpl", form.model) | {"object": "text_completion"}
     if form.stream:
         usage = form.stream_options is not None and form.stream_options.include_usage
-        return Sse(_text_events(service, ticket, head, before, usage), ticket)
-    pieces, end = await whole(ticket, request)
-    check_whole(end)
-    choice = {
-        "index": 0,
-        "text": before + end.text,
-        "logprobs": _text_odds(service, odds_in(pieces), len(before))
-        if ticket.ask.logprobs is not None
-        else None,
-        "finish_reason": finish_of(end),
-    }
-    return JSONResponse({**head, "choices": [choice], "usage": usage_of(end)})
+        return Sse(_text_events(service, tickets, head, before, usage), *tickets)
+    found = await wholes(tickets, request)
+    for _, end in found:
+        check_whole(end)
+    choices = [
+        {
+            "index": number,
+            "text": before + end.text,
+            "logprobs": None
+            if form.logprobs is None
+            else _text_odds(service, odds_in(pieces), len(before)),
+            "finish_reason": finish_of(end),
+        }
+        for number, (pieces, end) in enumerate(found)
+    ]
+    return JSONResponse({**head, "choices": choices, "usage": usage_of([end for _, end in found])})
 
 
 @router.post("/embeddings")
@@ -141,14 +145,46 @@ def finish_of(end: End) -> str:
     return "length" if end.reason == "length" else "stop"
 
 
-def usage_of(end: End) -> Json:
-    """Return what an answer took; cached tokens were there before."""
+def usage_of(ends: Sequence[End]) -> Json:
+    """Return what all choices took; they have one prompt. Cached tokens were there before."""
+    made, prompt = sum(end.new_tokens for end in ends), ends[0].prompt_tokens
     return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.new_tokens,
-        "total_tokens": end.prompt_tokens + end.new_tokens,
-        "prompt_tokens_details": {"cached_tokens": end.reused_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": ends[0].reused_tokens},
     }
+
+
+async def submitted(
+    service: Service,
+    form: Common,
+    prompt: Any,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    scope: str,
+    schema: Json | None = None,
+) -> list[Ticket]:
+    """Submit each choice of a request; one that is refused takes the others back."""
+    tickets: list[Ticket] = []
+    try:
+        for number in range(form.choices):
+            seed = None if form.seed is None else form.seed + number
+            ticket = await service.submit(
+                prompt,
+                max_tokens=max_tokens,
+                sampling=sampling_of(form.temperature, form.top_p, seed, form.top_k),
+                stop=form.stops,
+                schema=schema,
+                logprobs=logprobs,
+                scope=scope,
+            )
+            tickets.append(ticket)
+    except LociError:
+        cancel(tickets)
+        raise
+    return tickets
 
 
 def failed(end: End, path: str) -> Json | None:
@@ -186,31 +222,35 @@ def _model(service: Service, name: str) -> Json:
 
 
 async def _text_events(
-    service: Service, ticket: Ticket, head: Json, before: str, usage: bool
+    service: Service, tickets: Sequence[Ticket], head: Json, before: str, usage: bool
 ) -> AsyncIterator[str]:
-    at = 0
+    at = [0] * len(tickets)
+    ends: dict[int, End] = {}
 
-    def chunk(text: str, odds: Sequence[Odds] = (), finish: str | None = None) -> Json:
-        told = None if ticket.ask.logprobs is None or not odds else _text_odds(service, odds, at)
-        choice = {"index": 0, "text": text, "logprobs": told, "finish_reason": finish}
+    def chunk(number: int, text: str, odds: Sequence[Odds] = (), finish: str | None = None) -> Json:
+        is_told = tickets[number].ask.logprobs is not None and odds
+        told = _text_odds(service, odds, at[number]) if is_told else None
+        choice = {"index": number, "text": text, "logprobs": told, "finish_reason": finish}
         return {**head, "choices": [choice]}
 
-    if before:
-        yield event(chunk(before))
-        at = len(before)
-    async for item in arrivals(ticket):
+    for number in range(len(tickets) if before else 0):
+        yield event(chunk(number, before))
+        at[number] = len(before)
+    async for number, item in arrivals_of(tickets):
         if isinstance(item, Piece):
             if item.text or item.odds:
-                yield event(chunk(item.text, item.odds))
-                at += len(item.text)
+                yield event(chunk(number, item.text, item.odds))
+                at[number] += len(item.text)
             continue
         problem = failed(item, "/v1/completions")
         if problem is not None:
             yield event(problem)
             return
-        yield event(chunk("", finish=finish_of(item)))
-        if usage:
-            yield event({**head, "choices": [], "usage": usage_of(item)})
+        ends[number] = item
+        yield event(chunk(number, "", finish=finish_of(item)))
+    if usage:
+        told = usage_of([ends[number] for number in range(len(tickets))])
+        yield event({**head, "choices": [], "usage": told})
     yield event("[DONE]")
 
 

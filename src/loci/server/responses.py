@@ -10,18 +10,21 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any  # JSON values
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from loci.run.requests import End, Piece, Ticket
-from loci.server.forms import ResponseForm, memory_of
+from loci.server import tools
+from loci.server.forms import memory_of
 from loci.server.openai import check_model, check_whole, failed, remembered
 from loci.server.refusals import Refusal
+from loci.server.response_forms import ResponseForm, plain_items
 from loci.server.service import Recalled, Service, sampling_of
 from loci.server.streams import Sse, arrivals, event, whole
+from loci.server.tools import Called, Splitter, Tools, written
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
 Json = dict[str, Any]
@@ -34,6 +37,7 @@ class Stored:
 
     body: Json
     messages: list[dict[str, str]]
+    calls: dict[str, str] = field(default_factory=dict)  # names of functions, by ids of calls
 
 
 @dataclass
@@ -84,6 +88,8 @@ class _Asked:
     form: ResponseForm
     head: Json
     messages: list[dict[str, str]]
+    calls: dict[str, str]
+    tools: Tools | None
     recalled: Recalled | None
 
 
@@ -93,12 +99,19 @@ async def create(request: Request, form: ResponseForm) -> Response:
     service: Service = request.app.state.service
     check_model(service, form.model)
     tenant, stored = request.state.caller.tenant, _stored(request)
-    before = []
+    called = Tools.among(form.tools or (), *form.how)
+    style = None if form.text is None else form.text.format
+    schema = None if style is None else style.schema_
+    if called is not None:
+        Tools.alone(text=schema is not None)
+    before: list[dict[str, str]] = []
+    calls: dict[str, str] = {}
     if form.previous_response_id is not None:
-        before = stored.get(tenant, form.previous_response_id).messages
+        earlier = stored.get(tenant, form.previous_response_id)
+        before, calls = earlier.messages, dict(earlier.calls)
     said = [{"role": "user", "content": form.input}] if isinstance(form.input, str) else []
     if not isinstance(form.input, str):
-        said = [item.plain() for item in form.input]
+        said = plain_items(form.input, calls)
     messages = [*before, *said]
     asked = messages
     if form.instructions is not None:  # they hold for this response alone
@@ -107,12 +120,13 @@ async def create(request: Request, form: ResponseForm) -> Response:
     if wants is not None:
         recalled = await service.recall(request.state.caller, asked, wants, form.user)
         asked = recalled.messages
-    style = None if form.text is None else form.text.format
+    if called is not None:
+        asked, schema = called.told(asked), called.schema
     ticket = await service.submit(
         asked,
         max_tokens=form.max_output_tokens,
         sampling=sampling_of(form.temperature, form.top_p, None),
-        schema=None if style is None else style.schema_,
+        schema=schema,
         scope=tenant,
     )
     what = _Asked(
@@ -122,15 +136,18 @@ async def create(request: Request, form: ResponseForm) -> Response:
         form=form,
         head=_head(form),
         messages=messages,
+        calls=calls,
+        tools=called,
         recalled=recalled,
     )
     if form.stream:
         return Sse(_events(what, ticket), ticket)
     _, end = await whole(ticket, request)
     check_whole(end)
+    said_back = _read(what, end)
     if recalled is not None:
-        await service.remember(recalled, end.text)
-    return JSONResponse(_finish(what, end, f"msg_{uuid.uuid4().hex}"))
+        await service.remember(recalled, said_back.reply)
+    return JSONResponse(_finish(what, end, said_back, _id(said_back.name)))
 
 
 @router.get("/{id}", response_model=None)
@@ -177,8 +194,8 @@ def _head(form: ResponseForm) -> Json:
         "store": form.store,
         "temperature": 1.0 if form.temperature is None else form.temperature,
         "text": {"format": style},
-        "tool_choice": "none",
-        "tools": [],
+        "tool_choice": _choice(form),
+        "tools": [tool.model_dump(exclude_none=True) for tool in form.tools or ()],
         "top_p": 1.0 if form.top_p is None else form.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -197,7 +214,34 @@ def _item(id: str, text: str, status: str) -> Json:
     }
 
 
-def _finish(what: _Asked, end: End, item: str) -> Json:
+def _choice(form: ResponseForm) -> Any:
+    how, only = form.how
+    if not form.tools:
+        return "none"
+    return how if only is None else {"type": "function", "name": only}
+
+
+def _id(name: str | None) -> str:
+    return f"{'msg' if name is None else 'fc'}_{uuid.uuid4().hex}"
+
+
+def _read(what: _Asked, end: End) -> Called:
+    """Return what was said: words, or a call."""
+    return Called(reply=end.text) if what.tools is None else tools.read(end.text)
+
+
+def _call(id: str, called: Called, status: str) -> Json:
+    return {
+        "type": "function_call",
+        "id": id,
+        "call_id": called.id,
+        "name": called.name,
+        "arguments": called.arguments,
+        "status": status,
+    }
+
+
+def _finish(what: _Asked, end: End, said: Called, item: str) -> Json:
     """Return the whole response, and store it if that was asked."""
     is_cut = end.reason == "length"
     status = "incomplete" if is_cut else "completed"
@@ -205,7 +249,9 @@ def _finish(what: _Asked, end: End, item: str) -> Json:
         **what.head,
         "status": status,
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-        "output": [_item(item, end.text, status)],
+        "output": [
+            _item(item, said.reply, status) if said.name is None else _call(item, said, status)
+        ],
         "usage": {
             "input_tokens": end.prompt_tokens,
             "input_tokens_details": {"cached_tokens": end.reused_tokens},
@@ -217,44 +263,112 @@ def _finish(what: _Asked, end: End, item: str) -> Json:
     if what.recalled is not None:
         body["memory"] = what.recalled.told()
     if what.form.store:
-        said = {"role": "assistant", "content": end.text}
-        what.stored.put(what.tenant, Stored(body=body, messages=[*what.messages, said]))
+        text, calls = said.reply, what.calls
+        if said.name is not None:
+            text, calls = written(said.name, said.arguments), {**calls, said.id: said.name}
+        messages = [*what.messages, {"role": "assistant", "content": text}]
+        what.stored.put(what.tenant, Stored(body=body, messages=messages, calls=calls))
     return body
 
 
-async def _events(what: _Asked, ticket: Ticket) -> AsyncIterator[str]:
-    number = 0
+class _Output:
+    """The one item of a response that streams; what it is shows when it begins."""
 
-    def one(name: str, **data: Any) -> str:
+    def __init__(self, called: Tools | None) -> None:
+        self._splitter = None if called is None else Splitter()
+        self.called = Called()  # its id is the call's
+        self.item = ""
+
+    @property
+    def name(self) -> str | None:
+        """Of the function, once it is known."""
+        return None if self._splitter is None else self._splitter.name
+
+    def feed(self, text: str) -> list[tuple[str, Json]]:
+        """Return the events of a piece of the answer."""
+        if self._splitter is not None:
+            text = self._splitter.feed(text)
+        events = []
+        if text or self.name is not None or self._splitter is None:
+            events += self.opened()
+        if text and self.name is None:
+            events.append(
+                ("response.output_text.delta", {**self._place(), "delta": text, "logprobs": []})
+            )
+        elif text:
+            place = {"item_id": self.item, "output_index": 0}
+            events.append(("response.function_call_arguments.delta", {**place, "delta": text}))
+        return events
+
+    def end(self, body: Json) -> list[tuple[str, Json]]:
+        """Return the events that close it, by the whole response."""
+        events: list[tuple[str, Json]] = []
+        (item,) = body["output"]
+        if self.name is None:
+            text = item["content"][0]["text"]
+            part = {"type": "output_text", "text": text, "annotations": []}
+            events.append(
+                ("response.output_text.done", {**self._place(), "text": text, "logprobs": []})
+            )
+            events.append(("response.content_part.done", {**self._place(), "part": part}))
+        else:
+            place = {"item_id": self.item, "output_index": 0, "name": self.name}
+            done = {**place, "arguments": item["arguments"]}
+            events.append(("response.function_call_arguments.done", done))
+        events.append(("response.output_item.done", {"output_index": 0, "item": item}))
+        return events
+
+    def opened(self) -> list[tuple[str, Json]]:
+        """Return the events that begin it, where it has not begun."""
+        if self.item:
+            return []
+        self.item = _id(self.name)
+        if self.name is not None:
+            begun = _call(self.item, replace(self.called, name=self.name), "in_progress")
+            return [("response.output_item.added", {"output_index": 0, "item": begun})]
+        empty = {"type": "output_text", "text": "", "annotations": []}
+        added = {"output_index": 0, "item": _item(self.item, "", "")}
+        return [
+            ("response.output_item.added", added),
+            ("response.content_part.added", {**self._place(), "part": empty}),
+        ]
+
+    def _place(self) -> Json:
+        return {"item_id": self.item, "output_index": 0, "content_index": 0}
+
+
+async def _events(what: _Asked, ticket: Ticket) -> AsyncIterator[str]:
+    number, output = 0, _Output(what.tools)
+
+    def one(name: str, data: Json) -> str:
         nonlocal number
         number += 1
         return event({"type": name, "sequence_number": number - 1, **data}, name)
 
-    item = f"msg_{uuid.uuid4().hex}"
-    place = {"item_id": item, "output_index": 0, "content_index": 0}
-    empty = {"type": "output_text", "text": "", "annotations": []}
-    yield one("response.created", response=what.head)
-    yield one("response.in_progress", response=what.head)
-    yield one("response.output_item.added", output_index=0, item=_item(item, "", ""))
-    yield one("response.content_part.added", **place, part=empty)
+    yield one("response.created", {"response": what.head})
+    yield one("response.in_progress", {"response": what.head})
     async for arrived in arrivals(ticket):
         if isinstance(arrived, Piece):
-            if arrived.text:
-                delta = arrived.text
-                yield one("response.output_text.delta", **place, delta=delta, logprobs=[])
+            for name, data in output.feed(arrived.text):
+                yield one(name, data)
             continue
         problem = failed(arrived, "/v1/responses")
-        if problem is None and what.recalled is not None:
-            problem = await remembered(what.service, what.recalled, arrived, "/v1/responses")
+        said = Called()
+        if problem is None:
+            said = replace(_read(what, arrived), id=output.called.id)
+            if what.recalled is not None:
+                spoken = replace(arrived, text=said.reply)
+                problem = await remembered(what.service, what.recalled, spoken, "/v1/responses")
         if problem is not None:
             error = {"code": problem["error"]["code"] or "server_error"}
             error["message"] = problem["error"]["message"]
-            yield one("error", **error, param=None)
-            yield one("response.failed", response={**what.head, "status": "failed", "error": error})
+            yield one("error", {**error, "param": None})
+            failure = {**what.head, "status": "failed", "error": error}
+            yield one("response.failed", {"response": failure})
             return
-        body = _finish(what, arrived, item)
-        text = arrived.text
-        yield one("response.output_text.done", **place, text=text, logprobs=[])
-        yield one("response.content_part.done", **place, part={**empty, "text": text})
-        yield one("response.output_item.done", output_index=0, item=body["output"][0])
-        yield one(f"response.{body['status']}", response=body)
+        for name, data in output.opened():
+            yield one(name, data)
+        body = _finish(what, arrived, said, output.item)
+        for name, data in output.end(body):
+            yield one(name, data)
+        yield one(f"response.{body['status']}", {"response": body})

@@ -54,7 +54,8 @@ class ChoiceForm(Form):
     function: NamedForm
 
 
-Choice = Literal["none", "auto", "required"] | ChoiceForm
+How = Literal["none", "auto", "required"]
+Choice = How | ChoiceForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +72,51 @@ class Tools:
 
     @classmethod
     def of(cls, tools: Sequence[ToolForm] | None, choice: Choice | None) -> Tools | None:
+        """Return what a chat asks for; see `among`."""
+        functions = [tool.function for tool in tools or ()]
+        if isinstance(choice, ChoiceForm):
+            return cls.among(functions, "required", choice.function.name)
+        return cls.among(functions, choice or "auto")
+
+    @classmethod
+    def among(
+        cls, functions: Sequence[FunctionForm], how: How, only: str | None = None
+    ) -> Tools | None:
         """Return what a request asks for; None where nothing may be called.
+
+        Args:
+            only: the name of the one that may be called; None where all may.
 
         Raises:
             ParameterError: if a choice is of no tool, or a name stands twice.
         """
-        functions = tuple(tool.function for tool in tools or ())
         names = [function.name for function in functions]
         if len(set(names)) < len(names):
             raise ParameterError("two tools have the same name", value=names)
-        if isinstance(choice, ChoiceForm):
-            wanted = choice.function.name
-            functions = tuple(one for one in functions if one.name == wanted)
-            if not functions:
-                raise ParameterError(
-                    "tool_choice names no tool", value=wanted, allowed=", ".join(names) or "none"
-                )
-            return cls(functions=functions, must=True)
-        if choice == "required" and not functions:
+        if only is not None and only not in names:
+            raise ParameterError(
+                "tool_choice names no tool", value=only, allowed=", ".join(names) or "none"
+            )
+        if how == "required" and not functions:
             raise ParameterError("tool_choice is required, and there are no tools")
-        if not functions or choice == "none":
+        if not functions or how == "none":
             return None
-        return cls(functions=functions, must=choice == "required")
+        chosen = tuple(one for one in functions if only in (None, one.name))
+        return cls(functions=chosen, must=how == "required")
+
+    @staticmethod
+    def alone(**others: bool) -> None:
+        """Refuse what does not go with tools, where a request has it.
+
+        Raises:
+            ParameterError: names it.
+        """
+        for name, is_given in others.items():
+            if is_given:
+                raise ParameterError(
+                    f"{name} does not go with tools",
+                    way_out='leave it out, or let tool_choice be "none"',
+                )
 
     @property
     def schema(self) -> Json:
@@ -112,7 +136,9 @@ class Tools:
 
     def told(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         """Return a conversation whose instructions tell of the functions."""
-        known = [one.model_dump(exclude_none=True, exclude={"strict"}) for one in self.functions]
+        known = [
+            one.model_dump(exclude_none=True, exclude={"strict", "type"}) for one in self.functions
+        ]
         text = (
             "You can call these functions:\n"
             + "\n".join(json.dumps(one, ensure_ascii=False) for one in known)
