@@ -53,7 +53,8 @@ NEVER_TOLD = (
     "What is the number of Nora's passport?",
 )
 GIVEN = {"nothing": 0, "found 2": 2, "found 5": 5, "found 10": 10}
-LAST = (256, 1024, 8192)  # tokens of the end of the conversation
+LAST = (256, 1024, 4096)  # tokens of the end of the conversation; it has some 1,700
+SESSIONS = 16  # of the conversations that the model reads
 Progress = Callable[[str, int, int], None]
 
 
@@ -176,7 +177,7 @@ def reading(context: Context, dialogues: int, asked: int) -> dict[str, Any]:
         for seed, question in cases:
             by_seed.setdefault(seed, []).append(question)
         for seed, questions in by_seed.items():
-            dialogue = make_dialogue(seed, speaker=SPEAKER)
+            dialogue = make_dialogue(seed, speaker=SPEAKER, sessions=SESSIONS)
             now = turns_of(dialogue)[-1].time
             with tempfile.TemporaryDirectory() as folder, Memory(Path(folder) / "m.db") as memory:
                 _told(memory, dialogue, infer=True)
@@ -218,7 +219,8 @@ def _cases(seed: int, dialogues: int, asked: int) -> list[tuple[int, Asked]]:
     for number in range(dialogues):
         if len(found) >= asked:
             break
-        questions = list(make_dialogue(seed + number, speaker=SPEAKER).questions)
+        made = make_dialogue(seed + number, speaker=SPEAKER, sessions=SESSIONS)
+        questions = list(made.questions)
         Random(seed + number).shuffle(questions)
         found += [(seed + number, question) for question in questions[:per]]
     return found[:asked]
