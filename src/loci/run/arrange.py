@@ -6,10 +6,11 @@ it changes no policy, shows nobody anything, and what is pinned or frozen keeps 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from loci.core.arrange import Change, Demote, Promote, Shift, Standing
@@ -43,16 +44,14 @@ def pace_of(session: Session, shelf: Shelf) -> Pace:
     ids = ids[: session.prefix_room()]
     read_s = session.read_prefix(ids) / len(ids)
     shelf.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = shelf.folder / f".pace.{os.urandom(4).hex()}.partial"
     header = CubeHeader(id="pace", kind=MemoryKind.PLAINTEXT)
-    try:
+    with TemporaryDirectory(dir=shelf.folder) as folder:
+        path = Path(folder, "pace.cube")
         began = time.perf_counter()
         cube_file.write(path, header, Payload(texts={"text": "0" * _SAMPLE_BYTES}))
         written = time.perf_counter()
         cube_file.read(path)
         loaded = time.perf_counter()
-    finally:
-        path.unlink(missing_ok=True)
     return Pace(
         read_s=read_s,
         load_s=(loaded - written) / _SAMPLE_BYTES,
