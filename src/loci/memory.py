@@ -161,6 +161,7 @@ class AsyncMemory(AsyncFace):
     explain = in_thread(run_memory.Memory.explain)
     get = in_thread(run_memory.Memory.get)
     list = in_thread(run_memory.Memory.list)
+    owner_of = in_thread(run_memory.Memory.owner_of)
     users = in_thread(run_memory.Memory.users)
     counts = in_thread(run_memory.Memory.counts)
     edit = in_thread(run_memory.Memory.edit)
