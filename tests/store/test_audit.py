@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -267,3 +268,19 @@ def test_a_file_of_another_kind_is_refused(audit: Audit) -> None:
     change(audit, lambda lines: [lines[0].replace('"version": 1', '"version": 2'), *lines[1:]])
     with pytest.raises(FormatError, match="no audit of a version we know"):
         audit.verify()
+
+
+def test_no_byte_can_be_changed_unseen(audit: Audit) -> None:
+    dice = Random(0)
+    for end in ("", ".head"):
+        path = audit.path.with_name(audit.path.name + end)
+        data = path.read_bytes()
+        meaning = [at for at, byte in enumerate(data) if byte not in b" \n"]  # a head is padded
+        for at in dice.sample(meaning, 60):
+            changed = bytearray(data)
+            changed[at] ^= 1 << dice.randrange(8)
+            path.write_bytes(changed)
+            with pytest.raises((StoreError, FormatError)):
+                audit.verify()
+        path.write_bytes(data)
+    assert audit.verify() == 5

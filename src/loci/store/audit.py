@@ -15,11 +15,11 @@ are numbers or short identifiers. Every entry has a salt of its own, kept with t
 in the third file; `erase` takes the name and the salts away, so an erased subject leaves hashes
 that nobody can compute again, and the chain itself is never rewritten.
 
-What `verify` notices: an entry that was altered, removed, put elsewhere or added in between (it
-names the first), a tail that was cut (the head knows how many there were), a name that is not the
-one that was hashed. What it cannot notice alone: somebody who rewrites the chain and the head, or
-puts back older copies of all of it. Keep the last digest (`head()`) in another place and give it to
-`verify(anchor=...)`: then a chain that does not hold it is found too.
+What `verify` notices: an entry that was altered, removed, moved or added in between (it names the
+first), a tail that was cut (the head knows how many there were), a name that is not the one that
+was hashed. What it cannot notice alone: a name that somebody took away, as `erase` does; somebody
+who rewrites chain and head, or puts back older copies of both. Keep the last digest (`head()`) in
+another place and give it to `verify(anchor=...)`: a chain that does not hold it is found too.
 """
 
 from __future__ import annotations
@@ -148,19 +148,20 @@ class Audit:
             if told and not any(_salted(salt, name) == entry.subject for salt, name in told):
                 raise self._broken(f"the name of entry {number} is not the one recorded")
             digests.append(entry.digest)
-        self._check_head(head, digests)
+        self._check_head(head, digests, lines)
         if anchor is not None and anchor not in digests:
             raise self._broken("no entry has the digest that was kept elsewhere")
         return len(digests) - 1
 
-    def _check_head(self, head: Head | None, digests: list[str]) -> None:
+    def _check_head(self, head: Head | None, digests: list[str], lines: list[str]) -> None:
         count = len(digests) - 1
         if head is None:
             raise self._broken("the head is gone, so that a cut could not be noticed")
         if count < head.count:
             raise self._broken(f"entry {count + 1} was cut; {head.count} were recorded")
-        if digests[head.count] != head.digest:
-            raise self._broken(f"entries up to {head.count} were written anew")
+        nbytes = sum(len(line.encode()) + 1 for line in lines[: head.count + 1])
+        if (digests[head.count], nbytes) != (head.digest, head.nbytes):
+            raise self._broken(f"entries up to {head.count} were written anew, or the head was")
 
     def erase(self, subjects: Iterable[str]) -> int:
         """Take the names of subjects away; returns of how many entries. The chain stays.
