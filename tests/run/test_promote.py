@@ -22,6 +22,7 @@ from loci.errors import (
     PolicyError,
 )
 from loci.models.tokenizer import Apart
+from loci.nn import native
 from loci.plan import plan as make_plan
 from loci.plan.solve import Plan
 from loci.run import cubes, engine, promote
@@ -32,10 +33,12 @@ from loci.store import cube_file
 from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf
 from loci.testing.models import tiny_pack
+from loci.tiers.pages import why_not
 
 SIZES = {"layers": 3, "hidden": 64, "ffn": 96, "heads": 4, "kv_heads": 2, "head_dim": 16}
 TEXT = "Ada lives in Graz. She grows tomatoes, and is allergic to nuts.\nHer cat is called Miro."
 QUESTION = "Where does Ada live?"
+ASKED = [{"role": "user", "content": QUESTION}]
 ADA = Caller(user="ada")
 
 
@@ -121,6 +124,23 @@ def test_the_keys_in_the_file_are_those_of_the_store(folder: Path, shelf: Shelf)
     assert (header.kind, header.version) == (MemoryKind.ACTIVATION, 2)
     assert header.fingerprint == session.plan.spec.fingerprint
     assert payload.facts["tokens"] == len(ids)
+
+
+def test_half_precision_is_kept_as_it_is(folder: Path, shelf: Shelf) -> None:
+    header = promote.from_text(shelf, TEXT, policy=Policy(owner="ada"))
+    plan = replace(plan_of(folder), kv_dtype="float16")
+    with engine.open(plan, folder=folder) as session:
+        promote.promote(session, shelf, header.id, caller=ADA)
+    path = shelf.path(header.id)
+    assert shelf.payload(header.id).tensors["keys.0"].dtype is torch.float16
+    with engine.open(plan, cubes=[path], user="ada", folder=folder) as session:
+        assert session.store.length == len(session.cubes.ids) > len(TEXT)
+        for layer in range(SIZES["layers"]):
+            keys, _ = cubes.prefixes.exact(session.store, layer)
+            assert torch.equal(keys, shelf.payload(header.id).tensors[f"keys.{layer}"])
+        assert "".join(session.generate(QUESTION))
+    with pytest.raises(FingerprintError, match="another dtype"):
+        opened(folder, shelf, [header.id])
 
 
 def test_every_question_reads_itself_alone(folder: Path, shelf: Shelf) -> None:
@@ -277,11 +297,19 @@ def test_bytes_of_the_session_stay_what_was_predicted(folder: Path, shelf: Shelf
     assert ledger.used("dram") == 0
 
 
-def test_requests_of_a_batch_begin_with_a_cube(folder: Path, shelf: Shelf) -> None:
+PAGED = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        why_not() is not None or not native.available(), reason="no mapped blocks here"
+    ),
+)
+
+
+@pytest.mark.parametrize("paged", [False, PAGED])
+def test_requests_of_a_batch_begin_with_a_cube(folder: Path, shelf: Shelf, paged: bool) -> None:
     id = promoted(folder, shelf)
-    asked = [{"role": "user", "content": QUESTION}]
-    with Batch(plan_of(folder), folder=folder) as batch:
-        ids = tuple(batch.tokenizer.chat(cubes.told(batch.tokenizer, [TEXT], asked)))
+    with Batch(plan_of(folder), folder=folder, paged=paged) as batch:
+        ids = tuple(batch.tokenizer.chat(cubes.told(batch.tokenizer, [TEXT], ASKED)))
         ask = Ask(ids=ids, max_tokens=6, scope="a", goes_on=True)
         plain = batch.submit(replace(ask, scope="b")).wait(30)
         lent = batch.between_steps(
