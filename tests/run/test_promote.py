@@ -23,9 +23,11 @@ from loci.errors import (
 )
 from loci.models.tokenizer import Apart
 from loci.nn import native
+from loci.nn.patch import Patch
 from loci.plan import plan as make_plan
 from loci.plan.solve import Plan
 from loci.run import cubes, engine, promote
+from loci.run.adapters import Adapter
 from loci.run.batch import Batch
 from loci.run.memory import Memory
 from loci.run.requests import Ask
@@ -233,6 +235,28 @@ def test_keys_of_another_model_run_or_template_are_refused(folder: Path, shelf: 
     shelf.put(header, replace(payload, facts={**payload.facts, "prefix_version": 9}))
     with pytest.raises(FormatError, match="no keys and values of a version"):
         opened(folder, shelf, [id])
+
+
+def test_keys_that_an_adapter_read_are_for_it_alone(folder: Path, shelf: Shelf) -> None:
+    draw = torch.Generator().manual_seed(0)
+    pair = torch.randn(64, 2, generator=draw) / 8, torch.randn(2, 64, generator=draw)
+    adapter = Adapter(name="calm", patch=Patch({"layer.0.q_proj": pair}))
+    header = promote.from_text(shelf, TEXT, policy=Policy(owner="ada"))
+    path = shelf.path(header.id)
+    with engine.open(plan_of(folder), adapter=adapter, folder=folder) as session:
+        promote.promote(session, shelf, header.id, caller=ADA)
+    with pytest.raises(FingerprintError, match="another adapter"):
+        opened(folder, shelf, [header.id])
+    with engine.open(
+        plan_of(folder), adapter=adapter, cubes=[path], user="ada", folder=folder
+    ) as session:
+        quick = "".join(session.generate(QUESTION))
+        assert session.stats.reused_tokens > len(TEXT)
+        session.use(None)  # what the adapter read is not for the bare model
+        "".join(session.generate(QUESTION))
+        assert session.stats.reused_tokens == 0
+        session.use("calm")
+        assert "".join(session.generate(QUESTION)) == quick
 
 
 def test_damaged_cubes_are_refused(folder: Path, shelf: Shelf, tmp_path: Path) -> None:
