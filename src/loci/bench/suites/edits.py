@@ -237,17 +237,20 @@ class _Bench:
         }
 
     def _told(self, told: Sequence[Case]) -> dict[str, Any]:
-        """Return figures where each case's own fact stands before every question of it."""
+        """Return figures where each case's own fact stands before every question of it.
+
+        In the words that SERAC uses, so that the two differ by the scope alone.
+        """
         if len(told) in self._told_once:
             return self._told_once[len(told)]
         self.context.progress("the fact in the prompt", 0, 1)
         found: list[Score] = []
         for case in told:
-            before = f"{case.fact.text}\n"
+            own = case.fact
             found += scored(
                 [case],
-                lambda facts, before=before: likelihoods(  # type: ignore[misc]
-                    self.model, facts, prompt=lambda fact: before + fact.prompt
+                lambda facts, own=own: likelihoods(  # type: ignore[misc]
+                    self.model, facts, prompt=lambda fact: Serac().prompt(fact.prompt, own)
                 ),
             )
         self._told_once[len(told)] = _summary(found)
