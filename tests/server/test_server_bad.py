@@ -13,8 +13,10 @@ import httpx
 import pytest
 from served import CHAT, Served
 
+from loci.errors import PolicyError
 from loci.models.endpoint import Endpoint
 from loci.run.memory import Memory
+from loci.server import refusals
 from loci.store.sqlite import SqliteStore
 
 Serve = Callable[..., Served]
@@ -170,3 +172,9 @@ def test_connections_that_say_nothing_stop_nobody(server: Served) -> None:
     with httpx.Client(base_url=server.url) as idle:
         idle.get("/health")  # and then keeps its connection
         stays_up(server)
+
+
+def test_what_a_policy_forbids_is_forbidden() -> None:
+    found = refusals.of(PolicyError("cube a is frozen", way_out="loci cube freeze a --off"))
+    assert (found.status, found.code) == (403, "forbidden")
+    assert refusals.body(found, "/v1/messages")["error"]["type"] == "permission_error"

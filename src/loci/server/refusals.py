@@ -23,6 +23,7 @@ from loci.errors import (
     NotFoundError,
     OverloadError,
     ParameterError,
+    PolicyError,
     StorageError,
     StoreError,
 )
@@ -94,6 +95,8 @@ def _status(error: LociError) -> tuple[int, str, str | None]:
         return 507, "server_error", "storage_full"
     if isinstance(error, BusyError):
         return 503, "server_error", "busy"
+    if isinstance(error, PolicyError):
+        return 403, "invalid_request_error", "forbidden"
     behind = error.__cause__ or error.__context__  # of a memory whose model is elsewhere
     if isinstance(error, EndpointError) or isinstance(behind, EndpointError):
         return 502, "server_error", "endpoint"
