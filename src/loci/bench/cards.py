@@ -87,7 +87,9 @@ def _method(row: Row) -> tuple[str, dict[str, Any]]:
     if row.method.startswith(EXACT):
         return EXACT, {"dtype": row.method.partition("=")[2]}
     method = catalogue.find(row.method, row.kind)
-    return method.about.name, {k: v for k, v in method.parameters().items() if v is not None}
+    known = {k: v for k, v in method.parameters().items() if v is not None}
+    # Lists, as a card that is read again has them.
+    return method.about.name, {k: [*v] if isinstance(v, tuple) else v for k, v in known.items()}
 
 
 def _card(path: Path, name: str) -> Card:
