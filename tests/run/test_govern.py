@@ -368,3 +368,23 @@ def test_bad_calls_are_refused_and_change_nothing(governor: Governor) -> None:
         governor.case("../secret")
     governor.revoke("edit-1")
     assert governor.case("edit-1").stage is Stage.REVOKED
+
+
+def test_every_metric_that_is_watched_has_its_say(governor: Governor) -> None:
+    rules = replace(WEAK, watched=("success", "politeness"))
+    governor.propose(change(), rules, GovernedPatch(Slot(), patch(0.1), probes))
+    governor.admit("edit-1")
+    governor.canary("edit-1")
+    for metric in ("success", "politeness"):
+        assert governor.case("edit-1").step == 0, "a step waits for the slowest metric"
+        for _ in range(20):
+            governor.observe("edit-1", metric, 1.0, "old")
+            governor.observe("edit-1", metric, 1.0, "new")
+    assert governor.case("edit-1").step == 1
+    with pytest.raises(ParameterError, match="does not watch this"):
+        governor.observe("edit-1", "speed", 1.0, "new")
+    for _ in range(20):
+        governor.observe("edit-1", "success", 1.0, "new")
+        if governor.observe("edit-1", "politeness", 0.0, "new").verdict == "fail":
+            break
+    assert governor.case("edit-1").stage is Stage.ROLLED_BACK
