@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any  # the shipped files are JSON
 import click
 
 from loci import api, config
+from loci.cli import demo_kinds
 from loci.cli.output import as_json_option, emit, note, progress, say
 from loci.core.item import Item
 from loci.errors import FormatError, LociError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from loci.text.answer import Answer
 
 DRAM, CONTEXT, NEW_TOKENS = "160MiB", 2048, 40
+KINDS_DRAM = "256MiB"  # for keys and values as they are
 SHOWN = 3  # memories printed per question
 SHOWN_FACTS = 8
 SIGNS = 3  # of why a memory was found, the strongest
@@ -79,7 +81,10 @@ def command(dram: str, no_model: bool, file: Path | None, as_json: bool) -> None
         _tell(_question(index, row), as_json)
     _head(4, "The accounts", as_json)
     _tell(_accounts(answers, float32), as_json)
-    _head(5, "What to type next", as_json)
+    if "kinds" in answers:
+        _head(5, "Text becomes keys and values; then something is forgotten", as_json)
+        _tell(demo_kinds.told(answers["kinds"]), as_json)
+    _head(6 if "kinds" in answers else 5, "What to type next", as_json)
     _tell(_next(), as_json)
     answers |= {"plan": plan.to_json(), "remembered": remembered}
     answers["seconds"] = time.perf_counter() - began
@@ -150,11 +155,13 @@ def _answer_all(file: Path, dram: str, no_model: bool) -> dict[str, Any]:
             accounts = session.report()
         accounts.pop("plan")
         beside = _unbudgeted(plan, asked["questions"][0]["question"], report)
+        kinds = demo_kinds.show(file, KINDS_DRAM, asked, report)
     return {
         "questions": rows,
         "right": _count(rows),
         "run": accounts,
         "unbudgeted": beside,
+        "kinds": kinds,
     }
 
 
