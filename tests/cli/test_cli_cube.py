@@ -173,6 +173,7 @@ def test_who_may_not_and_what_is_over_is_refused(small: Loci) -> None:
         assert done.code == 1 and "PolicyError" in done.err, command
     over = made(small, "--ttl", "0.000001")
     assert "expired" in small("run", "small", "Hi", *BUDGET, "--cube", over).err
+    assert small("cube", "drop", over).code == 0
     assert small("cube", "promote", "--text", TEXT, "--ttl", "0", "--as-text").code == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -373,3 +374,29 @@ def test_a_template_without_a_system_message_has_cubes_before_the_question() -> 
     assert message["role"] == "user"
     assert isinstance(message["content"], Apart)
     assert [part[-4:] for part in message["content"].parts] == ["one\n", "two\n", "\nHi"]
+
+
+def test_no_tenant_ever_reads_of_another(shelf: Shelf) -> None:
+    chance = random.Random(0)
+    tenants = [f"t{number}" for number in range(50)]
+    owners = {}
+    for tenant in tenants:
+        policy = Policy(scope=tenant, owner=chance.choice([None, "ada"]), readers=("bob",))
+        owners[promote.from_text(shelf, f"of {tenant}", policy=policy).id] = tenant
+    allowed = 0
+    for _ in range(1000):
+        caller = Caller(
+            tenant=chance.choice(tenants),
+            user=chance.choice([None, "ada", "bob", "*", ""]),
+            purpose=chance.choice([None, "anything"]),
+        )
+        id = chance.choice(list(owners))
+        try:
+            found = cubes.attach([id], shelf, caller=caller)
+        except PolicyError as error:
+            assert "of t" not in str(error)
+            continue
+        allowed += 1
+        assert caller.tenant == owners[id]
+        assert found.texts == [f"of {caller.tenant}"]
+    assert allowed > 5

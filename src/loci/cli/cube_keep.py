@@ -94,7 +94,7 @@ def drop(id: str, file: str | None, user: str | None, as_json: bool) -> None:
     """Overwrite a cube with all its versions and take it away."""
     shelf = shelf_of(file)
     if id not in shelf.unreadable():
-        permitted(shelf, id, Action.WRITE, user)
+        permitted(shelf, id, Action.ERASE, user)
     shelf.remove(id)
     if as_json:
         emit({"removed": id})

@@ -274,6 +274,10 @@ class CubeHeader:
         """Return the header after one more read; what is frozen only counts."""
         return replace(self.moved(Move.USE), usage=self.usage.again(now))
 
+    def is_over(self, now: datetime) -> bool:
+        """Return whether its time is over, whether or not anybody noticed."""
+        return self.state is State.EXPIRED or self.policy.is_expired(now)
+
     def check_unfrozen(self) -> None:
         """Raise PolicyError if nothing about the cube may change."""
         if self.state is State.FROZEN:
@@ -289,6 +293,7 @@ class Action(StrEnum):
     READ = "read"
     WRITE = "write"
     SHARE = "share"
+    ERASE = "erase"  # its owner may, also when its time is over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,8 +327,8 @@ def permit(caller: Caller, header: CubeHeader, action: Action, now: datetime) ->
     denials = (
         (caller.tenant != policy.scope, "another tenant"),
         (header.state is State.ERASED, "erased"),
-        (header.state is State.EXPIRED or policy.is_expired(now), "expired"),
-        (header.state is State.FROZEN and action is Action.WRITE, "frozen"),
+        (action is not Action.ERASE and header.is_over(now), "expired"),
+        (action in (Action.WRITE, Action.ERASE) and header.state is State.FROZEN, "frozen"),
         (policy.sensitivity.rank > caller.clearance.rank, "sensitivity above clearance"),
         (bool(policy.purposes) and caller.purpose not in policy.purposes, "another purpose"),
     )
@@ -334,7 +339,7 @@ def permit(caller: Caller, header: CubeHeader, action: Action, now: datetime) ->
         return Decision(is_allowed=True, rule="open to its tenant")
     if user is not None and user == policy.owner:
         return Decision(is_allowed=True, rule="owner")
-    if user is not None and user in policy.writers and action is not Action.SHARE:
+    if user is not None and user in policy.writers and action in (Action.READ, Action.WRITE):
         return Decision(is_allowed=True, rule="writer")
     if user is not None and user in policy.readers and action is Action.READ:
         return Decision(is_allowed=True, rule="reader")
@@ -398,7 +403,12 @@ def descendants(roots: Iterable[str], headers: Iterable[CubeHeader]) -> set[str]
     return found
 
 
-_DONE = {Action.READ: "read", Action.WRITE: "changed", Action.SHARE: "shared"}
+_DONE = {
+    Action.READ: "read",
+    Action.WRITE: "changed",
+    Action.SHARE: "shared",
+    Action.ERASE: "erased",
+}
 
 
 def _moves_of(state: State) -> str:
