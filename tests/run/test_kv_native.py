@@ -20,6 +20,7 @@ from loci.core.spec import ModelSpec
 from loci.methods.kv.base import KVMethod, Select
 from loci.methods.kv.bfp import Bfp
 from loci.methods.kv.comet_kv import CometKV
+from loci.methods.kv.cskv import Cskv
 from loci.methods.kv.h2o import H2O
 from loci.methods.kv.kivi import Kivi
 from loci.methods.kv.kvtc import Kvtc
@@ -81,6 +82,8 @@ CHAINS = [
     (CometKV(group=32),),
     (Kvtc(bits_k=2, bits_v=3, window=32),),
     (Kvtc(bits_k=0.5, bits_v=1.25, window=0, sinks=0),),
+    (Cskv(density_k=0.25, density_v=0.5),),
+    (Cskv(window=16, sinks=0),),
     (SnapKV(), Bfp(bits=4)),
     (StreamingLLM(), Bfp(bits=8, sort="keys")),
 ]

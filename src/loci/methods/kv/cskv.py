@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from loci.core.method import About, Kind, Need, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import ParameterError
-from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes
+from loci.methods.kv.base import EncodeLayers, LatentForm, LayerGroup, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +128,10 @@ class Cskv(EncodeLayers):
         """Return the coordinates of one token."""
         keys, values = _ranks(self, spec)
         return {"keys": ((keys,), self.dtype), "values": ((values,), self.dtype)}
+
+    def latent_form(self) -> LatentForm | None:
+        """Return that rows are the numbers themselves; kernels read them in half precision."""
+        return LatentForm() if self.dtype == "float16" else None
 
     def encode(
         self, blocks: Sequence[KVBlock], group: LayerGroup
