@@ -23,7 +23,7 @@ from loci.run.edit_model import PackModel
 from loci.store.cube_file import Payload
 
 # How far edits may move a weight, |dW| / |W|, all together. One fact moves a matrix of
-# 576 x 1536 by 0.1, twenty at once each of five by up to 0.2 (suite `edits`, facts to develop on).
+# 576 x 1536 by 0.1, fifty at once each of five by up to 0.3 (suite `edits`).
 CAP = 0.5
 
 
