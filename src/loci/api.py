@@ -103,6 +103,7 @@ def open(
     memory: str | Path | Memory | None = None,
     cubes: Sequence[str | Path] = (),
     user: str | None = None,
+    purpose: str | None = None,
     adapter: str | Path | Adapter | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Session:
@@ -112,7 +113,7 @@ def open(
         memory: a memory file, or an open `Memory`; without it nothing is remembered.
         cubes: what stands before every question: ids of cubes beside the memory (the configured one
             if none is named), or their files.
-        user: who asks for cubes and adapter; their policies decide.
+        user, purpose: who asks for cubes and adapter, and what for; their policies decide.
         adapter: what the model answers with: a name or id beside the memory (the configured one if
             none is named), a cube's file, or a PEFT folder.
         progress: called with (what, done, total) while a model is prepared or a prompt is read.
@@ -135,6 +136,7 @@ def open(
         memory=memory,
         cubes=cubes,
         user=user,
+        purpose=purpose,
         adapter=adapter,
         shelf=beside(settings.memory_file) if cubes and memory is None else None,
         folder=settings.models_dir,

@@ -171,6 +171,12 @@ def test_who_may_not_and_what_is_over_is_refused(small: Loci) -> None:
     for command in (("show", id), ("demote", id), ("drop", id), ("save", id, "x.cube")):
         done = small("cube", *command, "--user", "bob")
         assert done.code == 1 and "PolicyError" in done.err, command
+    tax = made(small, "--purpose", "tax")
+    assert "another purpose" in small("run", "small", "Hi", *BUDGET, "--cube", tax).err
+    ask = ("run", "small", "Hi", *BUDGET, "--max-tokens", "1", "--cube", tax, "--purpose", "tax")
+    assert small(*ask).code == 0
+    assert small("cube", "show", tax).code == 1
+    assert TEXT in small("cube", "show", tax, "--purpose", "tax").out
     over = made(small, "--ttl", "0.000001")
     assert "expired" in small("run", "small", "Hi", *BUDGET, "--cube", over).err
     assert small("cube", "drop", over).code == 0

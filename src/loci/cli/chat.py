@@ -15,7 +15,7 @@ from loci.cli.input import read_text
 from loci.cli.options import (
     adapter_option,
     budget_options,
-    cube_option,
+    cube_options,
     make_plan,
     make_sampling,
     memory_options,
@@ -47,7 +47,7 @@ WEIGHTS = "/weights"
 @budget_options
 @sampling_options
 @memory_options
-@cube_option
+@cube_options
 @adapter_option
 @click.option(
     "--read",
@@ -63,6 +63,7 @@ def command(
     memory_file: str | None,
     user: str | None,
     cubes: tuple[str, ...],
+    purpose: str | None,
     adapter: str | None,
     may_use_server: bool,
     **given: Any,
@@ -95,7 +96,13 @@ def command(
     with (
         progress() as report,
         api.open(
-            plan, memory=memory_file, cubes=cubes, user=name, adapter=adapter, progress=report
+            plan,
+            memory=memory_file,
+            cubes=cubes,
+            user=name,
+            purpose=purpose,
+            adapter=adapter,
+            progress=report,
         ) as session,
     ):
         if text is not None:

@@ -90,15 +90,16 @@ def list_(kind: str | None, file: str | None, as_json: bool) -> None:
 
 @command.command()
 @click.argument("id")
+@click.option("--purpose", help="What it is read for, where the cube asks for that.")
 @memory_option
 @as_user_option
 @as_json_option
-def show(id: str, file: str | None, user: str | None, as_json: bool) -> None:
+def show(id: str, purpose: str | None, file: str | None, user: str | None, as_json: bool) -> None:
     """Show one cube: what it is, where it came from, and what it says."""
     from loci.store.cube_file import read_texts
 
     shelf = shelf_of(file)
-    head = permitted(shelf, id, Action.READ, user)
+    head = permitted(shelf, id, Action.READ, user, purpose)
     texts = read_texts(shelf.path(id))
     versions = shelf.versions(id)
     if as_json:

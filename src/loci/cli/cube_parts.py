@@ -37,6 +37,7 @@ def exact_for(cubes: Sequence[str], file: str | None, given: dict[str, Any]) -> 
 
 
 def shelf_of(file: str | None) -> Shelf:
+    """Return the shelf beside a memory, which need not be there yet."""
     from loci.run.shelves import beside
 
     where = file if file is not None else config.load().memory_file
@@ -50,9 +51,12 @@ def shelf_of(file: str | None) -> Shelf:
     return found
 
 
-def permitted(shelf: Shelf, id: str, action: Action, user: str | None) -> CubeHeader:
+def permitted(
+    shelf: Shelf, id: str, action: Action, user: str | None, purpose: str | None = None
+) -> CubeHeader:
+    """Return the header of a cube with which this user may do something."""
     header = shelf.header(id)
-    require(Caller(user=whose(user)), header, action, shelf.clock.now())
+    require(Caller(user=whose(user), purpose=purpose), header, action, shelf.clock.now())
     return header
 
 
@@ -69,6 +73,7 @@ def reading(
 
 
 def tell(header: CubeHeader, as_json: bool) -> None:
+    """Print what a command made of a cube."""
     if as_json:
         emit(header)
     else:

@@ -121,12 +121,15 @@ _REMEMBER = (
     click.option("--memory", "memory_file", help="Remember in this file, and recall from it."),
     click.option("--user", help="Whose memory; else the login name."),
 )
-cube_option = click.option(
-    "--cube",
-    "cubes",
-    multiple=True,
-    metavar="ID|FILE",
-    help="Begin with this cube; repeatable. Ids are of the memory, else of the configured one.",
+_CUBES = (
+    click.option(
+        "--cube",
+        "cubes",
+        multiple=True,
+        metavar="ID|FILE",
+        help="Begin with this cube; repeatable. Ids are of the memory, else of the configured one.",
+    ),
+    click.option("--purpose", help="What it is read for, where a cube asks for that."),
 )
 adapter_option = click.option(
     "--adapter",
@@ -148,6 +151,11 @@ def sampling_options(function: Command) -> Command:
 def memory_options(function: Command) -> Command:
     """Add the options that make a run remember."""
     return _with(_REMEMBER, function)
+
+
+def cube_options(function: Command) -> Command:
+    """Add the options that let a run begin with cubes."""
+    return _with(_CUBES, function)
 
 
 def make_plan(model: str, new_tokens: int | None, given: dict[str, Any]) -> Plan:

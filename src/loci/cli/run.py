@@ -13,7 +13,7 @@ from loci.cli.input import piped, read_text
 from loci.cli.options import (
     adapter_option,
     budget_options,
-    cube_option,
+    cube_options,
     make_plan,
     make_sampling,
     memory_options,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @budget_options
 @sampling_options
 @memory_options
-@cube_option
+@cube_options
 @adapter_option
 @server_option
 @as_json_option
@@ -51,6 +51,7 @@ def command(
     memory_file: str | None,
     user: str | None,
     cubes: tuple[str, ...],
+    purpose: str | None,
     adapter: str | None,
     may_use_server: bool,
     as_json: bool,
@@ -76,7 +77,13 @@ def command(
     with (
         progress() as report,
         api.open(
-            plan, memory=memory_file, cubes=cubes, user=name, adapter=adapter, progress=report
+            plan,
+            memory=memory_file,
+            cubes=cubes,
+            user=name,
+            purpose=purpose,
+            adapter=adapter,
+            progress=report,
         ) as session,
     ):
         if memory_file is not None and name is not None:

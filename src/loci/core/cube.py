@@ -155,7 +155,7 @@ class Policy:
         scope: the tenant; nobody outside it ever gets anything.
         owner: the user who may do everything; None lets everybody of the tenant.
         readers, writers: further users of the tenant; who may write may read.
-        purposes: what it may be used for; () is anything.
+        purposes: what it may be read for; () is anything.
         expires: ISO 8601 with its zone; None never expires.
         pinned: kept where it is, whatever a scheduler would do.
 
@@ -181,6 +181,10 @@ class Policy:
             ) from None
         if self.expires is not None:
             moment(self.expires)
+
+    def serves(self, purpose: str | None) -> bool:
+        """Return whether it may be read for this."""
+        return not self.purposes or purpose in self.purposes
 
     def is_expired(self, now: datetime) -> bool:
         """Return whether its time is over."""
@@ -330,7 +334,7 @@ def permit(caller: Caller, header: CubeHeader, action: Action, now: datetime) ->
         (action is not Action.ERASE and header.is_over(now), "expired"),
         (action in (Action.WRITE, Action.ERASE) and header.state is State.FROZEN, "frozen"),
         (policy.sensitivity.rank > caller.clearance.rank, "sensitivity above clearance"),
-        (bool(policy.purposes) and caller.purpose not in policy.purposes, "another purpose"),
+        (action is Action.READ and not policy.serves(caller.purpose), "another purpose"),
     )
     for is_denied, rule in denials:
         if is_denied:

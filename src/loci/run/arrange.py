@@ -132,7 +132,7 @@ def carry_out(shelf: Shelf, change: Change, session: Session | None) -> None:
         ParameterError: if it is a promotion, and there is no session to read with.
     """
     header = shelf.header(change.id)
-    owner = Caller(tenant=header.policy.scope, user=header.policy.owner, purpose=_purpose(header))
+    owner = Caller(tenant=header.policy.scope, user=header.policy.owner)
     if isinstance(change, Promote):
         if session is None:
             raise ParameterError("a promotion needs a model", value=change.id)
@@ -143,7 +143,3 @@ def carry_out(shelf: Shelf, change: Change, session: Session | None) -> None:
         shelf.remove(change.id)
     else:
         shelf.change(header.moved(change.move))
-
-
-def _purpose(header: CubeHeader) -> str | None:
-    return header.policy.purposes[0] if header.policy.purposes else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +77,7 @@ def open(
     memory: str | Path | Memory | None = None,
     cubes: Sequence[str | Path] = (),
     user: str | None = None,
+    purpose: str | None = None,
     shelf: Shelf | None = None,
     adapter: Adapter | None = None,
     folder: Path,
@@ -90,7 +91,7 @@ def open(
         memory: a memory file or an open `Memory`; without it nothing is remembered.
         cubes: what stands before every question: ids of cubes beside the memory, or their files.
             Keys and values of the first are used as they are; see `loci.run.cubes`.
-        user: who asks for the cubes; their policies decide.
+        user, purpose: who asks for the cubes, and what for; their policies decide.
         shelf: where their ids are looked up without a memory.
         adapter: stands beside the weights from the start; see `Session.use`.
         folder: where models are kept.
@@ -108,6 +109,7 @@ def open(
         memory=memory,
         cubes=cubes,
         user=user,
+        purpose=purpose,
         shelf=shelf,
         adapter=adapter,
         folder=folder,
@@ -126,6 +128,7 @@ class Session:
         memory: str | Path | Memory | None = None,
         cubes: Sequence[str | Path] = (),
         user: str | None = None,
+        purpose: str | None = None,
         shelf: Shelf | None = None,
         adapter: Adapter | None = None,
         folder: Path,
@@ -148,7 +151,7 @@ class Session:
                 self.adapters.load(adapter)
                 self.adapters.use(adapter.name)
             self.memory, self._owns_memory = self._open_memory(memory, folder)
-            self.cubes = self._attach(cubes, user, shelf)
+            self.cubes = self._attach(cubes, Caller(user=user, purpose=purpose), shelf)
         except BaseException:
             self.close()
             raise
@@ -500,17 +503,16 @@ class Session:
         self._prefill(list(ids))
         return self.stats.prefill_s
 
-    def _attach(
-        self, cubes: Sequence[str | Path], user: str | None, shelf: Shelf | None
-    ) -> Attached:
+    def _attach(self, cubes: Sequence[str | Path], caller: Caller, shelf: Shelf | None) -> Attached:
         if not cubes:
             return Attached()
         memory = self.memory
-        tenant = Caller().tenant if memory is None else memory.tenant
+        if memory is not None:
+            caller = replace(caller, tenant=memory.tenant)
         found = attach(
             cubes,
             shelf if memory is None else memory.shelf,
-            caller=Caller(tenant=tenant, user=user),
+            caller=caller,
             clock=None if memory is None else memory.clock,
         )
         first = found.headers[0]
