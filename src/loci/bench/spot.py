@@ -4,6 +4,9 @@ The default model's own weights lie on a 4-bit grid, so a method that hits the g
 there and proves nothing. This one is trained in a few minutes on text that every machine has, the
 documentation strings of Python's own library and the first half of its help topics; the second half
 stays unseen. It is kept in the models folder under a name that is not listed.
+
+A second one has as many key heads as query heads, and is shown longer texts: for methods of the KV
+cache whose papers speak of such models, where the default model shares its keys.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import ast
 import math
 import sysconfig
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,26 +40,32 @@ SPEC = ModelSpec(
     max_context=512,
     tied=True,
 )
+MULTI = replace(SPEC, name="spot-multi", kv_heads=SPEC.heads, max_context=1024)
 STEPS, BATCH, LENGTH, RATE = 1000, 8, 128, 2e-3
+LONG, FEW = 512, 2  # tokens of a text and texts of a step, for the second one
 QUICK_STEPS = 20
 _CHARACTERS = 4_000_000  # of documentation strings; more than this many steps read
 
 # Shapes: B texts, T tokens.
 
 
-def spot(folder: Path, *, quick: bool = False, progress: Progress | None = None) -> Pack:
-    """Return the model, trained when it is not there.
+def spot(
+    folder: Path, *, quick: bool = False, multi: bool = False, progress: Progress | None = None
+) -> Pack:
+    """Return a model, trained when it is not there.
 
     Args:
         folder: the models folder.
         quick: train a few steps only, into a place of its own.
+        multi: the one with a key head for every query head.
     """
-    home = folder / ".bench" / ("spot-quick" if quick else "spot")
+    spec = MULTI if multi else SPEC
+    home = folder / ".bench" / (f"{spec.name}-quick" if quick else spec.name)
     if not (home / PACK_FILE).is_file():
         home.mkdir(parents=True, exist_ok=True)
         tokenizer = _tokenizer()
         (home / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        source = _train(tokenizer, QUICK_STEPS if quick else STEPS, progress)
+        source = _train(spec, tokenizer, QUICK_STEPS if quick else STEPS, progress)
         write_pack(
             source,
             home / PACK_FILE,
@@ -179,18 +189,19 @@ def _tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def _train(tokenizer: str, steps: int, progress: Progress | None) -> TrainedSource:
+def _train(spec: ModelSpec, tokenizer: str, steps: int, progress: Progress | None) -> TrainedSource:
     from tokenizers import Tokenizer
 
+    length, batch = (LONG, FEW) if spec is MULTI else (LENGTH, BATCH)
     ids = torch.tensor(Tokenizer.from_str(tokenizer).encode(corpus()).ids)
 
     def loss(tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        starts = torch.randint(0, len(ids) - LENGTH - 1, (BATCH,), generator=generator)
-        text_BT = torch.stack([ids[start : start + LENGTH + 1] for start in starts.tolist()])
-        logits = states(SPEC, tensors, text_BT[:, :-1]) @ tensors["embed"].t()
+        starts = torch.randint(0, len(ids) - length - 1, (batch,), generator=generator)
+        text_BT = torch.stack([ids[start : start + length + 1] for start in starts.tolist()])
+        logits = states(spec, tensors, text_BT[:, :-1]) @ tensors["embed"].t()
         return cross_entropy(logits.flatten(0, 1), text_BT[:, 1:].flatten())
 
-    return trained(SPEC, loss, steps, progress=progress)
+    return trained(spec, loss, steps, progress=progress)
 
 
 def _start(

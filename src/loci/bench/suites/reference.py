@@ -8,6 +8,9 @@ interval over pieces. Perplexities of the same tokens stand beside it.
 Methods of the KV cache that need a long text to save anything are measured beside that with
 `--option prompt=3840`: the prompt is then read in chunks of CHUNK tokens, and what is kept as it is
 takes 16 bits, so that chunks and exact tails count little. Other lengths are other measurements.
+
+`--option model=spot-multi` measures a small model with a key head for every query head, trained on
+the spot; its prompts have 256 tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from loci.bench import texts
 from loci.bench.cards import EXACT, Row
+from loci.bench.spot import MULTI, spot
 from loci.bench.stats import mean
 from loci.bench.suite import Context
 from loci.core.method import Kind, Method
@@ -41,6 +45,7 @@ PROMPT, REST, STEP = 768, 256, 16
 PIECES, QUICK_PIECES = 8, 1
 CHARACTERS = 6000  # of one piece; more than PROMPT + REST tokens of English
 CHUNK = 128  # tokens of a long prompt that are read at once
+SPOT_PROMPT = 256
 DEFAULT = (
     "kv_dtype=float16",
     "bfp(bits=8)",
@@ -112,9 +117,14 @@ def run(context: Context) -> dict[str, Any]:
     count = QUICK_PIECES if context.quick else int(context.options.get("pieces", PIECES))
     seed = context.seed
     methods = context.methods or DEFAULT
-    pack = resolve(context.model, context.folder)
+    on_spot = context.options.get("model") == MULTI.name
+    pack = (
+        spot(context.folder, quick=context.quick, multi=True, progress=context.progress)
+        if on_spot
+        else resolve(context.model, context.folder)
+    )
     results: dict[str, dict[str, Any]] = {}
-    prompt = int(context.options.get("prompt", PROMPT))
+    prompt = int(context.options.get("prompt", SPOT_PROMPT if on_spot else PROMPT))
     is_long = prompt != PROMPT
     chunk = CHUNK if is_long else 512
     lab = Lab(pack, context=prompt + REST, chunk=chunk)
@@ -163,7 +173,7 @@ def run(context: Context) -> dict[str, Any]:
         lab.close()
         pack.close()
     return {
-        "model": context.model,
+        "model": MULTI.name if on_spot else context.model,
         "fingerprint": pack.spec.fingerprint,
         "text": texts.digest(texts.prose()),
         "part": part,
