@@ -183,7 +183,7 @@ def test_the_whole_suite_on_a_tiny_model(
     methods = (
         "rome(layer=1, steps=2, openings=1)",
         "memit(layers=(0, 1), steps=2, openings=1)",
-        "mend(last=1, rank=2)",
+        "mend(last=1, rank=2, steps=20)",
         "serac(steps=20)",
     )
     result = suite.run(Context(folder=tmp_path, methods=methods, quick=True))

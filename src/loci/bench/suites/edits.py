@@ -68,6 +68,7 @@ KINDS = ("train",)
 METHODS = ("rome", "memit", "mend", "serac")
 DEFAULT = METHODS
 CASES, QUICK_CASES = 50, 4
+QUICK_STEPS = 20
 TEXTS, CHARACTERS = 4, 600  # unrelated text: pieces of prose, and the letters of each
 NO_CAP = 1e9  # what weights move is reported here, not limited
 _OPTIONS = ("cases", "singles", "steps")
@@ -82,6 +83,9 @@ def run(context: Context) -> dict[str, Any]:
     strangers = [str(method) for method in chosen if method.about.name not in METHODS]
     if strangers:
         raise ParameterError("this suite edits facts", value=strangers, allowed=", ".join(METHODS))
+    if "steps" in context.options or context.quick:
+        steps = count_of(context.options, "steps", QUICK_STEPS)
+        chosen = [replace(one, steps=steps) if isinstance(one, Mend) else one for one in chosen]
     pack = resolve(context.model, context.folder)
     model = PackModel(pack)
     context.progress("asking what the model knows", 0, 1)
@@ -144,9 +148,6 @@ class _Bench:
 
     def mend(self, method: Mend) -> dict[str, Any]:
         """Return figures of one edit at a time by a network trained on other relations."""
-        if "steps" in self.context.options or self.context.quick:
-            steps = count_of(self.context.options, "steps", 20)
-            method = replace(method, steps=steps)
         path = artefacts.path_of(self.pack.folder, method, self.pack.spec.fingerprint)
         began = time.perf_counter()
         try:
