@@ -81,9 +81,9 @@ class Serac(Overlay):
     def prompt(self, question: str, fact: Fact) -> str:
         """Return the edit and the question, as the model reads them.
 
-        A small model does not believe what it is told once. These words were chosen among twelve,
-        on facts to develop on: SmolLM2-135M says 86 % of made-up facts after them, and 7 % after
-        the fact alone.
+        A small model does not believe what it is told once. These words were chosen among twelve
+        on 14 facts of the table, not kept apart from those the suite reports on: SmolLM2-135M says
+        86 % of made-up facts after them, and 7 % after the fact alone.
         """
         told, answer = fact.text, fact.continuation.strip()
         return (
