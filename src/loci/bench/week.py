@@ -9,7 +9,7 @@ bytes and world.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol  # figures
@@ -101,14 +101,43 @@ def least_recent(standings: Sequence[Standing], budget_bytes: int, now: datetime
 
 
 def replay(
-    world: World,
-    questions: Sequence[Asked],
-    topics: int,
-    tick: Tick,
-    budget_bytes: int,
-    progress: Callable[[int], None] = lambda done: None,
+    world: World, questions: Sequence[Asked], topics: int, tick: Tick, budget_bytes: int
 ) -> dict[str, Any]:
     """Return what a schedule makes of a week: seconds, hits, and the most bytes it held."""
+    return together({"one": (world, tick)}, questions, topics, budget_bytes)["one"]
+
+
+def together(
+    ways: Mapping[str, tuple[World, Tick]],
+    questions: Sequence[Asked],
+    topics: int,
+    budget_bytes: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, dict[str, Any]]:
+    """Return what each of several schedules makes of a week.
+
+    They take turns, question by question, so that whatever else the machine does meanwhile slows
+    all of them alike.
+    """
+    weeks = {
+        name: _steps(world, questions, topics, tick, budget_bytes)
+        for name, (world, tick) in ways.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for number in range(len(questions) + 1):
+        progress(number)
+        order = list(weeks) if number % 2 == 0 else list(reversed(weeks))
+        for name in order:
+            done = next(weeks[name])
+            if done is not None:
+                found[name] = done
+    return {name: found[name] for name in ways}
+
+
+def _steps(
+    world: World, questions: Sequence[Asked], topics: int, tick: Tick, budget_bytes: int
+) -> Iterator[dict[str, Any] | None]:
+    """Yield None after each question, and what came of all of them in the end."""
     headers = [
         CubeHeader(id=f"cube-{topic}", kind=MemoryKind.PLAINTEXT, state=State.ACTIVE)
         for topic in range(topics)
@@ -116,8 +145,7 @@ def replay(
     first: list[float] = []
     hits = promotions = peak = 0
     upkeep_s = 0.0
-    for number, asked in enumerate(questions):
-        progress(number)
+    for asked in questions:
         header = headers[asked.topic]
         is_hit = header.kind is MemoryKind.ACTIVATION
         hits += is_hit
@@ -137,7 +165,8 @@ def replay(
                 headers[topic] = replace(headers[topic], kind=MemoryKind.ACTIVATION)
                 promotions += 1
         peak = max(peak, world.nbytes())
-    return {
+        yield None
+    yield {
         "total_s": sum(first) + upkeep_s,
         "first_token_s": sum(first) / len(first),
         "upkeep_s": upkeep_s,

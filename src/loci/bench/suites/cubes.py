@@ -13,7 +13,6 @@ as long as the longest text needs, whatever the plan of a run would take.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -362,19 +361,19 @@ def _week(context: Context, reader: _Reader, pace: week.Account) -> dict[str, An
     said = _texts(reader, lengths)
     tokens = [len(cubes.prefix(reader.lab.tokenizer, text)) for text in said]
     budget = int(SHARE * sum(tokens) * reader.token_bytes)
-    found: dict[str, Any] = {}
-    answers: dict[str, list[int]] = {}
-    for name, tick in _ways().items():
-        world = _Real(reader, said, replace(pace, tokens=tokens, held=set()))
-
-        def told(done: int, name: str = name) -> None:
-            context.progress(f"week, {name}", done, questions)
-
-        found[name] = week.replay(world, asked, topics, tick, budget, told)
-        answers[name] = world.answers
-        shutil.rmtree(reader.shelf.folder, ignore_errors=True)
+    worlds = {
+        name: _Real(reader, name, said, replace(pace, tokens=tokens, held=set()))
+        for name in _ways()
+    }
+    found = week.together(
+        {name: (worlds[name], tick) for name, tick in _ways().items()},
+        asked,
+        topics,
+        budget,
+        lambda done: context.progress("week", done, questions),
+    )
     for name, way in found.items():
-        way["same_tokens"] = float(answers[name] == answers["never"])
+        way["same_tokens"] = float(worlds[name].answers == worlds["never"].answers)
         way["budget_bytes"] = budget
     return _beside(found, [JUDGED + context.seed])
 
@@ -394,14 +393,16 @@ def _beside(found: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
 class _Real:
     """A world of the model and its files; an account beside it tells what things cost."""
 
-    def __init__(self, reader: _Reader, said: Sequence[str], account: week.Account) -> None:
-        self.reader, self.said, self.account = reader, said, account
+    def __init__(
+        self, reader: _Reader, name: str, said: Sequence[str], account: week.Account
+    ) -> None:
+        self.reader, self.name, self.said, self.account = reader, name, said, account
         self.answers: list[int] = []
 
     def first_token(self, topic: int, promoted: bool) -> float:
         text = self.said[topic]
         way: Callable[[], tuple[Tensor, float]] = (
-            (lambda: self.reader.load(f"cube-{topic}", text))
+            (lambda: self.reader.load(f"{self.name}-{topic}", text))
             if promoted
             else (lambda: self.reader.read(text))
         )
@@ -412,11 +413,11 @@ class _Real:
     def promote(self, topic: int, just_read: bool) -> float:
         self.account.promote(topic, just_read)
         again = 0.0 if just_read else self.reader.read(self.said[topic])[1]
-        return again + self.reader.keep(f"cube-{topic}", self.said[topic])
+        return again + self.reader.keep(f"{self.name}-{topic}", self.said[topic])
 
     def demote(self, topic: int) -> float:
         self.account.demote(topic)
-        return self.reader.drop(f"cube-{topic}", self.said[topic])
+        return self.reader.drop(f"{self.name}-{topic}", self.said[topic])
 
     def standing(self, topic: int, header: CubeHeader, just_read: bool) -> Standing:
         return self.account.standing(topic, header, just_read)
