@@ -22,6 +22,7 @@ from loci.run.memory import Memory
 from loci.store import postgres_vectors, vectors
 from loci.store.database import VERSION
 from loci.store.postgres import marked, read_url
+from loci.store.postgres_words import PostgresWords
 from loci.store.schema import postgres_script
 from loci.testing.dialogue import make_dialogue
 from loci.text.stem import stems
@@ -379,6 +380,20 @@ def test_above_the_limit_an_index_is_asked(
     memory.store.settle()
     assert found[0] not in nearest(800)[0] and len(nearest(800)[0]) == 799
     assert memory.store.check_integrity() == []
+
+
+def test_what_others_write_during_a_search_does_not_end_it(
+    postgres_memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres_memory.add("the boat is blue", user="ada", infer=False)
+    known = PostgresWords._known
+
+    def later(*given: Any) -> Any:  # five texts more have the words than were counted before
+        return {word: (id, having + 5) for word, (id, having) in known(*given).items()}
+
+    monkeypatch.setattr(PostgresWords, "_known", later)
+    hits = postgres_memory.search("blue boat", user="ada")
+    assert [hit.text for hit in hits] == ["the boat is blue"]
 
 
 def test_closing_stops_the_building(

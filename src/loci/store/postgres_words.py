@@ -192,7 +192,9 @@ class PostgresWords(FullText):
             times = f"(SELECT count(*) FROM unnest(p0.places) AS at WHERE {follows})"
             source += f" AND {times} > 0"
             having = int(self.database.rows(f"SELECT count(*) FROM {source}")[0][0])
-        idf = math.log((documents - having + 0.5) / (having + 0.5))
+        # The texts were counted a moment earlier: others may have written some since.
+        without = max(documents - having, 0)
+        idf = math.log((without + 0.5) / (having + 0.5))
         sql = (
             f"SELECT {number} AS number, p0.seq, p0.length, CAST({times} AS float8) AS times, "
             f"CAST(? AS float8) AS idf FROM {source} AND p0.owner = ?"
