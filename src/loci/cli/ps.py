@@ -49,7 +49,7 @@ def command(as_json: bool) -> None:
                 ("-", "-", "-")
                 if row["dram"] is None
                 else (
-                    f"{format_bytes(row['dram']['used'])} of {format_bytes(row['dram']['limit'])}",
+                    _memory(row),
                     row["running"],
                     row["waiting"],
                 )
@@ -69,9 +69,30 @@ def _asked(url: str) -> dict[str, Any]:
             ledger, load = (client.get(f"/api/v1/{what}") for what in ("ledger", "load"))
             ledger.raise_for_status()
             load.raise_for_status()
-            dram = ledger.json()["tiers"]["dram"]
+            told = ledger.json()
+            dram = told["tiers"]["dram"]
             counts = load.json()
     except (httpx.HTTPError, ValueError, KeyError):
-        return {"dram": None, "running": None, "waiting": None}
+        return {"dram": None, "running": None, "waiting": None, "replicas": None}
     held = {key: dram[key] for key in ("used", "limit", "by_kind")}
-    return {"dram": held, "running": counts["running"], "waiting": counts["waiting"]}
+    replicas = {
+        name: None if one is None else {key: one["tiers"]["dram"][key] for key in held}
+        for name, one in told.get("replicas", {}).items()
+    }
+    return {
+        "dram": held,
+        "running": counts["running"],
+        "waiting": counts["waiting"],
+        "replicas": replicas or None,
+    }
+
+
+def _memory(row: dict[str, Any]) -> str:
+    """Return who holds how much of what; of several replicas, each."""
+    whole = f"{format_bytes(row['dram']['used'])} of {format_bytes(row['dram']['limit'])}"
+    if row["replicas"] is None:
+        return whole
+    each = (
+        "down" if one is None else format_bytes(one["used"]) for one in row["replicas"].values()
+    )
+    return f"{whole} ({' + '.join(each)})"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any  # click hands keyword arguments through
+from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 
 import click
 
@@ -14,6 +15,9 @@ from loci import api, config
 from loci.cli.options import SIZE, budget_options, make_plan
 from loci.cli.output import note, progress
 from loci.units import format_bytes
+
+if TYPE_CHECKING:
+    from loci.memory import Memory
 
 _HOST, _PORT = "127.0.0.1", 8766
 _SECONDS = click.FloatRange(min=0)
@@ -68,6 +72,15 @@ _SECONDS = click.FloatRange(min=0)
 )
 @click.option("--page/--no-page", default=True, help="Serve the page at / too (the default).")
 @click.option(
+    "--ray", is_flag=True, help="Several processes that answer, under Ray; see --replicas."
+)
+@click.option("--replicas", type=click.IntRange(1, 1024), help="How many, with --ray; else 2.")
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help='Use the Ray cluster there, or "auto"; else one is started on this machine alone.',
+)
+@click.option(
     "--drain", "drain_s", type=_SECONDS, default=30.0, help="Seconds requests may end in at a stop."
 )
 def command(
@@ -87,6 +100,9 @@ def command(
     max_request: int | None,
     warm: Path | None,
     page: bool,
+    ray: bool,
+    replicas: int | None,
+    ray_address: str | None,
     drain_s: float,
     **given: Any,
 ) -> None:
@@ -107,30 +123,53 @@ def command(
     keys = None if keys_file is None else Keys(keys_file)
     check_address(host, keys is not None)
     name = model if model is not None else settings.model
+    asked = {
+        "rows": rows,
+        "waiting": waiting,
+        "each": each,
+        "keep_s": keep_s,
+        "idle_s": idle_s,
+        "scheduler": scheduler,
+    }
+    engine: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    if ray or replicas is not None or ray_address is not None:
+        from loci.cli.serve_ray import serve
+
+        serve(
+            name,
+            is_ray=ray,
+            replicas=2 if replicas is None else replicas,
+            address=ray_address,
+            host=host,
+            port=port,
+            keys_file=keys_file,
+            memory=memory_file,
+            open_memory=None if memory_file is None else _opener(memory_file),
+            engine=engine,
+            swap=(swap_bytes or 0, swap_disk_bytes or 0),
+            limit_bytes=max_request,
+            warm=warm,
+            drain_s=drain_s,
+            given=given,
+        )
+        return
     plan = make_plan(name, None, given)
     with listening(host, port) as socket, progress() as report:
         from loci.run.batch import Batch
         from loci.run.stores import SwapRoom
 
-        asked = {
-            "rows": rows,
-            "waiting": waiting,
-            "each": each,
-            "keep_s": keep_s,
-            "idle_s": idle_s,
-            "scheduler": scheduler,
-            "warm": warm,
-            "swap": SwapRoom(
-                memory_bytes=swap_bytes or 0,
-                disk_bytes=swap_disk_bytes or 0,
-                folder=settings.cache_dir / "swap",
-            ),
-        }
+        swap = SwapRoom(
+            memory_bytes=swap_bytes or 0,
+            disk_bytes=swap_disk_bytes or 0,
+            folder=settings.cache_dir / "swap",
+        )
         batch = Batch(
             plan,
             folder=settings.models_dir,
             progress=report,
-            **{key: value for key, value in asked.items() if value is not None},  # type: ignore[arg-type]
+            swap=swap,
+            warm=warm,
+            **engine,
         )
         service = Service(
             batch=batch,
@@ -171,12 +210,11 @@ def command(
                 note(text)
 
 
-def _opener(file: str) -> Any:
-    place = file if "://" in file else str(Path(file).expanduser())
+def _opener(file: str) -> Callable[[str, Any], Memory]:
+    return partial(_opened, file if "://" in file else str(Path(file).expanduser()))
 
-    def open_memory(tenant: str, embedder: Any) -> Any:
-        from loci.memory import Memory
 
-        return Memory(place, tenant=tenant, embedder=embedder)
+def _opened(place: str, tenant: str, embedder: Any) -> Memory:
+    from loci.memory import Memory
 
-    return open_memory
+    return Memory(place, tenant=tenant, embedder=embedder)

@@ -266,6 +266,11 @@ class Batch:
         except OverloadError:  # it is ending, and leaves nothing to the next one
             self._warm = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine's thread is there to answer."""
+        return self._thread.is_alive()
+
     def load(self) -> Load:
         """Return how much there is to do now."""
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from loci import __version__
 from loci.errors import LociError, ParameterError, missing_extra
@@ -29,7 +30,7 @@ try:
         remembering,
         responses,
     )
-    from loci.server.keys import Caller
+    from loci.server.keys import Caller, Keys
     from loci.server.metrics import CONTENT_TYPE, Metrics
     from loci.server.page import sessions
     from loci.server.refusals import Refusal
@@ -163,13 +164,20 @@ def make_app(service: Service, *, hosts: tuple[str, ...] = (), page: bool = Fals
     return Gate(app, service, hosts=(*LOOPBACK, *hosts), sessions=app.state.sessions)
 
 
+class Guarded(Protocol):
+    """What a gate has to know of what is behind it."""
+
+    keys: Keys | None
+    limit_bytes: int
+
+
 class Gate:
     """Lets in who may ask, and no more than a request may weigh."""
 
     def __init__(
         self,
         app: ASGIApp,
-        service: Service,
+        service: Guarded,
         *,
         hosts: tuple[str, ...],
         sessions: sessions.Sessions | None = None,

@@ -134,7 +134,7 @@ async def create(request: Request, form: ResponseForm) -> Response:
         stored=stored,
         tenant=tenant,
         form=form,
-        head=_head(form),
+        head=_head(form, service.mark),
         messages=messages,
         calls=calls,
         tools=called,
@@ -174,12 +174,12 @@ def _stored(request: Request) -> Responses:
     return found
 
 
-def _head(form: ResponseForm) -> Json:
+def _head(form: ResponseForm, mark: str) -> Json:
     style = {"type": "text"}
     if form.text is not None and form.text.format is not None:
         style = form.text.format.model_dump(by_alias=True, exclude_none=True)
     return {
-        "id": f"resp_{uuid.uuid4().hex}",
+        "id": f"resp_{mark}{uuid.uuid4().hex}",
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",

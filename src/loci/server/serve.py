@@ -9,22 +9,33 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from loci.errors import ParameterError
-from loci.server.service import DRAIN_S, Service
+from loci.server.service import DRAIN_S
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for answers to be told that they were cut short
+
+
+class Ending(Protocol):
+    """What takes no more requests once it is told, and ends when the last has ended."""
+
+    is_closing: bool
+
+    def close(self, drain_s: float) -> None:
+        """Let what runs end."""
+        ...
 
 
 class Server(uvicorn.Server):
     """A server that stops taking requests at the first signal, and ends when the last has ended."""
 
     def __init__(
-        self, app: ASGIApp, service: Service, *, drain_s: float = DRAIN_S, has_page: bool = False
+        self, app: ASGIApp, service: Ending, *, drain_s: float = DRAIN_S, has_page: bool = False
     ) -> None:
         super().__init__(
             uvicorn.Config(

@@ -115,6 +115,7 @@ class Service:
         open_memory: opens the memory of a tenant, with the embedder given; None has no memory.
         user: whose memory, when a request names nobody.
         planner: plans this model anew, with the arguments of `loci.plan`.
+        mark: begins the ids of what only this process keeps, where there are several.
     """
 
     batch: Batch
@@ -125,6 +126,7 @@ class Service:
     user: str = "local"
     planner: Callable[..., Plan] | None = None
     limit_bytes: int = LIMIT_BYTES
+    mark: str = ""
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
