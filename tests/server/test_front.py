@@ -194,7 +194,7 @@ def test_a_stream_that_had_begun_ends_as_its_protocol_says(front: Fronted) -> No
         ("/v1/responses", {"input": "x"}),
     ):
         front.here.dead.clear()
-        until(lambda: front.front._down == set())
+        until(lambda: front.front.watch.down == set())
         front.here.dies["replica-0"] = 5  # taken, start, and three events
         most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
         body = {"model": "tiny", "stream": True, most: 50, **asked}

@@ -14,10 +14,10 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol  # JSON values, ASGI messages
+from typing import Any  # JSON values, ASGI messages
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -34,10 +34,9 @@ from loci.server.relay import Relay
 from loci.server.replica import LATE, TAKEN
 from loci.server.service import LIMIT_BYTES
 from loci.server.sticky import affinity, keeper_of, order
+from loci.server.watch import BEGIN_S, LOOK_S, Replicas, Tend, Watch
 
-BEGIN_S = 5.0  # in which a replica takes a request, or it is asked of the next
 EACH_S = 5.0  # for one replica to tell of itself
-_LOOK_S = 0.25
 _LARGE = 1 << 18  # bytes of a body that is read beside the event loop
 _MEMORIES = "/api/v1/memories"
 _EVENTS = "/api/v1/events"
@@ -55,30 +54,6 @@ _PASSED = (
     "client",
     "server",
 )
-Tend = Callable[[str], Awaitable[int]]
-
-
-class Replicas(Protocol):
-    """Those who answer; `loci.run.cluster.Cluster` is one."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Their names."""
-        ...
-
-    def stream(
-        self, name: str, method: str, *given: Any, begin_s: float = BEGIN_S
-    ) -> AsyncIterator[Any]:
-        """Yield what a method yields."""
-        ...
-
-    async def call(self, name: str, method: str, *given: Any, timeout_s: float | None) -> Any:
-        """Return what a method returns."""
-        ...
-
-    def ask(self, name: str, method: str, *given: Any, timeout_s: float) -> Any:
-        """The same, from a thread."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +88,7 @@ class Front:
 
     Attributes:
         counts: requests by what became of them: "answered", "retried", "cut", "lost".
-        tended: runs of `tend`, and texts they embedded.
+        watch: who is down, and what was done for memories.
     """
 
     def __init__(
@@ -128,12 +103,7 @@ class Front:
         self.replicas, self.model, self.keys = replicas, model, keys
         self.limit_bytes, self.is_closing = limit_bytes, False
         self.counts: Counter[str] = Counter()
-        self.tended: Counter[str] = Counter()
-        self._tend = tend
-        self._down: set[str] = set()
-        self._dirty: set[str] = set()
-        self._tending: set[str] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.watch = Watch(replicas, tend)
         self._endless: set[asyncio.Task[Any]] = set()
         self._in_flight = 0
 
@@ -237,7 +207,7 @@ class Front:
                         for message in item:
                             await relay.take(message)
             except LostError as error:
-                self._down.add(name)
+                self.watch.down.add(name)
                 self.counts["lost"] += 1
                 refusal = Refusal(
                     status=503,
@@ -308,8 +278,8 @@ class Front:
             keeper, tried = chosen()
         if keeper in names and keeper is not None:
             return [keeper], True
-        up = [name for name in tried if name not in self._down]
-        return up + [name for name in tried if name in self._down][:2], False
+        up = [name for name in tried if name not in self.watch.down]
+        return up + [name for name in tried if name in self.watch.down][:2], False
 
     async def _after(self, asked: _Asked, relay: Relay, name: str) -> None:
         """Do what follows from a request that went well, before its client knows."""
@@ -318,7 +288,7 @@ class Front:
         if asked.scope["method"] == "DELETE" and asked.is_write and relay.json().get("done"):
             await self._reach_kept(asked, name)
         if asked.is_write or (not asked.is_read and b'"memory"' in asked.body):
-            self._dirty.add(asked.tenant)
+            self.watch.said(asked.tenant)
 
     async def _reach_kept(self, asked: _Asked, name: str) -> None:
         """Have all others drop what they read for later, for something in it was erased.
@@ -328,12 +298,12 @@ class Front:
         """
         if asked.scope["method"] != "DELETE":
             return
-        others = [one for one in self.replicas.names if one not in {name, *self._down}]
+        others = [one for one in self.replicas.names if one not in {name, *self.watch.down}]
         calls = [self.replicas.call(one, "forget_kept", timeout_s=EACH_S) for one in others]
         told = await asyncio.gather(*calls, return_exceptions=True)
         silent = [one for one, error in zip(others, told, strict=True) if error is not None]
         if silent:
-            self._down.update(silent)
+            self.watch.down.update(silent)
             raise Refusal(
                 status=503,
                 message=f"it was erased, but {', '.join(silent)} did not say that nothing read "
@@ -348,7 +318,7 @@ class Front:
         if self.is_closing:
             headers = {"Retry-After": "10"}
             return JSONResponse({"status": "stopping"}, status_code=503, headers=headers)
-        states = {name: "down" if name in self._down else "up" for name in self.replicas.names}
+        states = {name: "down" if name in self.watch.down else "up" for name in self.replicas.names}
         is_ready = "up" in states.values()
         told = {"status": "ready" if is_ready else "waiting", "model": self.model}
         return JSONResponse({**told, "replicas": states}, status_code=200 if is_ready else 503)
@@ -358,8 +328,8 @@ class Front:
 
     async def _load(self, asked: _Asked) -> Response:
         found = gather.loads(await self._each(asked, json.loads))
-        front = {"requests": dict(self.counts), "tended": dict(self.tended)}
-        return JSONResponse({**found, "front": {**front, "down": sorted(self._down)}})
+        front = {"requests": dict(self.counts), "tended": dict(self.watch.tended)}
+        return JSONResponse({**found, "front": {**front, "down": sorted(self.watch.down)}})
 
     async def _metrics(self, asked: _Asked) -> Response:
         found = await self._each(asked, bytes.decode)
@@ -392,63 +362,29 @@ class Front:
         found = await asyncio.gather(*(one(name) for name in names))
         return dict(zip(names, found, strict=True))
 
-    # -- beside requests ----------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        watching = asyncio.ensure_future(self._watch())
+        watching = asyncio.ensure_future(self._look())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         watching.cancel()
-        for task in list(self._tasks):
-            task.cancel()
+        self.watch.close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _watch(self) -> None:
-        """See who is back, look after memories, and end what has no end of its own at a stop."""
-        sought: set[str] = set()
-        self._dirty.update(self._tenants())  # something may wait from before
+    async def _look(self) -> None:
+        """Look after replicas and memories, and end what has no end of its own at a stop."""
+        tenants = {"local"}
+        if self.keys is not None:
+            tenants = {key.tenant for key in self.keys.read().values()}
+        self.watch.said(*tenants)  # something may wait from before
         while True:
-            for name in self._down - sought:
-                sought.add(name)
-                self._begin(self._seek(name, sought))
-            if self._tend is not None and not self.is_closing:
-                for tenant in self._dirty - self._tending:
-                    self._dirty.discard(tenant)
-                    self._tending.add(tenant)
-                    self._begin(self._look_after(tenant))
+            self.watch.look(tends=not self.is_closing)
             if self.is_closing:
                 for task in list(self._endless):
                     task.cancel()
-            await asyncio.sleep(_LOOK_S)
-
-    async def _seek(self, name: str, sought: set[str]) -> None:
-        """Wait until a replica answers again: Ray starts it anew."""
-        try:
-            await self.replicas.call(name, "about", timeout_s=None)
-            self._down.discard(name)
-        except (LostError, FailedError):
-            await asyncio.sleep(1.0)
-        finally:
-            sought.discard(name)
-
-    async def _look_after(self, tenant: str) -> None:
-        assert self._tend is not None
-        try:
-            self.tended["texts"] += await self._tend(tenant)
-            self.tended["runs"] += 1
-        except FailedError:  # whoever searches embeds what waits
-            self.tended["failed"] += 1
-        finally:
-            self._tending.discard(tenant)
-
-    def _begin(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _tenants(self) -> set[str]:
-        return {"local"} if self.keys is None else {key.tenant for key in self.keys.read().values()}
+            await asyncio.sleep(LOOK_S)
 
     def _drain(self, seconds: float) -> None:
         end = time.monotonic() + seconds
