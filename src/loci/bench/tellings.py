@@ -1,4 +1,4 @@
-"""People who tell facts about themselves, for what memory is made of: development and test apart."""
+"""People who tell facts about themselves, to make memory of: development and test apart."""
 
 from __future__ import annotations
 
@@ -51,10 +51,22 @@ _TOPICS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     (
         "I have a {v}.",
-        ("dog named Bruno", "cat named Miso", "rabbit named Fig", "parrot named Kiwi")
-        + ("hamster named Pip", "cat named Loki"),
-        ("dog named Waldo", "cat named Saffron", "parrot named Zazu", "turtle named Olga")
-        + ("dog named Biscuit", "rabbit named Clover"),
+        (
+            "dog named Bruno",
+            "cat named Miso",
+            "rabbit named Fig",
+            "parrot named Kiwi",
+            "hamster named Pip",
+            "cat named Loki",
+        ),
+        (
+            "dog named Waldo",
+            "cat named Saffron",
+            "parrot named Zazu",
+            "turtle named Olga",
+            "dog named Biscuit",
+            "rabbit named Clover",
+        ),
     ),
     (
         "My birthday is on {v}.",
