@@ -190,6 +190,14 @@ def test_nothing_acknowledged_is_lost_when_a_replica_is_killed_under_load(
         assert len(set(each)) == 1 and sum(each) == ledger["tiers"]["dram"]["limit"]
         assert sum(each) <= 128 << 20
 
+        # Who leaves a stream ends it where it is made.
+        long = {"model": "tiny", "prompt": "x", "max_tokens": 3000, "stream": True}
+        with httpx.stream("POST", served.url + "/v1/completions", json=long, timeout=30) as answer:
+            assert next(answer.iter_lines())
+        until(lambda: served.get("/api/v1/load")["running"] == 0, 20)
+        ended = served.get("/api/v1/load")["ended"]
+        assert ended == {"cancelled": 1}
+
         load = Load(served.url)
         for number in range(4):
             load.start(Load.remember, f"user {number}")

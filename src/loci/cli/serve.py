@@ -149,6 +149,7 @@ def command(
             swap=(swap_bytes or 0, swap_disk_bytes or 0),
             limit_bytes=max_request,
             warm=warm,
+            page=page,
             drain_s=drain_s,
             given=given,
         )
@@ -211,7 +212,7 @@ def command(
 
 
 def _opener(file: str) -> Callable[[str, Any], Memory]:
-    return partial(_opened, file if "://" in file else str(Path(file).expanduser()))
+    return partial(_opened, file if "://" in file else str(Path(file).expanduser().absolute()))
 
 
 def _opened(place: str, tenant: str, embedder: Any) -> Memory:

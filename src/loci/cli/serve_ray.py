@@ -19,6 +19,7 @@ from loci.units import format_bytes
 
 _SIZES = ("dram", "gpu", "disk", "weights", "kv", "process")
 _TIERS = ("dram", "gpu", "disk")
+_SERVERS = ("postgresql://", "postgres://")
 
 
 def check(*, is_ray: bool, replicas: int, memory: str | None, warm: Path | None) -> None:
@@ -29,7 +30,7 @@ def check(*, is_ray: bool, replicas: int, memory: str | None, warm: Path | None)
     """
     if not is_ray:
         raise ParameterError("--replicas and --ray-address go with --ray", way_out="add --ray")
-    if memory is not None and replicas > 1 and not memory.startswith("postgresql://"):
+    if memory is not None and replicas > 1 and not memory.startswith(_SERVERS):
         raise ParameterError(
             "several replicas need a memory that all of them reach",
             value=memory,
@@ -59,6 +60,7 @@ def serve(
     swap: tuple[int, int],
     limit_bytes: int | None,
     warm: Path | None,
+    page: bool,
     drain_s: float,
     given: dict[str, Any],
 ) -> None:
@@ -75,14 +77,18 @@ def serve(
     from loci.server.sticky import name_of
 
     settings = config.load()
+    # A replica is another process, with another working folder.
+    keys_file = None if keys_file is None else keys_file.resolve()
+    models_dir = settings.models_dir.resolve()
+    name = str(Path(name).resolve()) if Path(name).exists() else name
     keys = None if keys_file is None else Keys(keys_file)
-    tending = 0 if memory is None else embedder_bytes(settings.models_dir)
+    tending = 0 if memory is None else embedder_bytes(models_dir)
     plan = _share_of(name, replicas, tending, given)
     hosts = () if host in LOOPBACK else (host,)
     setup = Setup(
         plan=plan,
         model=Path(name).name,
-        models_dir=settings.models_dir,
+        models_dir=models_dir,
         keys_file=keys_file,
         open_memory=open_memory,
         user=settings.user,
@@ -113,9 +119,7 @@ def serve(
         if open_memory is not None:
 
             async def work(tenant: str) -> int:
-                done: int = await cluster.task(
-                    tend, open_memory, tenant, settings.models_dir, tending
-                )
+                done: int = await cluster.task(tend, open_memory, tenant, models_dir, tending)
                 return done
 
         front = Front(
@@ -130,6 +134,8 @@ def serve(
             keyed=keys is not None,
         )
         with announced(settings.cache_dir / "servers", running):
+            if page:
+                note("the page at / shows one process, and is not served with --ray")
             note(f"serving {setup.model} in {replicas} replicas on {running.url}")
             try:
                 Server(front.app(hosts), front, drain_s=drain_s).run(sockets=[socket])
