@@ -251,6 +251,29 @@ def test_a_full_replica_gives_way_to_the_next(models: Path) -> None:
             assert answer.status_code == 200 and answer.headers[TOLD] == "replica-1"
 
 
+def test_a_stop_tells_the_streams_that_it_cuts(front: Fronted) -> None:
+    asked = {**CHAT, "max_tokens": 450, "stream": True}
+    with front.http() as client:
+        with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            lines = answer.iter_lines()
+            assert "role" in next(lines)
+            stopping = threading.Thread(target=front.front.close)
+            stopping.start()
+            rest = [line for line in lines if line]
+            stopping.join(20)
+        assert '"code": "stopping"' in rest[-1] or rest[-1] == "data: [DONE]"
+        refused = client.post("/v1/chat/completions", json=CHAT)
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
+        assert client.get("/ready").status_code == 503
+
+
+def test_one_that_was_named_and_is_gone_is_told_so(front: Fronted) -> None:
+    front.here.dead.add("replica-0")
+    with front.http() as client:
+        answer = client.get("/api/v1/plan", params={"replica": "replica-0"})
+        assert answer.status_code == 503 and "replica-0" in answer.json()["error"]["what"]
+
+
 def test_without_any_replica_it_says_so(front: Fronted) -> None:
     front.here.dead.update(front.here.names)
     with front.http() as client:

@@ -159,7 +159,7 @@ class Cluster:
                 max_ongoing_requests=_CALLS,
                 ray_actor_options={"num_cpus": self.threads},
                 health_check_period_s=2.0,
-                health_check_timeout_s=30.0,
+                health_check_timeout_s=10.0,
                 graceful_shutdown_wait_loop_s=0.1,
                 graceful_shutdown_timeout_s=2.0,
                 max_constructor_retry_count=1,

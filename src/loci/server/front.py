@@ -188,7 +188,7 @@ class Front:
         Raises:
             Refusal: if none can.
         """
-        names, is_kept = await self._order(asked)
+        names, is_only = await self._order(asked)
         full: Relay | None = None
         for name in names:
             relay, taken = Relay(name, asked.path, send), False
@@ -224,8 +224,9 @@ class Front:
                     await self._reach_kept(asked, name)
                     refusal.message = f"{error}; look whether it was stored before you send it anew"
                     raise refusal from error
-                if is_kept:
-                    refusal.message = f"{error}, and kept this response: send the conversation anew"
+                if is_only:
+                    if asked.only is None:
+                        refusal.message = f"{error}, and kept this response: send all of it anew"
                     raise refusal from error
                 self.counts["retried"] += 1
                 continue
@@ -236,7 +237,7 @@ class Front:
                     await relay.cut_short(refusal)
                     return
                 raise refusal from error
-            if relay.status in _BUSY and not relay.begun and not is_kept:
+            if relay.status in _BUSY and not relay.begun and not is_only:
                 full = relay
                 continue
             await self._after(asked, relay, name)
