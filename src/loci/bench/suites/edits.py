@@ -13,6 +13,8 @@ their harmonic mean, KL and perplexity on text that has nothing to do with it, s
 whether a model whose patch was taken away is the same bit for bit. Layers and weights were chosen
 on facts that are not reported on.
 
+--data FILE is the text that C is averaged over, in place of Python's help.
+
 Options: cases=50 (at once), singles=50 (of them, one at a time), steps (MEND's training).
 """
 
@@ -128,9 +130,14 @@ class _Bench:
         self._patches: list[Patch] = []
         self._told_once: dict[int, dict[str, Any]] = {}
 
+    def _prepare(self, layers: Sequence[int]) -> None:
+        """Average keys over the person's own text where there is one."""
+        source = None if self.context.data is None else self.context.data.read_text("utf-8")
+        prepare_covariance(self.pack, layers, source=source, progress=self.context.progress)
+
     def rome(self, method: Rome) -> dict[str, Any]:
         """Return figures of one edit at a time, beside fine-tuning of the same matrix."""
-        prepare_covariance(self.pack, [method.layer], progress=self.context.progress)
+        self._prepare([method.layer])
         found = self._one_by_one(method)
         tuned, seconds, kl = [], [], []
         for done, case in enumerate(self.singles):
@@ -160,7 +167,7 @@ class _Bench:
 
     def memit(self, method: Memit) -> dict[str, Any]:
         """Return figures of all facts at once, beside the sum of ROME's single edits."""
-        prepare_covariance(self.pack, method.layers, progress=self.context.progress)
+        self._prepare(method.layers)
         self.context.progress("many facts at once", 0, 1)
         facts = [case.fact for case in self.tested]
         made = edit(self.pack, facts, method, model=self.model, cap=NO_CAP)
