@@ -23,6 +23,7 @@ EXTRAS = {
     "psycopg": "postgres",
     "usearch": "ann",
     "mcp": "mcp",
+    "ray": "cluster",
     "fastapi": "server",
 }
 
