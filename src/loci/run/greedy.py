@@ -80,7 +80,11 @@ class Greedy:
             token = int(logits[0].argmax())
             if token in self.tokenizer.eos_ids:
                 return said
-            fresh = [token] if guide is None else self._grammars.follow(guide, token)
+            if guide is not None:
+                # Forced text is not run ahead of: cut into tokens of its own it is not what an
+                # adapter was taught, `["` being one token and `[`, `"` two.
+                guide.feed(token)
+            fresh = [token]
             said += fresh
             if len(said) >= tokens or (guide is not None and guide.done):
                 return said[:tokens]

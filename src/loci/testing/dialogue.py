@@ -494,6 +494,32 @@ def _core(value: str) -> str:
     return value.removeprefix("a ").removeprefix("an ").removeprefix("the ").split(" named ")[-1]
 
 
+# What a value is, in the order of the topics: as a memory should write it, and when it has ended.
+_SENTENCES = (
+    ("{s} lives in {v}", ""),
+    ("{s} works at {v}", ""),
+    ("{s}'s favourite colour is {v}", ""),
+    ("{s} is allergic to {v}", "{s} is no longer allergic to {v}"),
+    ("{s} plays {v}", "{s} no longer plays {v}"),
+    ("{s} has {v}", ""),
+    ("{s} likes {v}", "{s} no longer likes {v}"),
+    ("{s}'s partner is {v}", "{s} is no longer with {v}"),
+    ("{s} speaks {v}", ""),
+    ("{s} works as {v}", ""),
+    ("{s} drives {v}", ""),
+)
+
+
+def sentence_of(value: str, speaker: str, *, ended: bool = False) -> str:
+    """Return a value of a dialogue as the fact it stands for.
+
+    >>> sentence_of("chess", "Nora", ended=True)
+    'Nora no longer plays chess'
+    """
+    (place,) = (at for at, topic in enumerate(_TOPICS) if value in topic.values)
+    return _SENTENCES[place][ended].format(s=speaker, v=value)
+
+
 def turns_of(dialogue: Dialogue) -> Sequence[Turn]:
     """Return all turns in order."""
     return [turn for session in dialogue.sessions for turn in session]

@@ -64,6 +64,9 @@ _FACTS: dict[str, Any] = {
     "required": ["facts"],
     "additionalProperties": False,
 }
+Neighbours = Callable[[Candidate], Sequence[Item]]
+Drawing = Callable[[Sequence[Turn], Sequence[Turn]], Task[list[Candidate]]]
+Deciding = Callable[[Sequence[Candidate], Sequence[Item], Neighbours], Task[list[Edit]]]
 OPERATIONS = ("ADD", "UPDATE", "DELETE", "NOOP")
 
 
@@ -95,9 +98,17 @@ def drawing(
 
 
 def draw(
-    ladder: Ladder, turns: Sequence[Turn], before: Sequence[Turn] = ()
+    ladder: Ladder,
+    turns: Sequence[Turn],
+    before: Sequence[Turn] = (),
+    *,
+    asking: Drawing | None = None,
 ) -> tuple[list[Candidate], Rung]:
-    """Return facts of turns and who drew them; a model is shown few turns at a time."""
+    """Return facts of turns and who drew them; a model is shown few turns at a time.
+
+    Args:
+        asking: how a model is asked, if not by `drawing`.
+    """
     if ladder.rung == "rules":
         return ladder.run(drawing(turns, before))
     facts: list[Candidate] = []
@@ -105,7 +116,9 @@ def draw(
     step, small = AT_ONCE[ladder.rung], ladder.rung == "slm"
     for start in range(0, len(turns), step):
         earlier = [*before, *turns[:start]][-FEW if small else -BEFORE :]
-        found, rung = ladder.run(drawing(turns[start : start + step], earlier, small=small))
+        part = turns[start : start + step]
+        task = drawing(part, earlier, small=small) if asking is None else asking(part, earlier)
+        found, rung = ladder.run(task)
         facts += found
         rungs.append(rung)
     return facts, ladder.rung if ladder.rung in rungs else "rules"
@@ -156,6 +169,8 @@ def settle(
     neighbours: Callable[[Candidate], Sequence[Item]],
     nearest: Callable[[Candidate], Sequence[Item]],
     mark: str = "",
+    *,
+    asking: Deciding | None = None,
 ) -> list[Edit]:
     """Return the edits that facts ask for, decided by the ladder's back end.
 
@@ -166,6 +181,7 @@ def settle(
         neighbours: live items the rules compare a fact with.
         nearest: live items a model is shown for a fact, best first.
         mark: stands in the keys of what is added, where several lists of edits become one.
+        asking: how a model is asked, if not by `deciding`.
     """
     if not facts:
         return []
@@ -186,7 +202,8 @@ def settle(
             found = [*neighbours(fact), *fresh.values()]
             return [item for item in found if item.id not in gone]
 
-        for edit in ladder.run(deciding(part, memories, known))[0]:
+        task = (asking or deciding)(part, memories, known)
+        for edit in ladder.run(task)[0]:
             keyed = _keyed(edit, f"+{mark}{len(edits)}")
             if isinstance(keyed, Retire):
                 gone.add(keyed.id)

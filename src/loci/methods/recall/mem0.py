@@ -31,14 +31,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-from loci.core.item import Candidate, Edit, Hit, Item, Source, Turn
+from loci.core.item import Edit, Hit, Item, Source, Turn
 from loci.core.method import About, Frees, Kind, Need, Param
 from loci.methods.recall import _signals
+from loci.methods.recall._near import nearest_in, neighbours_in
 from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
-from loci.text.consolidate import related
 from loci.text.question import Question, names_time, scaled, take_apart
-from loci.text.stem import stems
-from loci.text.tasks import BEFORE, SHOWN, draw, made_by, settle
+from loci.text.tasks import BEFORE, draw, made_by, settle
 
 _FITTED = "fitted on chats drawn by Loci"
 _USUAL = 200  # candidates, at least, among which a z-score is taken
@@ -90,25 +89,8 @@ class Mem0(Recall):
             return []
         before = view.neighbours_of_turn(turns[0].id, BEFORE, 0)
         facts, rung = draw(ports.ladder, turns, before)
-
-        def neighbours(fact: Candidate) -> list[Item]:
-            found = {
-                item.id: item
-                for predicate in related(fact)
-                for item in view.by_slot(fact.subject or "", predicate)
-                if item.kind == "fact"
-            }
-            return list(found.values())
-
-        def nearest(fact: Candidate) -> list[Item]:
-            ids = [item.id for item in neighbours(fact)]
-            if view.has_dense:
-                ids += [id for id, _ in view.search_dense(fact.text, SHOWN, "item")]
-            ids += [id for id, _ in view.search_words(stems(fact.text), SHOWN, "item")]
-            found = view.items(list(dict.fromkeys(ids)))
-            return [item for item in found.values() if item.kind == "fact"]
-
-        return made_by(settle(ports.ladder, facts, neighbours, nearest), rung)
+        edits = settle(ports.ladder, facts, neighbours_in(view), nearest_in(view))
+        return made_by(edits, rung)
 
     def find(self, query: Query, view: StoreView) -> list[Hit]:
         """Return facts and turns that fit the query, best first, no turn twice."""
