@@ -163,6 +163,11 @@ def test_rows_of_a_card_name_the_rivals() -> None:
     }  # fmt: skip
     found = three | {"seconds": 2.0, "bytes": 10, "undone": True, "rivals": {"tuning": three}}
     [row] = suite.card_rows({"seeds": [0], "methods": {"rome": found}})
+    assert row.part == ""
+    [own] = suite.card_rows(
+        {"seeds": [0], "methods": {"rome": found}, "covariance_text": "mine.txt"}
+    )
+    assert own.part == "C over mine.txt"
     assert row.method == "rome" and row.bytes == {"measured": 10}
     assert row.metrics["said"] == {"this": 1.0, "rivals": {"tuning": 1.0}}
     assert row.metrics["undone"] == {"this": 1.0} and row.interval == {"said": (0.9, 1.0)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from loci.core.cube import Caller, CubeHeader, MemoryKind, Policy, State
-from loci.errors import MethodError, PolicyError
+from loci.errors import MethodError, PolicyError, StorageError
 from loci.nn.patch import Patch
 from loci.plan import plan as make_plan
 from loci.run import engine, promote
@@ -228,6 +228,19 @@ def test_a_killed_erasure_is_finished_by_the_next_to_open(
     with Memory(tmp_path / "ada.db") as memory:
         assert kept.id in {header.id for header in shelf_of(memory).headers()}
         assert not pending.exists()
+
+
+def test_a_note_of_an_erasure_is_never_passed_over(tmp_path: Path) -> None:
+    with Memory(tmp_path / "ada.db") as memory:
+        memory.add(OTHER, user="ada")
+        promote.from_memory(memory, user="ada")
+        pending = shelf_of(memory).folder / "erase.pending"
+    pending.write_text('["i1", ')
+    with pytest.raises(StorageError, match="was not finished"), Memory(tmp_path / "ada.db"):
+        pass
+    pending.unlink()
+    with Memory(tmp_path / "ada.db") as memory:
+        assert memory.list(user="ada")
 
 
 def test_an_unreadable_cube_is_told_of(memory: Memory) -> None:

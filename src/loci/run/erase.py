@@ -106,15 +106,24 @@ def forget(
 
 
 def resume(memory: Memory) -> None:
-    """Finish what a process left that was killed between the rows and the cubes."""
+    """Finish what a process left that was killed between the rows and the cubes.
+
+    Raises:
+        StorageError: if the note of what was left cannot be read: that is never passed over.
+    """
     shelf = memory.shelf
     if shelf is None:
         return
     path = shelf.folder / _PENDING
     try:
         ids = [str(id) for id in json.loads(path.read_bytes())]
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"an erasure was not finished, and {path} does not say what was left: {error}",
+            way_out=f"look through loci cube list, then take {path.name} away",
+        ) from error
     left = {id for id in ids if not _is_row(id) or _is_there(memory, id)}
     rows_gone = [id for id in ids if id not in left]
     if rows_gone:
@@ -290,15 +299,21 @@ def _is_there(memory: Memory, id: str) -> bool:
 
 
 def _note(shelf: Shelf, ids: Sequence[str]) -> None:
-    """Write down what is about to go; ids alone, which say nothing."""
+    """Write down what is about to go; ids alone, which say nothing.
+
+    The note is there whole or not at all: a process that ends here has erased nothing yet.
+    """
     path = shelf.folder / _PENDING
+    half = path.with_name(f"{_PENDING}.half")
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        descriptor = os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(list(ids), file)
             file.flush()
             os.fsync(file.fileno())
+        half.replace(path)
     except OSError as error:
+        half.unlink(missing_ok=True)
         raise StorageError(
             f"cannot write to {shelf.folder}: {error.strerror or error}",
             way_out="nothing was erased",

@@ -191,7 +191,11 @@ class Memory:
         self._reader: Reader | None = None  # keeps vectors of sentences between questions
         self._embedding = threading.Lock()
         self._beside: Beside | None = None
-        erase.resume(self)
+        try:
+            erase.resume(self)
+        except BaseException:
+            self.store.close()
+            raise
 
     @property
     def shelf(self) -> Shelf | None:

@@ -13,7 +13,7 @@ their harmonic mean, KL and perplexity on text that has nothing to do with it, s
 whether a model whose patch was taken away is the same bit for bit. Layers and weights were chosen
 on facts that are not reported on.
 
---data FILE is the text that C is averaged over, in place of Python's help.
+--data FILE is the text that C is averaged over, in place of Python's help (a folder holds none).
 
 Options: cases=50 (at once), singles=50 (of them, one at a time), steps (MEND's training).
 """
@@ -100,6 +100,8 @@ def run(context: Context) -> dict[str, Any]:
         "cases": count,
         "singles": singles,
         "text": bench.text,
+        # Figures over another text are measurements of their own.
+        "covariance_text": bench.covariance_text,
         "facts": [{"fact": case.fact.text, "truth": case.truth} for case in tested],
         "methods": {},
     }
@@ -126,13 +128,16 @@ class _Bench:
         pieces = texts.slices(texts.prose(), TEXTS, CHARACTERS, "test")
         self.text = texts.digest("\n".join(pieces))
         self.ids = [torch.tensor(model.row(piece)[0]) for piece in pieces]
+        data = context.data
+        self.covariance_text = "" if data is None or data.is_dir() else data.name
         self._full: list[Tensor] = []
         self._patches: list[Patch] = []
         self._told_once: dict[int, dict[str, Any]] = {}
 
     def _prepare(self, layers: Sequence[int]) -> None:
         """Average keys over the person's own text where there is one."""
-        source = None if self.context.data is None else self.context.data.read_text("utf-8")
+        data = self.context.data
+        source = None if data is None or data.is_dir() else data.read_text("utf-8")
         prepare_covariance(self.pack, layers, source=source, progress=self.context.progress)
 
     def rome(self, method: Rome) -> dict[str, Any]:
@@ -348,6 +353,7 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
             Row(
                 method=name,
                 kind="train",
+                part=f"C over {text}" if (text := result.get("covariance_text")) else "",
                 metrics=metrics,
                 bytes={"measured": found["bytes"]},
                 interval={what: tuple(found["interval"][what]) for what in found["interval"]},
