@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,12 +126,9 @@ def test_switching_lays_nothing_out(pack: Pack) -> None:
     held = Adapters(runner, lambda: weights, pack.spec, ledger)
     held.load(Adapter(name="one", patch=patch_of(pack.spec)))
     used = ledger.used("dram")
-    took = []
     for name in ("one", None) * 50:
-        began = time.perf_counter()
         held.use(name)
-        took.append(time.perf_counter() - began)
-    assert sorted(took)[50] < 1e-3 and ledger.used("dram") == used
+        assert ledger.used("dram") == used
     held.close()
     runner.release()
     weights.release()

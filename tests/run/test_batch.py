@@ -20,7 +20,7 @@ from loci.run import engine, measure
 from loci.run.batch import Batch
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
-from loci.testing.batch import paused
+from loci.testing.batch import paused, slowed
 from loci.testing.models import tiny_pack
 
 SIZES = {"layers": 6, "hidden": 128, "ffn": 256, "heads": 8, "kv_heads": 4, "head_dim": 16}
@@ -105,13 +105,14 @@ def test_a_batch_says_what_each_request_alone_says(
 def test_a_prompt_that_is_cancelled_between_its_layers_leaves_nothing(folder: Path) -> None:
     plan = plan_of(folder, context=512)
     with Batch(plan, folder=folder, scheduler="layered_prefill(work=8)") as batch:
-        busy = batch.submit(Ask(ids=prompt(1, 4), max_tokens=300, goes_on=True))
-        for _ in busy:
-            break
-        for number in range(5):
-            long = batch.submit(Ask(ids=prompt(number, 200), max_tokens=4))
-            long.cancel()
-            assert long.wait(LONG_S).reason == "cancelled"
+        with slowed(batch):
+            busy = batch.submit(Ask(ids=prompt(1, 4), max_tokens=300, goes_on=True))
+            for _ in busy:
+                break
+            for number in range(5):
+                long = batch.submit(Ask(ids=prompt(number, 200), max_tokens=4))
+                long.cancel()
+                assert long.wait(LONG_S).reason == "cancelled"
         last = batch.submit(Ask(ids=prompt(7, 200), max_tokens=4, goes_on=True))
         said = ids_of(last)
         assert last.wait().reused_tokens == 0
@@ -289,16 +290,17 @@ def test_a_request_larger_than_the_budget_is_refused_at_once(folder: Path) -> No
 
 def test_a_cancelled_request_gives_its_memory_back(folder: Path) -> None:
     with Batch(plan_of(folder), folder=folder, keep_s=0.0) as batch:
-        others = [batch.submit(ask) for ask in asks(3)]
-        ticket = batch.submit(Ask(ids=prompt(9, 50), max_tokens=200, goes_on=True))
-        for _ in ticket:
-            break
-        ticket.cancel()
-        end = ticket.wait(LONG_S)
-        assert end.reason == "cancelled" and 0 < end.new_tokens < 200
-        waiting = batch.submit(Ask(ids=prompt(9, 50), max_tokens=200, goes_on=True))
-        waiting.cancel()
-        assert waiting.wait(LONG_S).reason == "cancelled"
+        with slowed(batch):
+            others = [batch.submit(ask) for ask in asks(3)]
+            ticket = batch.submit(Ask(ids=prompt(9, 50), max_tokens=200, goes_on=True))
+            for _ in ticket:
+                break
+            ticket.cancel()
+            end = ticket.wait(LONG_S)
+            assert end.reason == "cancelled" and 0 < end.new_tokens < 200
+            waiting = batch.submit(Ask(ids=prompt(9, 50), max_tokens=200, goes_on=True))
+            waiting.cancel()
+            assert waiting.wait(LONG_S).reason == "cancelled"
         for other in others:
             assert ids_of(other)
         assert "kv" not in batch.ledger.by_kind("dram")

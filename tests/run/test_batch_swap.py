@@ -19,7 +19,7 @@ from loci.run.kv_paged import PagedMemory
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
 from loci.run.stores import PagedStores, SwapRoom
-from loci.testing.batch import paused
+from loci.testing.batch import paused, slowed
 from loci.testing.models import tiny_pack
 from loci.tiers.pages import why_not
 
@@ -198,14 +198,15 @@ def test_other_schedulers_run_in_mapped_blocks_too(
 
 def test_what_was_promised_is_not_given_away(folder: Path) -> None:
     with Batch(plan_of(folder), folder=folder, paged=True) as batch:
-        ticket = batch.submit(Ask(ids=prompt(1, 30), max_tokens=220, goes_on=True))
-        for _ in ticket:
-            break
-        with paused(batch):
-            pass
-        free = batch.ledger.free("dram")
-        with pytest.raises(OverloadError, match="which running requests hold"):
-            batch.reserve("somebody", free - 1000)
+        with slowed(batch):
+            ticket = batch.submit(Ask(ids=prompt(1, 30), max_tokens=220, goes_on=True))
+            for _ in ticket:
+                break
+            with paused(batch):
+                pass
+            free = batch.ledger.free("dram")
+            with pytest.raises(OverloadError, match="which running requests hold"):
+                batch.reserve("somebody", free - 1000)
         assert len(ids_of(ticket)) == 220
         lease = batch.reserve("somebody", free - 1000)
         lease.release()

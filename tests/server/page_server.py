@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from loci.server.app import make_app
 from loci.server.keys import Keys
 from loci.server.serve import Server, listening
 from loci.server.service import Service
+from loci.testing.batch import slowed
 
 STEP_S = 0.01  # so that there is time to click while an answer is made
 
@@ -26,13 +26,6 @@ def main(models: Path, memory: Path, keys: Path | None) -> None:
         return make_plan("tiny", **given, folder=models, cache=models / ".cache")
 
     batch = Batch(planner(dram="32MiB", context=512), folder=models)
-    real = batch.runner.run
-
-    def slow(*given: Any) -> None:
-        time.sleep(STEP_S)
-        real(*given)
-
-    batch.runner.run = slow  # type: ignore[method-assign]
     service = Service(
         batch=batch,
         model="tiny",
@@ -42,7 +35,7 @@ def main(models: Path, memory: Path, keys: Path | None) -> None:
         user="ada",
         planner=planner,
     )
-    with listening("127.0.0.1", 0) as socket:
+    with slowed(batch, STEP_S), listening("127.0.0.1", 0) as socket:
         app = make_app(service, page=True)
         print(socket.getsockname()[1], flush=True)
         Server(app, service, drain_s=2.0, has_page=True).run(sockets=[socket])

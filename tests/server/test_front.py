@@ -23,6 +23,7 @@ from loci.server.front import Front
 from loci.server.replica import Replica, Setup, tend
 from loci.server.serve import Server, listening
 from loci.server.sticky import HEADER, affinity, name_of, order
+from loci.testing.batch import slowed
 
 TOLD = "x-loci-replica"
 
@@ -31,7 +32,7 @@ class Here:
     """Replicas without Ray: `dies(name, items)` says after how many items one dies."""
 
     def __init__(self, replicas: dict[str, Replica]) -> None:
-        self._there = replicas
+        self.there = replicas
         self.names = tuple(replicas)
         self.dead: set[str] = set()
         self.dies: dict[str, int] = {}
@@ -45,7 +46,7 @@ class Here:
             raise LostError(name, began=False)
         self.calls.append((name, method))
         count = 0
-        async for item in getattr(self._there[name], method)(*given):
+        async for item in getattr(self.there[name], method)(*given):
             for one in [item] if isinstance(item, str) else [[message] for message in item]:
                 if self.dies.get(name) == count:
                     self.dead.add(name)
@@ -60,7 +61,7 @@ class Here:
         if name in self.dead or (name in self.silent and method != "about"):
             raise LostError(name, began=False)
         self.calls.append((name, method))
-        return await getattr(self._there[name], method)(*given)
+        return await getattr(self.there[name], method)(*given)
 
     def ask(self, name: str, method: str, *given: Any, timeout_s: float) -> Any:
         return asyncio.run(self.call(name, method, *given, timeout_s=timeout_s))
@@ -124,7 +125,7 @@ def at(name: str, path: str = "/v1/chat/completions") -> dict[str, str]:
 
 
 def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -245,7 +246,10 @@ def test_forgetting_reaches_what_every_replica_keeps(front: Fronted) -> None:
 def test_a_full_replica_gives_way_to_the_next(models: Path) -> None:
     with fronted(models, None, engine={"rows": 1, "waiting": 0}) as front, front.http() as client:
         asked = {**CHAT, "max_tokens": 400, "stream": True}
-        with client.stream("POST", "/v1/chat/completions", json=asked, headers=at("replica-0")):
+        with (
+            slowed(front.here.there["replica-0"].batch),
+            client.stream("POST", "/v1/chat/completions", json=asked, headers=at("replica-0")),
+        ):
             answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x"},
                                  headers=at("replica-0", "/v1/completions"))  # fmt: skip
             assert answer.status_code == 200 and answer.headers[TOLD] == "replica-1"

@@ -18,6 +18,7 @@ from loci.models.endpoint import Endpoint
 from loci.run.memory import Memory
 from loci.server import refusals
 from loci.store.sqlite import SqliteStore
+from loci.testing.batch import slowed
 
 Serve = Callable[..., Served]
 HUGE = "word " * 2_000_000  # 10 MB
@@ -146,14 +147,7 @@ def test_many_clients_that_leave_at_once_leave_nothing_behind(server: Served) ->
         ):
             next(stream.iter_lines())
 
-    real = server.service.batch.runner.run
-
-    def slow(*given: Any) -> None:
-        time.sleep(0.02)
-        real(*given)
-
-    server.service.batch.runner.run = slow  # type: ignore[method-assign]
-    try:
+    with slowed(server.service.batch):
         threads = [threading.Thread(target=leave) for _ in range(12)]
         for thread in threads:
             thread.start()
@@ -162,8 +156,6 @@ def test_many_clients_that_leave_at_once_leave_nothing_behind(server: Served) ->
         deadline = time.monotonic() + 30
         while server.service.batch.load().running and time.monotonic() < deadline:
             time.sleep(0.01)
-    finally:
-        server.service.batch.runner.run = real  # type: ignore[method-assign]
     assert server.service.batch.load().ended["cancelled"] == before + 12
     stays_up(server)
 

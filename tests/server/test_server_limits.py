@@ -19,7 +19,7 @@ from loci.errors import FormatError, NotFoundError, ParameterError
 from loci.server import keys
 from loci.server.app import check_address
 from loci.server.serve import listening
-from loci.testing.batch import paused
+from loci.testing.batch import paused, slowed
 
 Serve = Callable[..., Served]
 LONG_S = 30.0
@@ -111,15 +111,7 @@ def test_too_many_requests_are_told_when_to_come_back(serve: Serve) -> None:
 def test_a_client_that_goes_away_ends_its_request(server: Served, streamed: bool) -> None:
     batch = server.service.batch
     before = batch.load().ended.get("cancelled", 0)
-    # Steps that take their time, so that the client is gone before the end.
-    real = batch.runner.run
-
-    def slow(*given: object) -> None:
-        time.sleep(0.03)
-        real(*given)  # type: ignore[arg-type]
-
-    batch.runner.run = slow  # type: ignore[method-assign]
-    try:
+    with slowed(batch):
         body = json.dumps({**LONG, "stream": streamed}).encode()
         with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as client:
             head = ["POST /v1/chat/completions HTTP/1.1", "Host: 127.0.0.1"]
@@ -127,8 +119,6 @@ def test_a_client_that_goes_away_ends_its_request(server: Served, streamed: bool
             client.sendall("\r\n".join(head).encode() + body)
             until(lambda: batch.load().running > 0)
         until(lambda: batch.load().ended.get("cancelled", 0) == before + 1)
-    finally:
-        batch.runner.run = real  # type: ignore[method-assign]
     assert batch.load().running == batch.load().waiting == 0
 
 
@@ -226,15 +216,7 @@ def test_stopping_lets_requests_end_and_takes_no_more(serve: Serve) -> None:
 
 def test_stopping_at_once_tells_those_that_run(serve: Serve) -> None:
     server = serve(drain_s=0.0)
-    batch = server.service.batch
-    real = batch.runner.run
-
-    def slow(*given: object) -> None:
-        time.sleep(0.02)
-        real(*given)  # type: ignore[arg-type]
-
-    batch.runner.run = slow  # type: ignore[method-assign]
-    with server.http() as client:
+    with slowed(server.service.batch), server.http() as client:
         asked = client.build_request("POST", "/v1/chat/completions", json={**LONG, "stream": True})
         answer = client.send(asked, stream=True)
         lines = answer.iter_lines()

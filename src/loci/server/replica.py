@@ -50,14 +50,18 @@ class Setup:
 
 
 class Replica:
-    """Answers requests that came in elsewhere; all its methods are called from there."""
+    """Answers requests that came in elsewhere; all its methods are called from there.
+
+    Attributes:
+        batch: its engine.
+    """
 
     def __init__(self, number: int, setup: Setup) -> None:
         if setup.threads is not None:
             _use_threads(setup.threads)
-        self._batch = Batch(setup.plan, folder=setup.models_dir, **setup.engine)
+        self.batch = Batch(setup.plan, folder=setup.models_dir, **setup.engine)
         self._service = Service(
-            batch=self._batch,
+            batch=self.batch,
             model=setup.model,
             models_dir=setup.models_dir,
             keys=None if setup.keys_file is None else Keys(setup.keys_file),
@@ -109,12 +113,12 @@ class Replica:
 
     async def about(self) -> dict[str, Any]:
         """Return where it runs, and what was noticed when it began."""
-        notes = list(self._batch.notes)
+        notes = list(self.batch.notes)
         return {"pid": os.getpid(), "machine": socket.gethostname(), "notes": notes}
 
     async def forget_kept(self) -> None:
         """Drop what was read for others to use; see `Batch.forget_kept`."""
-        await asyncio.to_thread(self._batch.forget_kept)
+        await asyncio.to_thread(self.batch.forget_kept)
 
     async def stop(self, drain_s: float) -> None:
         """Let what runs end, and give everything back."""
@@ -123,7 +127,7 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise if the engine has ended while it should run; Ray then starts a new one."""
-        if not self._batch.is_running and not self._service.is_closing:
+        if not self.batch.is_running and not self._service.is_closing:
             raise RuntimeError("the engine has ended")
 
 

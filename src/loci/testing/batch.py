@@ -1,11 +1,12 @@
-"""An engine of many requests that stands still while a test looks at it."""
+"""An engine of many requests that stands still, or goes slowly, while a test looks at it."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any  # what a runner is given
 
 if TYPE_CHECKING:
     from loci.run.batch import Batch
@@ -30,3 +31,19 @@ def paused(batch: Batch) -> Iterator[None]:
     finally:
         goes_on.set()
         thread.join(PATIENCE_S)
+
+
+@contextmanager
+def slowed(batch: Batch, step_s: float = 0.03) -> Iterator[None]:
+    """Let each step take this much longer, so that requests still run while a test does things."""
+    real = batch.runner.run
+
+    def slow(*given: Any) -> None:
+        time.sleep(step_s)
+        real(*given)
+
+    batch.runner.run = slow  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        batch.runner.run = real  # type: ignore[method-assign]
