@@ -13,11 +13,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from platformdirs import user_data_path
 
 if TYPE_CHECKING:
     from loci.models.pack import Pack
 
+
+# A busy machine is no error.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

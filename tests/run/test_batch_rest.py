@@ -57,9 +57,10 @@ def weights(batch: Batch) -> int:
 
 @pytest.mark.parametrize("asked", [{}, STREAMED])
 def test_idle_weights_are_unloaded_and_come_back(folder: Path, asked: dict[str, Any]) -> None:
+    with engine(folder, asked) as awake:
+        held = weights(awake)
+    assert held > 0
     with engine(folder, asked, idle_s=0.2) as batch:
-        held = weights(batch)
-        assert held > 0
         first = answer(batch)
         until(lambda: weights(batch) == 0)
         until(lambda: bool(batch.events.recent("run.rest")))  # said once all is given back
