@@ -18,9 +18,9 @@ from served import CHAT
 from loci.plan import plan as make_plan
 from loci.run.cluster import LostError
 from loci.run.memory import Memory
-from loci.server import gather, keys
+from loci.server import gather, keys, replica
 from loci.server.front import Front
-from loci.server.replica import Replica, Setup, tend
+from loci.server.replica import BEAT, Replica, Setup, tend
 from loci.server.serve import Server, listening
 from loci.server.sticky import HEADER, affinity, name_of, order
 from loci.testing.batch import slowed
@@ -51,7 +51,7 @@ class Here:
                 if self.dies.get(name) == count:
                     self.dead.add(name)
                     raise LostError(name, began=count > 0)
-                count += 1
+                count += one != BEAT
                 yield one
                 await asyncio.sleep(0)
 
@@ -253,6 +253,26 @@ def test_a_full_replica_gives_way_to_the_next(models: Path) -> None:
             answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x"},
                                  headers=at("replica-0", "/v1/completions"))  # fmt: skip
             assert answer.status_code == 200 and answer.headers[TOLD] == "replica-1"
+
+
+def test_a_replica_that_has_nothing_to_say_yet_says_that_it_lives(
+    front: Fronted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "BEAT_S", 0.01)
+    beats = []
+    real = front.here.stream
+
+    async def watched(*given: Any, **more: Any) -> AsyncIterator[Any]:
+        async for item in real(*given, **more):
+            beats.append(item == BEAT)
+            yield item
+
+    front.here.stream = watched  # type: ignore[method-assign]
+    with slowed(front.here.there["replica-0"].batch, 0.2), front.http() as client:
+        asked = {**CHAT, "max_tokens": 4}
+        answer = client.post("/v1/chat/completions", json=asked, headers=at("replica-0"))
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4
+    assert sum(beats) > 3
 
 
 def test_a_stop_tells_the_streams_that_it_cuts(front: Fronted) -> None:

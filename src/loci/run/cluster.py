@@ -34,6 +34,7 @@ from loci.errors import LociError, MissingExtraError, ModelError, ParameterError
 
 OBJECT_BYTES = 100 << 20  # of shared memory for messages above 100 kB; Ray's least is 75 MiB
 BEGIN_S = 5.0  # in which a replica says that it took a request
+BEAT_S, SILENT_S = 1.0, 10.0  # how often it says that it lives, and how long it may say nothing
 START_S = 300.0
 _LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address that others see
 _CALLS = 4096  # under way at one replica: it refuses by its own budget, long before
@@ -189,10 +190,11 @@ class Cluster:
     ) -> AsyncIterator[Any]:
         """Yield what a method of a replica yields; who stops reading cancels it.
 
-        The method yields something at once, which says that it took the request.
+        The method yields something at once, which says that it took the request, and then every
+        `BEAT_S` at least: that a process was killed is not always told to those who wait for it.
 
         Raises:
-            LostError: if the replica dies, or took nothing in `begin_s`.
+            LostError: if the replica dies, took nothing in `begin_s`, or was silent for `SILENT_S`.
             FailedError: if the method raises.
         """
         began = False
@@ -202,17 +204,15 @@ class Cluster:
         try:
             while True:
                 try:
-                    if began:
+                    async with asyncio.timeout(SILENT_S if began else begin_s):
                         item = await arriving.__anext__()
-                    else:
-                        item = await asyncio.wait_for(arriving.__anext__(), begin_s)
                 except StopAsyncIteration:
                     answer = None
                     return
                 began = True
                 yield item
         except TimeoutError:
-            raise LostError(name, began=False) from None
+            raise LostError(name, began=began) from None
         except Exception as error:
             raise self._told(error, name, began) from error
         finally:

@@ -201,8 +201,8 @@ class Front:
                     async for item in items:
                         if item == LATE:
                             raise LostError(name, began=False)
-                        if item == TAKEN:
-                            taken = True
+                        if isinstance(item, str):
+                            taken = taken or item == TAKEN
                             continue
                         for message in item:
                             await relay.take(message)

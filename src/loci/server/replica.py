@@ -15,12 +15,13 @@ from loci.core.ledger import Ledger
 from loci.models.late import default_embedder
 from loci.plan.solve import Plan
 from loci.run.batch import Batch
+from loci.run.cluster import BEAT_S
 from loci.run.memory import Memory
 from loci.server.app import make_app
 from loci.server.keys import Keys
 from loci.server.service import LIMIT_BYTES, Service
 
-TAKEN, LATE = "taken", "late"
+TAKEN, LATE, BEAT = "taken", "late", "beat"
 Opener = Callable[[str, Any], Memory]
 
 
@@ -78,6 +79,8 @@ class Replica:
     ) -> AsyncIterator[str | list[Any]]:
         """Yield TAKEN, then the messages of an ASGI answer in lists; who leaves cancels it.
 
+        Where there is nothing to say for `BEAT_S`, it yields BEAT.
+
         Args:
             begin_by: seconds of the epoch after which it is somebody else's: LATE, and no more.
         """
@@ -100,7 +103,12 @@ class Replica:
         answering.add_done_callback(lambda _: said.put_nowait(None))
         try:
             while True:
-                messages = [await said.get()]
+                try:
+                    async with asyncio.timeout(BEAT_S):
+                        messages = [await said.get()]
+                except TimeoutError:
+                    yield BEAT
+                    continue
                 while not said.empty():
                     messages.append(said.get_nowait())
                 if whole := [message for message in messages if message is not None]:
