@@ -14,7 +14,7 @@ from loci.errors import EndpointError
 from loci.testing.models import tiny_pack
 
 SERVER = """
-import json, sys
+import json, sys, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 class Answer(BaseHTTPRequestHandler):
@@ -24,7 +24,8 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert asked["stream"] and isinstance(asked["prompt"], str) and asked["temperature"] == 0
+        assert asked["stream"] and asked["temperature"] == 0
+        assert isinstance(asked["prompt"], list if OWN else str)
         if asked["max_tokens"] == 99:
             self.send_response(500)
             self.end_headers()
@@ -39,9 +40,24 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, *said):
         pass
 
-given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-assert given["--model"].endswith(".gguf") and int(given["--n_ctx"]) >= 40
-HTTPServer(("127.0.0.1", int(given["--port"])), Answer).serve_forever()
+def serve(port):
+    HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+
+OWN = __name__ != "__main__"
+if not OWN:
+    given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+    assert given["--model"].endswith(".gguf") and int(given["--n_ctx"]) >= 40
+    serve(int(given["--port"]))
+"""
+OWN_SERVER = """
+from types import SimpleNamespace as Some
+
+def CommonParams():
+    return Some(model=Some(path=""), cpuparams=Some(), cpuparams_batch=Some())
+
+def Server(params):
+    assert params.n_parallel == 2 and params.n_ctx == 2 * 48 and params.model.path
+    threading.Thread(target=serve, args=(params.port,), daemon=True).start()
 """
 
 
@@ -76,6 +92,17 @@ def test_a_server_is_started_asked_and_ended(asked: Asked, server: Path) -> None
         assert sum(answer(call(7))) == 7 and told() == {}
         with pytest.raises(EndpointError, match="answered 500"):
             list(answer(call(99)))
+
+
+def test_its_own_server_goes_before_and_is_asked_with_ids(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "own"
+    home.mkdir()
+    (home / "xllamacpp.py").write_text(SERVER + OWN_SERVER)
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    with rival_servers.WAYS["llama.cpp"](asked) as (answer, _):
+        assert sum(answer(call(7))) == 7
 
 
 def test_a_server_that_does_not_start_says_why(asked: Asked, server: Path) -> None:

@@ -2,7 +2,9 @@
 
     transformers   its continuous batching, in this process
     loci serve     our own server in a process of its own, over HTTP, to stand beside the next one
-    llama.cpp      llama-cpp-python's server in a process of its own, over HTTP
+    llama.cpp      its own server (xllamacpp), a slot for each stream, in a process of its own, over
+                   HTTP; where the Python has only llama-cpp-python[server], that one, which answers
+                   one request at a time
 
 Each way yields a function that sends a request and yields how many tokens came, and one that tells
 what else is known at the end.
@@ -41,7 +43,7 @@ class Asked:
 
     Attributes:
         context: tokens of prompt and answer together.
-        python: a Python that has llama-cpp-python[server]. gguf: the model it opens.
+        python: a Python that has xllamacpp, or llama-cpp-python[server]. gguf: the model it opens.
     """
 
     model: str
@@ -123,27 +125,41 @@ def _served(asked: Asked) -> Iterator[Lent]:
 def _llama(asked: Asked) -> Iterator[Lent]:
     python = asked.python
     if python is None:
-        raise Absent("--option llama_python=PYTHON, with llama-cpp-python[server]")
-    checked = subprocess.run(
-        [python, "-c", "import llama_cpp.server.app"], capture_output=True, text=True, check=False
-    )
-    if checked.returncode:
-        raise Absent(checked.stderr.strip().splitlines()[-1])
+        raise Absent("--option llama_python=PYTHON, which has xllamacpp")
+    has_own = _imports(python, "xllamacpp") is None
+    if not has_own and (why_not := _imports(python, "llama_cpp.server.app")) is not None:
+        raise Absent(why_not)
     pack = resolve(asked.model, asked.folder)
     gguf = asked.gguf or next(iter(sorted(pack.folder.glob("*.gguf"))), None)
     if gguf is None:
         raise Absent("no GGUF of this model is at hand; give --option gguf=FILE")
-    port, threads = _free_port(), str(os.cpu_count() or 1)
-    command = [
-        python, "-m", "llama_cpp.server", "--model", str(gguf), "--port", str(port),
-        "--n_ctx", str(asked.context + 8), "--n_threads", threads,
-        "--n_threads_batch", threads, "--verbose", "false", "--interrupt_requests", "false",
-    ]  # fmt: skip
+    port, threads, context = _free_port(), str(os.cpu_count() or 1), str(asked.context + 8)
+    own: dict[str, Any] = {}
+    if has_own:
+        worker = Path(__file__).with_name("llama_server.py")
+        command = [
+            python, str(worker), str(gguf), str(port), str(asked.streams), context, threads,
+        ]  # fmt: skip
+        own = {"stream_options": {"include_usage": True}}
+    else:
+        command = [
+            python, "-m", "llama_cpp.server", "--model", str(gguf), "--port", str(port),
+            "--n_ctx", context, "--n_threads", threads,
+            "--n_threads_batch", threads, "--verbose", "false", "--interrupt_requests", "false",
+        ]  # fmt: skip
     with (
         _server(command, port, "/v1/models", dict(os.environ)) as url,
-        _over_http(url, asked, {}, as_ids=False) as lent,
+        _over_http(url, asked, own, as_ids=has_own) as lent,
     ):
         yield lent
+
+
+def _imports(python: str, module: str) -> str | None:
+    """Return why another Python cannot import a module; None where it can."""
+    checked = subprocess.run(
+        [python, "-c", f"import {module}"], capture_output=True, text=True, check=False
+    )
+    return checked.stderr.strip().splitlines()[-1] if checked.returncode else None
 
 
 @contextmanager

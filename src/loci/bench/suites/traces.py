@@ -6,8 +6,8 @@
 in the trace's rhythm. Memory for keys and values can be bounded (`--option kv=48MiB`), so that
 schedulers that take turns have something to do.
 
-Rivals: transformers' continuous batching in this process, and llama.cpp's server
-(`--option llama_python=PYTHON`, with llama-cpp-python[server]) beside `loci serve`, both over HTTP.
+Rivals: transformers' continuous batching in this process, and llama.cpp's own server
+(`--option llama_python=PYTHON`, which has xllamacpp) beside `loci serve`, both over HTTP.
 """
 
 from __future__ import annotations
