@@ -303,3 +303,23 @@ def test_random_coming_and_going_with_poisoned_blocks(seed: int) -> None:
             mine.check_integrity()
     assert mine.stats().outs > 100
     mine.close()
+
+
+def test_copies_that_are_nobodys_any_more_can_be_wiped() -> None:
+    mine = manager(8, 8)
+    for owner in "ab":
+        mine.alloc(owner, 2)
+        write(mine, owner, {0: 7, 1: 7})
+        mine.swap_out(owner, whole=2)
+    mine.forget("a")
+    (place,) = mine.places
+    mine.settle()
+    assert int((place.memory == 7).sum()) == 4 * BYTES
+    assert mine.wipe() == 2 * BYTES
+    assert int((place.memory == 7).sum()) == 2 * BYTES
+    mine.swap_in("b").wait()
+    assert read(mine, "b") == [7, 7]
+    mine.forget("b")
+    assert mine.wipe() == 2 * BYTES and not place.memory.any()
+    assert mine.wipe() == 0
+    mine.close()

@@ -119,7 +119,8 @@ def _frame(server: Running, told: Mapping[str, Any]) -> Any:
         f"{told['made_tokens']:,} made",
         f"{told['prompt_tokens']:,} read",
         f"{told['reused_tokens']:,} not read again",
-        f"{format_bytes(told['kept_bytes'])} kept",
+        f"{format_bytes(told['kept_bytes'])} kept"
+        + (f", {format_bytes(told['swapped_bytes'])} put out" if told["swapped_bytes"] else ""),
         str(told["scheduler"]),
     )
     held = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))

@@ -68,9 +68,13 @@ class Metrics(Collector):
         requests = GaugeMetricFamily("loci_requests", "Requests now.", labels=["state"])
         requests.add_metric(["running"], load.running)
         requests.add_metric(["waiting"], load.waiting)
+        requests.add_metric(["out"], load.out)
         yield requests
         yield GaugeMetricFamily(
             "loci_kept_bytes", "Keys and values kept for others.", value=load.kept_bytes
+        )
+        yield GaugeMetricFamily(
+            "loci_swapped_bytes", "Keys and values of requests put out.", value=load.swapped_bytes
         )
         yield GaugeMetricFamily("loci_step_seconds", "A step of late.", value=load.step_s)
 

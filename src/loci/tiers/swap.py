@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from loci.core.ledger import Lease, Ledger
 from loci.errors import BudgetError, ParameterError, StorageError
-from loci.tiers.groups import BlockGroups
+from loci.tiers.groups import BlockGroups, runs_of
 from loci.tiers.pool import aligned_empty
 from loci.units import format_bytes
 
@@ -49,10 +49,12 @@ class Place:
     memory: Tensor
     groups: BlockGroups
     lease: Lease | None = None
+    written: set[int] = field(default_factory=set, init=False)  # blocks, since they were wiped
 
     def close(self) -> None:
         """Give the memory back."""
         self.memory = self.memory[:0]
+        self.written.clear()
         if self.lease is not None:
             self.lease.release()
 
@@ -313,6 +315,18 @@ class SwapManager:
         """Return what was moved."""
         return SwapStats(**vars(self._sums))
 
+    def wipe(self) -> int:
+        """Write zeros over copies that are nobody's any more; return how many bytes that were."""
+        self.settle()
+        wiped = 0
+        for place in self.places:
+            gone = sorted(block for block in place.written if not place.groups.lists(block))
+            for start, count in runs_of(gone):
+                place.memory[start : start + count] = 0
+            place.written.difference_update(gone)
+            wiped += len(gone) * self.block_bytes
+        return wiped
+
     def settle(self) -> None:
         """Wait for all copies under way."""
         for ticket in self._under_way:
@@ -401,6 +415,8 @@ class SwapManager:
         for here, there, count in pairs:
             ticket.touched.append((self.HERE, range(here, here + count)))
             ticket.touched.append((place.name, range(there, there + count)))
+            if is_out:
+                place.written.update(range(there, there + count))
             for at in range(0, count, step):
                 part = slice(here + at, here + min(count, at + step))
                 other = slice(there + at, there + min(count, at + step))

@@ -102,7 +102,13 @@ def _counts(visit: Visit, samples: Sequence[Sample]) -> str:
     load = visit.service.batch.load()
     rate = samples[-1].tokens_per_s if samples else 0.0
     tiles = [
-        ("running", str(load.running), f"of {visit.service.batch.rows} together"),
+        (
+            "running",
+            str(load.running),
+            f"{load.out} put out, {format_bytes(load.swapped_bytes)} elsewhere"
+            if load.swapped_bytes
+            else f"of {visit.service.batch.rows} together",
+        ),
         ("waiting", str(load.waiting), f"{load.refused} had to come back"),
         (
             "tokens a second",
