@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -26,23 +25,26 @@ def test_a_moment_of_load_leaves_nothing_and_loses_nothing(
     found = soak.run(context)
     assert found["clients"] == 2 * found["admitted"] == 8
     targets = dict(found["targets"])
-    targets.pop("slope_at_most_1_mib_per_min")  # a few seconds say nothing of minutes
+    for name in ("slope_at_most_1_mib_per_min", "beyond_ledger_at_most_1_mib_per_min"):
+        targets.pop(name)  # a few seconds say nothing of minutes
     assert targets == dict.fromkeys(targets, True), found
     assert found["remembered"]["acknowledged"] > 0
     assert {"200", "400"} <= set(found["statuses"])
     assert found["held"]["before"] == found["held"]["after"]
 
 
-def test_a_slope_is_that_of_the_later_part() -> None:
-    resident = soak.Resident(os.getpid())
-    resident.values = [(float(at), 100 + (1000 * at if at < 30 else 30_000)) for at in range(120)]
+def test_a_slope_is_that_of_the_later_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = soak.Resident(os.getpid(), "http://nowhere")
+    resident.values = [(float(at), 100 + 1000 * min(at, 30), 0) for at in range(120)]
     assert resident.slope(0.5) == pytest.approx(0.0)
-    resident.values = [(60.0 * at, 5_000 * at) for at in range(10)]
+    resident.values = [(60.0 * at, 5_000 * at, 4_000 * at) for at in range(10)]
     assert resident.slope(0.2) == pytest.approx(5_000.0)
+    assert resident.slope(0.2, beyond_ledger=True) == pytest.approx(1_000.0)
     resident.values = []
-    began = time.monotonic()
-    resident.look()
-    assert resident.values[0][1] > 2**20 and time.monotonic() - began < 5
+    with monkeypatch.context() as patched:
+        patched.setattr(soak, "_told", lambda url, what: {"tiers": {"dram": {"used": 7}}})
+        resident.look()
+    assert resident.values[0][1] > 2**20 and resident.values[0][2] == 7
     assert resident.slope(0.2) is None
 
 

@@ -21,6 +21,9 @@ def test_it_commits_little_more_than_is_needed_shares_and_reuses() -> None:
     assert found["prefix"]["committed_by_one"] < 1.2
     assert found["reuse"] == {"first_pages": found["reuse"]["first_pages"], "new_pages": 0}
     assert found["attention"]["ratio"] > 0 < found["mapping"]["us_a_token"]
+    if "engine" in found:
+        held = [found["engine"][name]["held_by_many_bytes"] for name in ("blocks", "pieces")]
+        assert 3 * held[0] < held[1]  # what begins alike is there once
     (row,) = virtual.card_rows(result)
     assert row.metrics["committed_by_needed"]["rivals"]["reserve_longest"] >= 3
 

@@ -3,8 +3,8 @@
 Clients, twice as many as the server lets in, ask without a pause: streams, whole answers with a
 memory, messages to be remembered, searches, answers that are left half way, and requests that make
 no sense. Told are the statuses, the slope of the server's resident memory once it has warmed up,
-what the ledger still holds for requests when all is quiet, and whether every message whose storing
-was acknowledged can be found again.
+with and without what its ledger accounts for, what the ledger still holds for requests when all is
+quiet, and whether every message whose storing was acknowledged can be found again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(context: Context) -> dict[str, Any]:
     with TemporaryDirectory(prefix="loci-soak-") as home:
         with served(context, Path(home), rows, waiting) as (process, url):
             before = _told(url, "ledger")
-            seen, resident = Seen(), Resident(process.pid)
+            seen, resident = Seen(), Resident(process.pid, url)
             _load(url, context, seconds, clients, seen, resident)
             drain_s = _drained(url)
             after, load = _told(url, "ledger"), _told(url, "load")
@@ -87,7 +87,7 @@ def run(context: Context) -> dict[str, Any]:
         when: ledger["tiers"]["dram"]["by_kind"]
         for when, ledger in (("before", before), ("after", after))
     }
-    slope = resident.slope(WARM)
+    slope, beyond = resident.slope(WARM), resident.slope(WARM, beyond_ledger=True)
     found: dict[str, Any] = {
         "model": context.model,
         "fingerprint": spec.fingerprint,
@@ -107,6 +107,7 @@ def run(context: Context) -> dict[str, Any]:
             "first_bytes": resident.values[0][1] if resident.values else None,
             "last_bytes": resident.values[-1][1] if resident.values else None,
             "slope_bytes_per_min": slope,
+            "slope_beyond_ledger_bytes_per_min": beyond,
         },
         "held": held,
         "drain_s": drain_s,
@@ -116,6 +117,7 @@ def run(context: Context) -> dict[str, Any]:
     found["targets"] = {
         "no_5xx": not seen.broken,
         "slope_at_most_1_mib_per_min": slope is not None and slope <= SLOPE,
+        "beyond_ledger_at_most_1_mib_per_min": beyond is not None and beyond <= SLOPE,
         "ledger_empty": held["after"].get("kv", 0) == 0,
         "all_retrievable": not lost and bool(seen.stored),
         "ended_well": stopped == 0,
@@ -147,22 +149,30 @@ def served(
 
 
 class Resident:
-    """The resident memory of a process, as time passes."""
+    """The resident memory of a server, as time passes, and what its ledger accounts for.
 
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
+    Keys and values come and go with the load; what grows beside them is lost.
+    """
+
+    def __init__(self, pid: int, url: str) -> None:
+        self._process, self._url = psutil.Process(pid), url
         self._began = time.monotonic()
-        self.values: list[tuple[float, int]] = []
+        self.values: list[tuple[float, int, int]] = []  # seconds, resident, in the ledger
 
     def look(self) -> None:
         """Take a sample."""
+        held = int(_told(self._url, "ledger")["tiers"]["dram"]["used"])
         now = time.monotonic() - self._began
-        self.values.append((now, int(self._process.memory_info().rss)))
+        self.values.append((now, int(self._process.memory_info().rss), held))
 
-    def slope(self, left_out: float) -> float | None:
+    def slope(self, left_out: float, *, beyond_ledger: bool = False) -> float | None:
         """Return bytes a minute, by least squares, without the first part of the time."""
         last = self.values[-1][0] if self.values else 0.0
-        points = [(at / 60, nbytes) for at, nbytes in self.values if at >= left_out * last]
+        points = [
+            (at / 60, nbytes - held * beyond_ledger)
+            for at, nbytes, held in self.values
+            if at >= left_out * last
+        ]
         if len(points) < 3:
             return None
         mean_at = sum(at for at, _ in points) / len(points)

@@ -2,8 +2,10 @@
 
 Told are the bytes that a trace of requests of very different lengths commits for each byte it
 needs; how long one layer attends over a contiguous view and over blocks gathered by a table; what a
-beginning that eight requests share takes; how many pages an id maps that is used again; and how
-long the mapping takes that a decoding loop has to wait for.
+beginning that eight requests share takes; how many pages an id maps that is used again; how long
+the mapping takes that a decoding loop has to wait for; and how long the running engine takes for an
+answer over a long context, and what it holds for several that begin alike, with keys and values in
+mapped blocks and in a piece for each request.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any  # results
 
 import torch
@@ -20,6 +24,11 @@ from loci.bench.cards import Row
 from loci.bench.stats import alternate, ratio
 from loci.bench.suite import Context, count_of, refuse_unknown
 from loci.core.spec import ModelSpec
+from loci.nn import native
+from loci.plan import plan as make_plan
+from loci.run.batch import Batch
+from loci.run.requests import Ask
+from loci.testing.models import tiny_pack
 from loci.tiers.pages import why_not
 from loci.tiers.virtual import PAGE_BYTES, VirtualKVAllocator
 
@@ -28,6 +37,7 @@ KINDS = ("tiers",)
 METHODS = ("vattention",)
 REQUESTS, ROWS, MAX_LEN, TOKENS, PREFIX, SHARERS, ROUNDS = 200, 32, 2048, 4096, 2048, 8, 9
 QUICK = {"requests": 30, "tokens": 256, "prefix": 256, "rounds": 2}
+NEW = 32  # tokens of an answer of the engine
 BLOCK = 16  # tokens of a block of the table
 LONGEST_PROMPT, STEP = 1500, 8
 
@@ -42,6 +52,7 @@ SIZES = ModelSpec(  # those of SmolLM2-135M
     vocab=49152,
     max_context=8192,
 )
+SMALL = {"layers": 4, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 128}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -59,6 +70,9 @@ def run(context: Context) -> dict[str, Any]:
         "reuse": _reuse,
         "mapping": lambda: _mapping(how["tokens"]),
     }
+    if why_not() is None and native.available():
+        sizes = SMALL if context.quick else {}
+        steps["engine"] = lambda: _engine(how["prefix"], how["rounds"], context.seed, **sizes)
     found = {}
     for number, (name, step) in enumerate(steps.items()):
         context.progress(name, number, len(steps))
@@ -77,6 +91,8 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
     """Return one row: this way beside its rivals."""
     found = result["results"]
     held, attention, prefix = found["bytes"], found["attention"], found["prefix"]
+    engine = found.get("engine")
+    own = {} if engine is None else _engine_metrics(engine)
     return [
         Row(
             method="vattention",
@@ -97,11 +113,21 @@ def card_rows(result: Mapping[str, Any]) -> list[Row]:
                 },
                 "pages_of_reused_id": {"this": found["reuse"]["new_pages"], "rivals": {}},
                 "mapping_us_a_token": {"this": found["mapping"]["us_a_token"], "rivals": {}},
+                **own,
             },
-            interval={"attend_ratio": tuple(attention["interval"])},
-            ratio={"attend.gathered": attention["ratio"]},
+            interval={"attend_ratio": tuple(attention["interval"])}
+            | ({} if engine is None else {"engine_ratio": tuple(engine["interval"])}),
+            ratio={"attend.gathered": attention["ratio"]}
+            | ({} if engine is None else {"engine.pieces": engine["ratio"]}),
         )
     ]
+
+
+def _engine_metrics(engine: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        what: {"this": engine["blocks"][what], "rivals": {"pieces": engine["pieces"][what]}}
+        for what in ("answer_s", "held_by_many_bytes")
+    }
 
 
 # -- private ----------------------------------------------------------------------------------
@@ -261,3 +287,61 @@ def _mapping(tokens: int) -> dict[str, float]:
         finally:
             kv.close()
     return found
+
+
+def _engine(tokens: int, rounds: int, seed: int, **sizes: int) -> dict[str, Any]:
+    """Time an answer over a context that was read before; count what several hold that share it."""
+    wanted = {name: getattr(SIZES, name) for name in (*SMALL, "vocab")} | sizes
+    draw = random.Random(seed)
+    ids = tuple(draw.randrange(256) for _ in range(tokens))
+    found: dict[str, Any] = {"tokens": tokens, "sharers": SHARERS}
+    with TemporaryDirectory() as home:
+        tiny_pack(Path(home) / "m", **wanted).close()
+        plan = make_plan(
+            "m",
+            dram="3GiB",
+            context=tokens + 2 * NEW,
+            new_tokens=NEW,
+            kv="",
+            folder=Path(home),
+            cache=Path(home) / "cache",
+        )
+        engines = {
+            name: Batch(plan, folder=Path(home), rows=SHARERS, paged=name == "blocks")
+            for name in ("blocks", "pieces")
+        }
+
+        def answer(batch: Batch) -> Callable[[], float]:
+            def time_it() -> float:
+                ticket = batch.submit(Ask(ids=ids, max_tokens=NEW, goes_on=True))
+                end = ticket.wait()
+                assert end.error is None and end.first_token_s is not None
+                return end.whole_s - end.first_token_s
+
+            return time_it
+
+        try:
+            times = alternate({name: answer(batch) for name, batch in engines.items()}, rounds)
+            for name, batch in engines.items():
+                middle = sorted(times[name])[len(times[name]) // 2]
+                found[name] = {"answer_s": middle, "held_by_many_bytes": _held(batch, ids)}
+        finally:
+            for batch in engines.values():
+                batch.close()
+    by = ratio(times["blocks"], times["pieces"])
+    return {**found, "ratio": by.value, "interval": (by.low, by.high)}
+
+
+def _held(batch: Batch, ids: tuple[int, ...]) -> int:
+    """Return the bytes of keys and values while several answer that begin alike."""
+    tickets = [
+        batch.submit(Ask(ids=(*ids, number), max_tokens=NEW, goes_on=True))
+        for number in range(SHARERS)
+    ]
+    for ticket in tickets:
+        for _ in ticket:
+            break
+    held = batch.between_steps(lambda: batch.ledger.by_kind("dram")["kv"])
+    for ticket in tickets:
+        ticket.wait()
+    return held
