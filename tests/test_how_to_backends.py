@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,9 +12,11 @@ from threading import Thread
 
 import pytest
 
+from loci.cli import main
 from loci.cli.app import root
 from loci.config import FILE_VARIABLE, KEYS
 from loci.methods import catalogue
+from loci.testing.models import tiny_pack
 
 PAGE = (Path(__file__).parents[1] / "docs/how-to/backends.md").read_text("utf-8")
 REPLIES = {
@@ -66,6 +69,25 @@ def test_settings_options_and_methods_exist() -> None:
     memory = root.get_command(None, "memory")  # type: ignore[arg-type]
     add = memory.get_command(None, "add")  # type: ignore[union-attr]
     options = {name for parameter in add.params for name in parameter.opts}
-    assert set(re.findall(r"--[a-z][a-z-]*", PAGE)) <= {*options, "--method", "--option"}
+    others = {"--method", "--option", "--model", "--data"}  # of the other commands on the page
+    assert set(re.findall(r"--[a-z][a-z-]*", PAGE)) <= {*options, *others}
     named = re.findall(r"^\| `(\w+)` \|", PAGE.split("## Which method")[1], re.MULTILINE)
-    assert set(named) <= set(catalogue.names("recall")) and len(named) == 3
+    assert set(named) <= set(catalogue.names("recall")) and len(named) == 4
+
+
+def test_the_commands_about_experts_run(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_pack(tmp_path / "models" / "tiny").close()
+    for name, value in (("MODEL", "tiny"), ("DRAM", "64MiB"), ("CONTEXT", "512")):
+        monkeypatch.setenv(f"LOCI_{name}", value)
+    monkeypatch.setenv("LOCI_MEMORY", str(tmp_path / "memory.db"))
+    monkeypatch.setenv("LOCI_CACHE", str(tmp_path))
+    [block] = re.findall(r"```text\n(loci methods prepare memlora.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines():
+        _, *words = shlex.split(line, comments=True)
+        few = ["--train", "1"] if "prepare" in words else []  # the page's own steps take long
+        assert main([*words, *few]) == 0, capsys.readouterr().err
+    assert len(list((tmp_path / "models" / "tiny").glob("memlora.*"))) == 3
+    assert main(["memory", "add", "I play chess"]) == 0
+    assert "draw facts by slm, asked tiny once" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def open(
         )
     settings = config.load()
     if isinstance(adapter, (str, Path)):
-        adapter = _adapter(adapter, plan, memory, user)
+        adapter = find_adapter(adapter, plan, memory, user)
     return engine.open(
         plan,
         memory=memory,
@@ -158,13 +158,15 @@ def prepare(
     fits: the result has "path", and KL in nats per token ("kl") measured at "bytes". Every other
     method ("gptq(bits=3)") makes a model of its own: the result has "name", to be run like any
     other, its "bytes" and its "kl". Methods of the KV cache that must know the model ("cskv") keep
-    what they found out beside it, and the result has "path" and "bytes".
+    what they found out beside it, and the result has "path" and "bytes". "memlora" teaches the
+    model the operations of a memory: the result has "experts", what each is worth on people and
+    wordings that were not taught ("right" of "tried"), its "bytes" and seconds.
 
     Args:
         method: as the catalogue writes it.
         weights: for a model of its own: bytes of all its weights, shared between layers by what
             each loses; None takes the method's own settings.
-        train: steps to train corrections, for methods that have them.
+        train: steps to train corrections, for methods that have them, or each expert of memlora.
         progress: called with (what, done, total).
 
     Raises:
@@ -202,9 +204,10 @@ def methods(kind: str | None = None) -> list[tuple[type[Method], Card | None]]:
     ]
 
 
-def _adapter(
+def find_adapter(
     name: str | Path, plan: Plan, memory: str | Path | Memory | None, user: str | None
 ) -> Adapter:
+    """Return an adapter by name, id or file for the model of a plan; see `open`."""
     from loci.core.cube import Caller
     from loci.run.adapters import find
     from loci.run.shelves import beside

@@ -117,7 +117,7 @@ KEYS = (
         name="recall",
         variable="LOCI_RECALL",
         read=_text,
-        help="the method that keeps memories: mem0, mem0_graph, a_mem",
+        help="the method that keeps memories: mem0, mem0_graph, a_mem, memlora",
     ),
     Key(
         name="backend",

@@ -10,7 +10,7 @@ from loci.errors import ConfigError, ParameterError
 from loci.models.late import default_embedder
 from loci.run import memory as run_memory
 from loci.run.audited import beside
-from loci.run.llm import LateLlm
+from loci.run.llm import LateLlm, LocalLlm
 from loci.run.threads import AsyncFace, in_thread
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class Memory(run_memory.Memory):
         embedder: any object with `encode(texts)`; "default" is MiniLM where it was pulled, loaded
             when a search first needs it; None searches by words.
         recall: the method that keeps the memory, or its name; None takes the configured one.
-        backend: "rules", "slm" or "endpoint"; None takes the configured one.
+        backend: "rules", "slm" or "endpoint"; None takes the configured one, or where none is
+            configured "slm" for a method with experts (memlora), which are then asked.
         llm: the model of that back end; if not given, the configured model, opened when it is first
             asked, or the configured endpoint.
         fall_back: whether a model that fails gives way to rules; None takes the configuration's.
@@ -69,8 +70,11 @@ class Memory(run_memory.Memory):
             url = settings.memory_file
             if "://" not in url:
                 Path(url).expanduser().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        needs = _needs_experts(recall if recall is not None else settings.recall)
         chosen: Rung = backend if backend is not None else cast("Rung", settings.backend)
-        self._opened = _model(chosen, settings) if llm is None else None
+        if needs and backend is None and settings.sources["backend"] == "default":
+            chosen = "slm"
+        self._opened = _model(chosen, settings, experts=needs) if llm is None else None
         super().__init__(
             url,
             embedder=default_embedder(settings.models_dir) if embedder == "default" else embedder,
@@ -93,8 +97,17 @@ class Memory(run_memory.Memory):
             self._opened.close()
 
 
-def _model(backend: str, settings: config.Config) -> Llm | None:
-    """Return the configured model of a back end, not opened yet."""
+def _needs_experts(recall: Recall | str) -> bool:
+    """Return whether a method has experts beside a model, made by `loci methods prepare`."""
+    from loci.core.method import Need
+    from loci.methods import catalogue
+
+    method = catalogue.find(recall, "recall") if isinstance(recall, str) else recall
+    return Need.ARTEFACT in method.about.needs
+
+
+def _model(backend: str, settings: config.Config, *, experts: bool) -> Llm | None:
+    """Return the configured model of a back end, not opened yet; with its experts if they are."""
     if backend == "endpoint":
         from loci.models.endpoint import Endpoint
 
@@ -125,7 +138,11 @@ def _model(backend: str, settings: config.Config) -> Llm | None:
         )
         return engine.open(solved, folder=settings.models_dir)
 
-    return LateLlm(settings.model, opens)
+    if experts:
+        from loci.run.experts import late_experts
+
+        return late_experts(settings.model, settings.models_dir, opens)
+    return LateLlm(settings.model, lambda: LocalLlm(opens()))
 
 
 class AsyncMemory(AsyncFace):

@@ -17,7 +17,7 @@ from loci.errors import ParameterError
 from loci.methods.recall.dmm_gov import DmmGov
 from loci.nn.patch import Patch
 from loci.run.memory import Memory
-from loci.testing.dialogue import Asked, make_dialogue, turns_of
+from loci.text.dialogue import Asked, make_dialogue, turns_of
 
 
 class MadeUp(governing.Asked):

@@ -14,8 +14,8 @@ from loci.bench.suites import operations
 from loci.core.item import Edit, Hit, Item, Turn
 from loci.methods.recall.base import Query, Recall, RecallPorts, StoreView
 from loci.methods.recall.mem0 import Mem0
-from loci.testing.dialogue import Half, make_dialogue, turns_of, wordings
 from loci.testing.recall import DictView
+from loci.text.dialogue import Half, make_dialogue, turns_of, wordings
 
 
 class _Deaf(Recall):

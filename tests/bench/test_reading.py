@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from loci.bench.reading import (
     survival,
 )
 from loci.errors import MethodError
+from loci.methods import catalogue
 from loci.run.lab import Lab
 from loci.testing.models import tiny_pack
 
@@ -144,6 +146,17 @@ def test_a_continuation_predicts_every_token_once(lab: Lab, ids: list[int]) -> N
     whole.release()
     expected = torch.log_softmax(logits[0], -1)[199:239]
     torch.testing.assert_close(rows_TV, expected, rtol=0.02, atol=0.02)
+
+
+def test_what_is_read_on_is_judged_by_methods_that_probe(tmp_path: Path, ids: list[int]) -> None:
+    with tiny_pack(tmp_path, max_context=4096) as pack:
+        lab = Lab(pack, context=300, chunk=64)
+        chain = catalogue.parse_chain("kvzip", "kv")
+        budget = lab.spec.kv_bytes(300) * 3 // 4
+        steps = list(lab.continuation(ids[:240], 200, chain, step=16, budget_bytes=budget))
+        lab.close()
+    assert sum(len(logits_TV) for logits_TV, _ in steps) == 40
+    assert all(nbytes <= budget for _, nbytes in steps)
 
 
 def test_survival_counts_tokens_of_layers_and_heads(lab: Lab, ids: list[int]) -> None:

@@ -107,6 +107,24 @@ def test_goes_back_to_a_version(small: Loci) -> None:
     assert small("cube", "rollback", id, "--to", "9").code == 1
 
 
+def test_keeps_no_more_versions_than_it_is_told(small: Loci) -> None:
+    id = str(promote(small, "--text", TEXT)["id"])
+    for number in (1, 1, 2):
+        done = small("cube", "rollback", id, "--to", str(number), "--keep-versions", "9", "--json")
+    assert done.json["version"] == 5
+    told = small("cube", "demote", id, "--keep-versions", "2")
+    assert told.code == 0, told.err
+    assert all(f"version {number} of {id} was dropped" in told.err for number in (1, 2))
+    would = small("cube", "prune", id, "--keep-versions", "1", "--dry-run", "--json").json
+    assert [one["version"] for one in would] == [3]
+    assert f"dropped version 3 of {id}" in small("cube", "prune", "--keep-versions", "1").out
+    assert small("cube", "show", id, "--json").json["versions"] == [4, 6]
+    assert "nothing to drop" in small("cube", "prune", "--keep-versions", "1").err
+    assert small("cube", "prune", "--keep-versions", "0").code == 2
+    assert small("cube", "prune", id, "--user", "bob").code == 1
+    assert small("memory", "audit", "--verify").code == 0
+
+
 def test_forks_and_merges(small: Loci) -> None:
     id = made(small)
     fork = small("cube", "fork", id, "branch", "--json").json

@@ -19,7 +19,7 @@ from loci.core.spec import ModelSpec, Workload
 from loci.core.work import work_bytes
 from loci.errors import BudgetError, FormatError, MethodError, ParameterError
 from loci.methods.kv.store_plan import decoded_tokens, predict_store
-from loci.plan.kvform import ladder
+from loci.plan.kvform import KVForm, ladder, read_tokens
 from loci.plan.options import Problem
 from loci.plan.solve import Plan, all_candidates, solve
 from loci.plan.ways import OFFERED, best_of, ways_out
@@ -358,3 +358,16 @@ def test_importing_the_planner_is_cheap() -> None:
         "assert not {'torch', 'numpy'} & set(sys.modules), 'torch came with it'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_not_read_takes_no_time(plan_for: Planner) -> None:
+    some, whole = KVForm(chain="xkv(segment=256, chunks=16)"), KVForm(chain="xkv(segment=256)")
+    # Sixteen chunks of eight tokens and that of the first ones, 32 exact and half a segment on
+    # average, and a sixteenth for the landmarks.
+    assert read_tokens(some, 4096) == 17 * 8 + 32 + 128 + 256
+    assert read_tokens(whole, 4096) == 4096 and read_tokens(some, 100) == 100
+    assert read_tokens(KVForm(chain="snapkv | bfp(bits=4)"), 4096) == 4096
+    fast, slow = (plan_for(900, kv=form.chain) for form in (some, whole))
+    assert fast.seconds_per_token < 0.7 * slow.seconds_per_token
+    assert fast.first_token_s == slow.first_token_s
+    assert fast.held("kv") > slow.held("kv"), "landmarks"

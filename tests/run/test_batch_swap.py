@@ -249,3 +249,39 @@ def test_many_threads_and_turns(folder: Path) -> None:
         for thread in threads:
             thread.join(LONG_S)
     assert [said[number] for number in range(12)] == expected
+
+
+def test_what_is_forgotten_lies_in_no_block_and_in_no_other_place(folder: Path) -> None:
+    with small(folder, SwapRoom(memory_bytes=4 << 20)) as batch:
+        assert isinstance(batch.stores, PagedStores)
+        memory = batch.stores.memory
+        for ticket in [batch.submit(ask) for ask in asks()]:
+            ids_of(ticket)
+        assert memory.swap.stats().outs and memory._memory.any()
+        batch.forget_kept()
+        assert not memory._memory.any()
+        assert not any(place.memory.any() for place in memory.swap.places)
+        # Who runs meanwhile leaves nothing either.
+        with paused(batch):
+            late = [batch.submit(ask) for ask in asks(2)]
+        with slowed(batch):
+            for _ in late[0]:
+                break
+            batch.forget_kept()
+        for ticket in late:
+            ids_of(ticket)
+        batch.between_steps(lambda: None)
+        assert not memory._memory.any()
+
+
+def test_blocks_are_mapped_where_not_every_row_has_room_for_the_longest(folder: Path) -> None:
+    # 256 tokens are 768 KiB: one request fits three times beside the model's own memory.
+    for dram, kv, is_paged in (
+        ("64MiB", "", False),
+        ("6MiB", "", True),
+        ("6MiB", "bfp(block=16)", False),
+    ):
+        with Batch(plan_of(folder, dram=dram, kv=kv), folder=folder, rows=8) as batch:
+            assert isinstance(batch.stores, PagedStores) is is_paged
+    with Batch(plan_of(folder, dram="6MiB"), folder=folder, rows=8, paged=False) as batch:
+        assert not isinstance(batch.stores, PagedStores)

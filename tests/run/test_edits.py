@@ -22,11 +22,18 @@ from loci.nn.adjusted import AdjustedWeight
 from loci.nn.decoder import decode
 from loci.nn.form import DenseWeight
 from loci.nn.patch import Patch, joined
+from loci.run import key_moments
 from loci.run.adapters import adapter_of
-from loci.run.calibrate import PackWeights, calibration_ids
+from loci.run.calibrate import PackWeights
 from loci.run.edit_model import PackModel
 from loci.run.edits import edit
-from loci.run.key_moments import covariance, covariance_path, prepare_covariance
+from loci.run.key_moments import (
+    covariance,
+    covariance_near,
+    covariance_path,
+    prepare_covariance,
+)
+from loci.run.own_text import own_text
 from loci.run.prepare import prepare
 from loci.store import cube_file
 from loci.testing.models import tiny_pack
@@ -189,7 +196,7 @@ def test_an_edit_travels_as_a_cube(pack: Pack, model: PackModel, tmp_path: Path)
 
 
 def test_the_covariance_is_the_mean_of_products(pack: Pack, model: PackModel) -> None:
-    ids = calibration_ids(model.tokenizer, texts=4, length=256)
+    ids = own_text(pack, texts=4, length=256)
     seen: list[Tensor] = []
 
     def tapped(name: str, x: Tensor) -> Tensor:
@@ -215,9 +222,49 @@ def test_it_is_prepared_once_and_anew_for_another_text(pack: Pack) -> None:
     prepare_covariance(pack, [2], texts=4, progress=lambda what, done, total: told.append(done))
     assert path.stat().st_mtime_ns == made and not told
     prepare_covariance(pack, [2], texts=5, progress=lambda what, done, total: told.append(done))
-    assert told == [1, 2, 3, 4, 5]
+    assert told[-5:] == [1, 2, 3, 4, 5] and max(told[:-5]) == 5 * 256  # written, then looked at
     assert covariance(pack, 2).facts["tokens"] == 1280
     prepare_covariance(pack, [2], texts=4)
+
+
+def test_a_person_s_text_takes_the_place_of_the_model_s_own(pack: Pack) -> None:
+    before = covariance(pack, 2)
+    prepare_covariance(pack, [2], texts=4, source="All roads lead to Rome, and back. " * 40)
+    assert covariance(pack, 2).facts["text"] != before.facts["text"]
+    prepare_covariance(pack, [2], texts=4)
+    assert covariance(pack, 2).facts == before.facts
+
+
+def test_what_is_near_is_drawn_in_the_place_of_the_subject(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    real = key_moments.gone_on
+
+    def told(pack: Pack, starts: list[list[int]], *rest: object) -> list[list[int]]:
+        asked.extend(starts)
+        return real(pack, starts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(key_moments, "gone_on", told)
+    near = covariance_near(pack, FACTS, [0, 2])
+    assert {bytes(row) for row in asked} == {b"The hat of", b"The cup of"}
+    assert len(asked) == key_moments.NEAR_TEXTS and set(near) == {0, 2}
+    for moment in near.values():
+        assert torch.equal(moment, moment.t()) and torch.linalg.eigvalsh(moment)[0] > -1e-3
+    again = covariance_near(pack, FACTS, [0, 2])
+    assert torch.equal(near[2], again[2])
+    assert covariance_near(pack, [Fact(prompt="Ann is", subject="Ann", target="red")], [0]) == {}
+
+
+def test_memit_moves_what_is_near_less(pack: Pack, model: PackModel) -> None:
+    patches = [
+        Memit(layers=(0, 1), openings=2, steps=4, near=near).edit(model, FACTS)
+        for near in (0.0, 100.0)
+    ]
+    moment = covariance_near(pack, FACTS, [0])[0].double()
+    deltas = [patch.delta(down(0)).double() for patch in patches]
+    far, close = (float(((delta @ moment) * delta).sum()) for delta in deltas)
+    assert 0 < close < far
 
 
 def test_methods_prepare_makes_it(pack: Pack, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from loci.methods.kv.epicache import EpiCache
 from loci.run.episodes import CacheReader, Episodes
 from loci.run.lab import Lab
 from loci.run.parking import Parking
-from loci.testing.kv_reads import BLOCK, TOKENS, Subjects, history
+from loci.testing.kv_reads import TOKENS, Subjects, history
 from loci.testing.models import tiny_pack
 from loci.tiers.disk import DiskTier
 from loci.tiers.dram import DramTier
 
-METHOD = EpiCache(episodes=3, medoids=1)
+METHOD = EpiCache(episodes=3, medoids=1, utterances=2)
+SAID = history(6, 2)  # two segments of each subject: some two hundred tokens
+BLOCK = 32  # tokens read at once, so that all but the first blocks evict
 
 
 @pytest.fixture(params=["dram", "disk"])
@@ -45,7 +47,7 @@ def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CacheRead
 
 
 def test_a_question_goes_to_its_episode_and_leaves_nothing(reader: CacheReader) -> None:
-    talk = Episodes(METHOD, reader, history(), TOKENS)
+    talk = Episodes(METHOD, reader, SAID, TOKENS)
     first = talk.answer("which river?", max_tokens=5)
     assert first.route.cache == talk.held.of_segment[1] and not first.from_text
     assert talk.answer("which river?", max_tokens=5) == first
@@ -54,17 +56,17 @@ def test_a_question_goes_to_its_episode_and_leaves_nothing(reader: CacheReader) 
 
 
 def test_what_is_like_no_episode_is_answered_from_the_text(reader: CacheReader) -> None:
-    talk = Episodes(METHOD, reader, history(), TOKENS)
+    talk = Episodes(METHOD, reader, SAID, TOKENS)
     far = talk.answer("and the weather?", max_tokens=3)
     assert far.from_text and far.route.is_far
     ids = talk.texts_for("which bread?")
     assert len(ids) <= TOKENS
-    near = Episodes(METHOD, reader, history(), 200).texts_for("which bread?")
+    near = Episodes(METHOD, reader, SAID, 200).texts_for("which bread?")
     assert 0 < len(near) <= 200 and "bread" in reader.decode(near)
 
 
 def test_new_turns_go_to_the_cache_that_answered_last(reader: CacheReader) -> None:
-    talk = Episodes(METHOD, reader, history(), TOKENS)
+    talk = Episodes(METHOD, reader, SAID, TOKENS)
     talk.answer("which violin?", max_tokens=3)
     violin = talk.held.of_segment[2]
 
@@ -81,7 +83,7 @@ def test_new_turns_go_to_the_cache_that_answered_last(reader: CacheReader) -> No
     assert [b - a for a, b in zip(before, after, strict=True)] == [
         24 if cache == violin else 0 for cache in range(3)
     ]
-    assert talk.add(history()) is True, "twice as many segments: everything is read anew"
+    assert talk.add(SAID) is True, "twice as many segments: everything is read anew"
     assert talk.held.segments == 13 and len(set(lengths())) == 1
 
 

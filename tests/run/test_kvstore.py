@@ -41,8 +41,10 @@ from loci.methods.kv.store_plan import (
 from loci.methods.kv.streaming_llm import StreamingLLM
 from loci.nn.attend import attend, attend_reference
 from loci.nn.kv import KVBlock, Seen
+from loci.run import measure
 from loci.run.kvstore import KVStore
 from loci.testing.kv import SCALE, Text, read, spec_of, store_of
+from loci.testing.models import tiny_spec
 
 CHAINS: tuple[Chain, ...] = (
     (),
@@ -438,3 +440,22 @@ def test_a_fork_draws_for_itself() -> None:
     assert fork._generator is not None and torch.equal(fork._generator.get_state(), before)
     torch.rand(4, generator=fork._generator)
     assert torch.equal(generator.get_state(), before)
+
+
+def test_large_storage_has_pages_of_its_own_and_gives_them_back() -> None:
+    spec = tiny_spec(layers=2, kv_heads=2, head_dim=64)
+    for tokens, is_mapped in ((64, False), (20_000, True)):
+        store = KVStore(spec, max_tokens=tokens)
+        slots = store._pool.tensors["slots"]
+        assert (slots.data_ptr() % 4096 == 0) or not is_mapped
+        assert store.nbytes()["dram"] >= slots.nbytes
+        before = measure.resident_bytes()
+        slots.fill_(1.0)
+        if is_mapped:
+            assert measure.resident_bytes() - before > slots.nbytes / 2
+        nbytes = slots.nbytes
+        del slots
+        held = measure.resident_bytes()
+        store.release()
+        if is_mapped:
+            assert held - measure.resident_bytes() > nbytes / 2

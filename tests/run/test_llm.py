@@ -71,9 +71,9 @@ def test_the_tables_of_the_vocabulary_are_accounted_for(session: engine.Session)
 def test_a_late_model_is_opened_when_asked_and_closed(tmp_path: Path) -> None:
     opened: list[engine.Session] = []
 
-    def opens() -> engine.Session:
+    def opens() -> LocalLlm:
         opened.append(_open(tmp_path))
-        return opened[-1]
+        return LocalLlm(opened[-1])
 
     llm = LateLlm("tiny", opens)
     llm.close()

@@ -35,6 +35,7 @@ from loci.run.requests import Ask
 from loci.store import cube_file
 from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf
+from loci.testing.batch import slowed
 from loci.testing.models import tiny_pack
 from loci.tiers.pages import why_not
 
@@ -350,6 +351,34 @@ def test_requests_of_a_batch_begin_with_a_cube(folder: Path, shelf: Shelf, paged
             promote.demote(shelf, id, caller=ADA)
             shelf.put(*_of_another(folder, shelf))
             cubes.lend(batch.stores, shelf.path("cube-other"), batch.tokenizer, scope="a")
+
+
+@pytest.mark.parametrize("paged", [False, PAGED])
+def test_a_cube_is_lent_once_and_whenever_it_had_to_go(
+    folder: Path, shelf: Shelf, paged: bool
+) -> None:
+    path = shelf.path(promoted(folder, shelf))
+    with Batch(plan_of(folder), folder=folder, paged=paged) as batch:
+        prefix = cubes.prefix(batch.tokenizer, TEXT)
+        asked = tuple(batch.tokenizer.chat(cubes.told(batch.tokenizer, [TEXT], ASKED)))
+        ask = Ask(ids=asked, max_tokens=6, scope="a", goes_on=True)
+        assert batch.lend(path, prefix, scope="a")
+        assert not batch.lend(path, prefix, scope="a")  # it is there
+        with slowed(batch):
+            ticket = batch.submit(ask)
+            next(iter(ticket))
+            assert not batch.lend(path, prefix, scope="a")  # a request has it
+            end = ticket.wait(30)
+        assert end.reused_tokens > len(prefix) - 16
+        assert not batch.lend(path, prefix, scope="a")  # the request left it
+        assert batch.lend(path, prefix, scope="b")
+        batch.forget_kept()
+        assert batch.lend(path, prefix, scope="a")
+        batch.forget_kept()
+        rest = batch.stores.most() - 2 * batch.stores.bytes_for(16)
+        lease = batch.reserve("other", rest)
+        assert not batch.lend(path, prefix, scope="a")  # no room: its text is read
+        lease.release()
 
 
 def _of_another(folder: Path, shelf: Shelf) -> tuple[CubeHeader, Payload]:

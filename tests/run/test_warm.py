@@ -176,3 +176,12 @@ def test_what_runs_while_something_is_forgotten_serves_nobody_later(folder: Path
         batch.runner.run = run  # type: ignore[method-assign]
         assert answer(batch).new_tokens == 8
         assert kept(batch) == []
+
+
+def test_what_is_forgotten_is_overwritten_where_it_lay(folder: Path) -> None:
+    with engine(folder, None, paged=False) as batch:
+        answer(batch)
+        (slots,) = [one.store._pool.tensors["slots"] for one in batch.stores.kept]
+        assert slots.any()
+        batch.forget_kept()
+        assert not slots.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from loci.core.clock import ManualClock
-from loci.core.cube import CubeHeader, MemoryKind, Policy, State
+from loci.core.cube import CubeHeader, MemoryKind, Move, Policy, State
 from loci.errors import FormatError, NotFoundError, ParameterError, PolicyError
+from loci.store.audit import Audit
 from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf, new_id
 
@@ -202,6 +204,7 @@ def test_ids_say_what_they_are() -> None:
 WRITER = """
 import sys
 from loci.core.cube import CubeHeader, MemoryKind
+from loci.store.audit import Audit
 from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf
 shelf = Shelf(sys.argv[1])
@@ -232,3 +235,52 @@ def test_a_killed_process_leaves_the_old_cube_or_the_new(quick_path: Path) -> No
         assert shelf.put(header, said("one")).version == header.version + 1
         left = [path for path in shelf.folder.iterdir() if path.name.endswith(".partial")]
         assert left == []
+
+
+def test_the_newest_versions_stay_and_what_goes_is_told(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "audit")
+    shelf = Shelf(tmp_path / "cubes", audit=audit, keep_versions=2)
+    files = []
+    for words in ("one", "two", "three", "four"):
+        shelf.put(text("a", ("i1",)), said(words))
+        files.append((shelf.folder / "a.cube").read_bytes())
+    assert shelf.versions("a") == [2, 3, 4]
+    (gone,) = shelf.dropped
+    digest = hashlib.sha256(files[0]).hexdigest()
+    assert (gone.id, gone.version, gone.nbytes, gone.sha256) == ("a", 1, len(files[0]), digest)
+    (entry,) = [one for one in audit.entries() if one.what == "cube.drop_version"]
+    assert (entry.facts["version"], entry.facts["sha256"]) == (1, digest)
+    assert audit.verify() == 5
+    assert {name for name, times in shelf.find(["one", "two"]).items() if times} == {
+        "cubes/versions/a.2.cube"
+    }
+    assert shelf.rollback("a", 2).version == 5 and shelf.payload("a").texts["text"] == "two"
+    assert shelf.descendants(["i1"])[0].id == "a"
+    with pytest.raises(NotFoundError, match="memory audit tells which"):
+        shelf.version("a", 1)
+
+
+def test_pruning_spares_the_present_and_the_frozen(shelf: Shelf) -> None:
+    for id in ("a", "b"):
+        for words in ("one", "two", "three"):
+            shelf.put(text(id), said(words))
+    shelf.change(shelf.header("b").moved(Move.FREEZE))
+    would = shelf.prune(1, dry_run=True)
+    assert [(one.id, one.version) for one in would] == [("a", 1)]
+    assert shelf.versions("a") == [1, 2, 3]
+    assert shelf.prune(1) == would and shelf.versions("a") == [2, 3]
+    assert shelf.prune(1) == [] and len(shelf.versions("b")) == 3
+    with pytest.raises(PolicyError):
+        shelf.prune(1, "b")
+    with pytest.raises(ParameterError, match="at least one earlier version"):
+        shelf.prune(0)
+    with pytest.raises(ParameterError):
+        Shelf(shelf.folder, keep_versions=0)
+
+
+def test_a_second_name_of_the_present_version_is_never_overwritten(shelf: Shelf) -> None:
+    shelf.put(text("a"), said("one"))
+    (shelf.folder / "versions").mkdir()
+    os.link(shelf.folder / "a.cube", shelf.folder / "versions" / "a.1.cube")  # as if killed there
+    shelf.prune(1)
+    assert shelf.payload("a").texts["text"] == "one"

@@ -24,7 +24,7 @@ from loci.store.database import VERSION
 from loci.store.postgres import marked, read_url
 from loci.store.postgres_words import PostgresWords
 from loci.store.schema import postgres_script
-from loci.testing.dialogue import make_dialogue
+from loci.text.dialogue import make_dialogue
 from loci.text.stem import stems
 
 Place = Callable[[str], str]

@@ -16,8 +16,8 @@ import pytest
 from loci.bench.suites.operations import operation_on
 from loci.core.item import Turn
 from loci.methods.recall.mem0 import Mem0
-from loci.testing.dialogue import Expected
 from loci.testing.recall import DictView
+from loci.text.dialogue import Expected
 from loci.text.extract import extract
 
 FOLDER = Path(__file__).parent / "data"

@@ -2,7 +2,7 @@
 
 arXiv:2509.18868 asks for correctness and faithfulness, robustness to position, timeliness and
 refusal, each with interval, n, regime, seeds and settings, on the same data in every regime side by
-side. Data are synthetic conversations (`testing.dialogue`), scored without a judge:
+side. Data are synthetic conversations (`text.dialogue`), scored without a judge:
 
     correct      the answer names what holds, and nothing that held before
     faithful     every content word of the answer stands in what it cites
@@ -32,7 +32,7 @@ from loci.bench.suite import Context
 from loci.core.item import Hit, Turn
 from loci.run.memory import Memory
 from loci.store.rows import source_of
-from loci.testing.dialogue import Asked, Dialogue, make_dialogue, turns_of
+from loci.text.dialogue import Asked, Dialogue, make_dialogue, turns_of
 from loci.text.stem import fold, stems
 
 USER, SPEAKER = "bench", "Nora"

@@ -11,33 +11,40 @@ from typing import TYPE_CHECKING
 import click
 
 from loci import config
+from loci.cli import adapter_edit
+from loci.cli.adapter_parts import (
+    fresh,
+    memory_option,
+    model_option,
+    pack_of,
+    permitted,
+    shelf_in,
+    shelf_of,
+    tell,
+    user_option,
+)
 from loci.cli.app import Group
 from loci.cli.memory_parts import opened
 from loci.cli.options import whose
-from loci.cli.output import as_json_option, emit, note, plain, progress, say, table
-from loci.core.cube import Action, Caller, CubeHeader, MemoryKind, Policy, State, require
-from loci.errors import FingerprintError, MethodError, NotFoundError, ParameterError
-from loci.units import format_bytes, nearest
+from loci.cli.output import as_json_option, emit, plain, progress, say, table
+from loci.core.cube import Action, CubeHeader, MemoryKind, Policy
+from loci.errors import FingerprintError, NotFoundError, ParameterError
+from loci.units import format_bytes
 
 if TYPE_CHECKING:
     from loci.core.item import Item
     from loci.memory import Memory
-    from loci.models.pack import Pack
     from loci.run.erase import Retrain
     from loci.store.shelf import Shelf
-
-memory_option = click.option("--memory", "file", help="The memory; else the configured one.")
-model_option = click.option("--model", help="Whose adapter; else the configured model.")
-user_option = click.option("--user", help="Who asks; else the login name.")
 
 
 @click.group(cls=Group)
 def command() -> None:
     """Keep adapters beside a memory: what a model knows without being told.
 
-    An adapter is made of facts of a memory (train), or comes as a PEFT folder or a cube's file
-    (add). `loci run MODEL "..." --adapter NAME` answers with it. Forgetting a fact empties every
-    adapter that was made of it.
+    An adapter is made of facts of a memory (train), solved for single facts (edit), or comes as a
+    PEFT folder or a cube's file (add). `loci run MODEL "..." --adapter NAME` answers with it, and
+    so do chat and serve. Forgetting a fact empties every adapter that was made of it.
     """
 
 
@@ -46,7 +53,7 @@ def command() -> None:
 @as_json_option
 def list_(file: str | None, as_json: bool) -> None:
     """Show the adapters beside a memory."""
-    shelf = _shelf(file)
+    shelf = shelf_of(file)
     headers = shelf.headers(MemoryKind.PARAMETRIC, readable=True)
     heads = [shelf.head(header.id) for header in headers]
     if as_json:
@@ -55,8 +62,13 @@ def list_(file: str | None, as_json: bool) -> None:
     rows = []
     for head in heads:
         facts, header = head.facts, head.header
-        probe = facts.get("probe") or {}
+        probe, count = facts.get("probe") or {}, len(header.parents)
         knows = f"{probe['answered']} of {probe['asked']}" if probe else ""
+        drift = probe.get("kl")
+        if "edit" in facts:
+            says = facts["edit"]["says"]
+            count, knows = len(says), f"{sum(says)} of {len(says)}"
+            drift = facts["edit"].get("elsewhere", {}).get("kl")
         rows.append(
             (
                 facts.get("name", ""),
@@ -64,9 +76,9 @@ def list_(file: str | None, as_json: bool) -> None:
                 header.state,
                 facts.get("rank", ""),
                 format_bytes(head.nbytes),
-                len(header.parents) or "",
+                count or "",
                 knows,
-                f"{probe['kl']:.4f}" if probe else "",
+                "" if drift is None else f"{drift:.4f}",
                 header.policy.owner or "everybody",
             )
         )
@@ -88,8 +100,8 @@ def add(path: Path, name: str | None, model: str | None, file: str | None, as_js
     """
     from loci.run.adapters import cube_of, read_adapter
 
-    shelf = _shelf(file)
-    with _pack(model) as pack:
+    shelf = shelf_of(file)
+    with pack_of(model) as pack:
         found = read_adapter(path, pack.spec)
         found.patch.check(pack.spec)
         if found.base is not None and found.base != pack.spec.fingerprint:
@@ -99,10 +111,10 @@ def add(path: Path, name: str | None, model: str | None, file: str | None, as_js
                 allowed=f"{pack.spec.fingerprint}, which is {pack.spec.name}",
                 way_out="name its model with --model",
             )
-        name = _fresh(shelf, name or found.name)
+        name = fresh(shelf, name or found.name)
         header, payload = cube_of(replace(found, name=name, base=pack.spec.fingerprint, id=""))
     header = shelf.put(header, payload)
-    _tell(shelf, header, as_json)
+    tell(shelf, header, as_json)
 
 
 @command.command()
@@ -129,9 +141,9 @@ def train(
 
     if bool(items) == (user is not None):
         raise click.UsageError("train takes --user, or --item once or more")
-    with opened(file) as memory, _pack(model) as pack:
-        shelf = _of(memory)
-        _fresh(shelf, name)
+    with opened(file) as memory, pack_of(model) as pack:
+        shelf = shelf_in(memory)
+        fresh(shelf, name)
         facts, owner = _facts(memory, user, items)
         state = _state(shelf, pack.spec.fingerprint, facts)
         with progress() as report:
@@ -140,7 +152,7 @@ def train(
         called = model if model is not None else config.load().model
         header, payload = cube_of(found, name, model=called)
         header = shelf.put(replace(header, policy=Policy(owner=owner)), payload)
-    _tell(shelf, header, as_json)
+    tell(shelf, header, as_json)
 
 
 @command.command()
@@ -150,8 +162,8 @@ def train(
 @as_json_option
 def drop(name: str, file: str | None, user: str | None, as_json: bool) -> None:
     """Erase an adapter: its bytes are overwritten."""
-    shelf = _shelf(file)
-    header = _may(shelf, name, Action.WRITE, user)
+    shelf = shelf_of(file)
+    header = permitted(shelf, name, Action.WRITE, user)
     shelf.remove(header.id)
     if as_json:
         emit({"dropped": header.id})
@@ -173,10 +185,10 @@ def export(
     from loci.run.adapters import adapter_of
     from loci.run.peft import write_folder
 
-    shelf = _shelf(file)
-    header = _may(shelf, name, Action.SHARE, user)
+    shelf = shelf_of(file)
+    header = permitted(shelf, name, Action.SHARE, user)
     adapter = adapter_of(header, shelf.payload(header.id))
-    with _pack(model) as pack:
+    with pack_of(model) as pack:
         if adapter.base != pack.spec.fingerprint:
             raise FingerprintError(
                 f"the adapter {name} is of another model",
@@ -189,6 +201,9 @@ def export(
         emit({"folder": folder, "bytes": adapter.patch.nbytes})
     else:
         say(f"{format_bytes(adapter.patch.nbytes)} in {folder}")
+
+
+command.add_command(adapter_edit.edit)
 
 
 def retrainer(memory: Memory, report: Callable[[str, int, int], None]) -> Retrain:
@@ -205,42 +220,15 @@ def retrainer(memory: Memory, report: Callable[[str, int, int], None]) -> Retrai
         return found if isinstance(found, Fact) and found.is_live else None
 
     def made(header: CubeHeader, payload: Payload, erased: frozenset[str]) -> Made | None:
-        with _pack(payload.facts.get("model")) as pack:
+        if not payload.facts.get("items"):  # an edit: solved for what is forgotten, and for no more
+            return None
+        with pack_of(payload.facts.get("model")) as pack:
             return again(header, payload, erased, read=read, pack=pack, progress=report)
 
     return made
 
 
 # -- private ----------------------------------------------------------------------------------
-
-
-def _shelf(file: str | None) -> Shelf:
-    from loci.run.shelves import beside
-
-    found = beside(file if file is not None else config.load().memory_file)
-    if found is None:
-        raise _no_shelf()
-    return found
-
-
-def _of(memory: Memory) -> Shelf:
-    if memory.shelf is None:
-        raise _no_shelf()
-    return memory.shelf
-
-
-def _no_shelf() -> MethodError:
-    return MethodError(
-        "adapters lie beside a memory in a file; this one is in a database server",
-        way_out="keep them beside another: --memory FILE",
-    )
-
-
-def _pack(model: str | None) -> Pack:
-    from loci.models.load import resolve
-
-    settings = config.load()
-    return resolve(model if model is not None else settings.model, settings.models_dir)
 
 
 def _facts(memory: Memory, user: str | None, ids: Sequence[str]) -> tuple[list[Item], str | None]:
@@ -281,65 +269,3 @@ def _state(shelf: Shelf, fingerprint: str, facts: Sequence[Item]) -> Path:
     words = "\n".join([fingerprint, *(f"{fact.id} {fact.text}" for fact in facts)])
     key = hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
     return shelf.folder / f".training-{key}.partial"
-
-
-def _named(shelf: Shelf) -> dict[str, str]:
-    """Return {name or id: id} of the adapters there are."""
-    found: dict[str, str] = {}
-    for header in shelf.headers(MemoryKind.PARAMETRIC, readable=True):
-        found[header.id] = header.id
-        if header.state is not State.RETIRED:
-            found.setdefault(str(shelf.head(header.id).facts.get("name", header.id)), header.id)
-    return found
-
-
-def _fresh(shelf: Shelf, name: str) -> str:
-    """Return a name that no adapter has.
-
-    Raises:
-        ParameterError: if one has it.
-    """
-    if not name.strip() or name in _named(shelf):
-        raise ParameterError(
-            "an adapter of this name is there" if name.strip() else "an adapter has a name",
-            value=name,
-            way_out=f"name another, or first: loci adapter drop {name}",
-        )
-    return name
-
-
-def _may(shelf: Shelf, name: str, action: Action, user: str | None) -> CubeHeader:
-    """Return an adapter's header if this user may do that.
-
-    Raises:
-        NotFoundError: if there is none of this name.
-        PolicyError: if they may not.
-    """
-    known = _named(shelf)
-    if name not in known:
-        near = nearest(name, list(known))
-        raise NotFoundError(
-            "there is no adapter of this name",
-            value=name,
-            allowed=", ".join(known) or "none is kept",
-            way_out=f"did you mean {near!r}?" if near else "loci adapter list",
-        )
-    header = shelf.header(known[name])
-    require(Caller(user=whose(user)), header, action, shelf.clock.now())
-    return header
-
-
-def _tell(shelf: Shelf, header: CubeHeader, as_json: bool) -> None:
-    head = shelf.head(header.id)
-    if as_json:
-        emit({**plain(header), "bytes": head.nbytes, "facts": plain(head.facts)})
-        return
-    facts = head.facts
-    say(f"{facts['name']}  {header.id}, rank {facts['rank']}, {format_bytes(head.nbytes)}")
-    probe = facts.get("probe")
-    if probe:
-        say(
-            f"answers {probe['answered']} of {probe['asked']} questions in words it was not taught "
-            f"(without it {probe['base']}); changes other text by {probe['kl']:.4f} nats a token"
-        )
-    note(f'use it: loci run MODEL "..." --adapter {facts["name"]}')

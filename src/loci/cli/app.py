@@ -33,6 +33,7 @@ COMMANDS = {
     "memory": "Remember what people say, find it again, correct it, forget it.",
     "adapter": "Keep what a model knows without being told: adapters, trained or added.",
     "cube": "Keep text, keys and values, and adapters as cubes that move.",
+    "govern": "Change what is remembered with a bar, a canary and a way back.",
     "agent": "Do long tasks step by step, with all state in the memory.",
     "mcp": "Serve the memory to assistants over the Model Context Protocol.",
     "doctor": "Say what this machine has and what Loci can do with it.",

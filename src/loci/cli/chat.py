@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 
 import click
 
 from loci import api, config
+from loci.cli.chat_episodes import talk
 from loci.cli.cube_parts import exact_for
 from loci.cli.input import read_text
 from loci.cli.options import (
+    TOKENS,
     adapter_option,
     budget_options,
     cube_options,
@@ -55,11 +58,18 @@ WEIGHTS = "/weights"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A text the conversation is about; it is read before the first question.",
 )
+@click.option(
+    "--episodes",
+    type=TOKENS,
+    help="Keep the text of --read in a small cache for each of its episodes, so many tokens in "
+    "each head of a layer; a question goes to the episode it is about.",
+)
 @server_option
 def command(
     model: str | None,
     max_tokens: int | None,
     document: Path | None,
+    episodes: int | None,
     memory_file: str | None,
     user: str | None,
     cubes: tuple[str, ...],
@@ -72,8 +82,9 @@ def command(
 
     End with /exit or Ctrl-D. Ctrl-C stops an answer. /weights SIZE changes how much memory the
     weights take while the conversation goes on. With --read a text is read first, into the KV cache
-    of the plan, and then asked about. Where a server of this model runs and no budget, memory or
-    text is named, that server answers.
+    of the plan, and then asked about; with --episodes into several small caches, and /say LINE adds
+    to what was said. Where a server of this model runs and no budget, memory or text is named, that
+    server answers.
     """
     named = model if model is not None else config.load().model
     owned = {
@@ -83,6 +94,11 @@ def command(
         "--adapter": adapter,
     }
     own = next((name for name, value in owned.items() if value is not None), None)
+    if episodes is not None:
+        _check_episodes(document, owned)
+        assert document is not None
+        talk(named, document, episodes, iter(_line, None), max_tokens=max_tokens, given=given)
+        return
     client = client_of(named, given, may_use=may_use_server, own=own)
     if client is not None:
         _through(client, max_tokens, plain_sampling(given))
@@ -132,6 +148,19 @@ def command(
             fresh = [text for text in found["notes"] if text not in told]
             note(summary({**found, "notes": fresh}))
             told.update(fresh)
+
+
+def _check_episodes(document: Path | None, owned: Mapping[str, object]) -> None:
+    """Refuse episodes without a text, and with what they do not use."""
+    if document is None:
+        raise ParameterError("episodes are those of a text", way_out="--read FILE")
+    others = [name for name, value in owned.items() if value is not None and name != "--read"]
+    if others:
+        raise ParameterError(
+            "episodes are asked without memory, cubes and adapters",
+            value=", ".join(others),
+            allowed="--read FILE --episodes TOKENS",
+        )
 
 
 def _through(client: Client, max_tokens: int | None, sampling: dict[str, Any]) -> None:

@@ -13,11 +13,13 @@ from loci.cli import cube_keep
 from loci.cli.app import Group
 from loci.cli.cube_parts import (
     as_user_option,
+    keep_option,
     memory_option,
     permitted,
     reading,
     shelf_of,
     tell,
+    tell_dropped,
 )
 from loci.cli.input import read_text
 from loci.cli.memory_parts import opened
@@ -141,6 +143,7 @@ def show(id: str, purpose: str | None, file: str | None, user: str | None, as_js
 )
 @click.option("--as-text", is_flag=True, help="Keep it as text; no model is loaded.")
 @click.option("--limit", type=SIZE, help="Bytes that all cubes may take together.")
+@keep_option
 @click.option("--model", help="Whose keys and values; else the configured model.")
 @budget_options
 @memory_option
@@ -157,6 +160,7 @@ def promote(
     sensitivity: str | None,
     as_text: bool,
     limit: int | None,
+    keep: int | None,
     model: str | None,
     file: str | None,
     as_json: bool,
@@ -180,7 +184,7 @@ def promote(
         expires=None if ttl is None else expiry(shelf_of(file).clock.now(), ttl),
     )
     said = read_text(text_file) if text_file is not None else text
-    shelf, made, header = _made(file, id, said, items, name, policy)
+    shelf, made, header = _made(file, keep, id, said, items, name, policy)
     try:
         if as_text:
             tokens, took = None, None
@@ -191,6 +195,7 @@ def promote(
             shelf.remove(header.id)  # nothing stays of a promotion that failed
         raise
     head = shelf.head(header.id)
+    tell_dropped(shelf.dropped)
     if as_json:
         emit({**plain(head.header), "bytes": head.nbytes, "tokens": tokens, "read_s": took})
     elif tokens is None or took is None:
@@ -204,15 +209,17 @@ def promote(
 
 @command.command()
 @click.argument("id")
+@keep_option
 @memory_option
 @as_user_option
 @as_json_option
-def demote(id: str, file: str | None, user: str | None, as_json: bool) -> None:
+def demote(id: str, keep: int | None, file: str | None, user: str | None, as_json: bool) -> None:
     """Drop a cube's keys and values; its text stays."""
     from loci.run import promote as conversions
 
-    header = conversions.demote(shelf_of(file), id, caller=Caller(user=whose(user)))
-    tell(header, as_json)
+    shelf = shelf_of(file, keep)
+    header = conversions.demote(shelf, id, caller=Caller(user=whose(user)))
+    tell(header, as_json, shelf)
 
 
 @command.command()
@@ -269,6 +276,7 @@ def _move(id: str, move: Move, file: str | None, user: str | None, as_json: bool
 
 def _made(
     file: str | None,
+    keep: int | None,
     id: str | None,
     text: str | None,
     items: Sequence[str],
@@ -278,7 +286,7 @@ def _made(
     """Return the shelf, whether a cube was made, and the cube to be promoted."""
     from loci.run import promote as conversions
 
-    shelf = shelf_of(file)
+    shelf = shelf_of(file, keep)
     if id is not None:
         return shelf, False, shelf.header(id)
     if text is not None:

@@ -10,6 +10,7 @@ import click
 from loci import config
 from loci.cli.cube_parts import (
     as_user_option,
+    keep_option,
     memory_option,
     permitted,
     reading,
@@ -17,24 +18,75 @@ from loci.cli.cube_parts import (
     tell,
 )
 from loci.cli.memory_parts import opened
-from loci.cli.options import SIZE, budget_options
+from loci.cli.options import SIZE, budget_options, whose
 from loci.cli.output import as_json_option, emit, note, say
 from loci.core.arrange import Change, Shift
-from loci.core.cube import Action
+from loci.core.cube import Action, Caller, State, permit
 from loci.units import format_bytes
 
 
 @click.command()
 @click.argument("id")
 @click.option("--to", "number", type=int, required=True, help="The version to go back to.")
+@keep_option
 @memory_option
 @as_user_option
 @as_json_option
-def rollback(id: str, number: int, file: str | None, user: str | None, as_json: bool) -> None:
+def rollback(
+    id: str, number: int, keep: int | None, file: str | None, user: str | None, as_json: bool
+) -> None:
     """Make an earlier version the present one; the later ones are kept too."""
-    shelf = shelf_of(file)
+    shelf = shelf_of(file, keep)
     permitted(shelf, id, Action.WRITE, user)
-    tell(shelf.rollback(id, number), as_json)
+    tell(shelf.rollback(id, number), as_json, shelf)
+
+
+@click.command()
+@click.argument("id", required=False)
+@click.option("--dry-run", is_flag=True, help="Show what would go, and do nothing.")
+@keep_option
+@memory_option
+@as_user_option
+@as_json_option
+def prune(
+    id: str | None,
+    dry_run: bool,
+    keep: int | None,
+    file: str | None,
+    user: str | None,
+    as_json: bool,
+) -> None:
+    """Overwrite all but the newest earlier versions, of one cube or of all of yours.
+
+    A frozen cube keeps all of its versions. The audit tells what went, with its digest.
+    """
+    from loci.store.shelf import KEEP_VERSIONS
+
+    shelf = shelf_of(file)
+    if id is not None:
+        permitted(shelf, id, Action.WRITE, user)
+        ids = [id]
+    else:
+        caller = Caller(user=whose(user))
+        ids = [
+            header.id
+            for header in shelf.headers(readable=True)
+            if header.state is not State.FROZEN
+            and permit(caller, header, Action.WRITE, shelf.clock.now()).is_allowed
+        ]
+    gone = [
+        one
+        for each in ids
+        for one in shelf.prune(KEEP_VERSIONS if keep is None else keep, each, dry_run=dry_run)
+    ]
+    if as_json:
+        emit(gone)
+        return
+    for one in gone:
+        would = "would drop" if dry_run else "dropped"
+        say(f"{would} version {one.version} of {one.id}, {format_bytes(one.nbytes)}")
+    if not gone:
+        note("there is nothing to drop")
 
 
 @click.command()
@@ -56,6 +108,7 @@ def fork(id: str, name: str | None, file: str | None, user: str | None, as_json:
 @click.option("--base", required=True, metavar="ID[@VERSION]", help="What both came from.")
 @click.option("--ours", "stays", flag_value="ours", help="Where both changed, ID stays.")
 @click.option("--theirs", "stays", flag_value="theirs", help="Where both changed, OTHER stays.")
+@keep_option
 @memory_option
 @as_user_option
 @as_json_option
@@ -64,6 +117,7 @@ def merge(
     other: str,
     base: str,
     stays: str | None,
+    keep: int | None,
     file: str | None,
     user: str | None,
     as_json: bool,
@@ -74,7 +128,7 @@ def merge(
     """
     from loci.store.cube_merge import merge as merged
 
-    shelf = shelf_of(file)
+    shelf = shelf_of(file, keep)
     permitted(shelf, id, Action.WRITE, user)
     permitted(shelf, other, Action.READ, user)
     name, _, version = base.partition("@")
@@ -82,7 +136,7 @@ def merge(
     resolve = None if stays is None else lambda _, mine, yours: mine if stays == "ours" else yours
     mine, theirs = ((shelf.header(one), shelf.payload(one)) for one in (id, other))
     made = merged(mine, theirs, shelf.version(name, number), resolve=resolve)
-    tell(shelf.put(*made), as_json)
+    tell(shelf.put(*made), as_json, shelf)
 
 
 @click.command()
@@ -186,7 +240,7 @@ def tick(
         note("nothing is due")
 
 
-COMMANDS = (rollback, fork, merge, drop, save, load, tick)
+COMMANDS = (rollback, prune, fork, merge, drop, save, load, tick)
 
 
 def _verb(change: Change) -> str:

@@ -11,17 +11,24 @@ import click
 
 from loci import api, config
 from loci.cli.options import make_plan, whose
-from loci.cli.output import emit, progress, say
+from loci.cli.output import emit, note, progress, say
 from loci.core.cube import Action, Caller, CubeHeader, MemoryKind, require
 from loci.errors import MethodError
+from loci.units import format_bytes
 
 if TYPE_CHECKING:
     from loci.run.engine import Session
-    from loci.store.shelf import Shelf
+    from loci.store.shelf import Dropped, Shelf
 
 _CONTEXT = 8192  # tokens, where nobody names a context: room for a long text and a question
 
 memory_option = click.option("--memory", "file", help="The memory; else the configured one.")
+keep_option = click.option(
+    "--keep-versions",
+    "keep",
+    type=click.IntRange(1),
+    help="Earlier versions that stay; else 8. Older ones are overwritten.",
+)
 as_user_option = click.option("--user", help="Who asks; else the login name.")
 
 
@@ -36,12 +43,17 @@ def exact_for(cubes: Sequence[str], file: str | None, given: dict[str, Any]) -> 
             given["kv"] = ""
 
 
-def shelf_of(file: str | None) -> Shelf:
-    """Return the shelf beside a memory, which need not be there yet."""
+def shelf_of(file: str | None, keep: int | None = None) -> Shelf:
+    """Return the shelf beside a memory, which need not be there yet.
+
+    Args:
+        keep: earlier versions of a cube that stay; None takes the shelf's own number.
+    """
     from loci.run.shelves import beside
+    from loci.store.shelf import KEEP_VERSIONS
 
     where = file if file is not None else config.load().memory_file
-    found = beside(where)
+    found = beside(where, keep_versions=KEEP_VERSIONS if keep is None else keep)
     if found is None:
         raise MethodError(
             "a memory in a database server has no shelf beside it",
@@ -72,8 +84,15 @@ def reading(
         yield session, report
 
 
-def tell(header: CubeHeader, as_json: bool) -> None:
-    """Print what a command made of a cube."""
+def tell_dropped(gone: Sequence[Dropped]) -> None:
+    """Say on stderr which earlier versions gave way to a new one."""
+    for one in gone:
+        note(f"version {one.version} of {one.id} was dropped, {format_bytes(one.nbytes)}")
+
+
+def tell(header: CubeHeader, as_json: bool, shelf: Shelf | None = None) -> None:
+    """Print what a command made of a cube, and what gave way on the shelf."""
+    tell_dropped(shelf.dropped if shelf is not None else ())
     if as_json:
         emit(header)
     else:

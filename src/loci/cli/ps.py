@@ -29,6 +29,7 @@ def command(as_json: bool) -> None:
             "started": datetime.fromtimestamp(server.started_s, UTC).isoformat(timespec="seconds"),
             "up_s": round(time.time() - server.started_s, 1),
             "keyed": server.keyed,
+            "beside": server.beside,
             **_asked(server.url),
         }
         for server in servers(config.load().cache_dir / "servers")
@@ -43,7 +44,7 @@ def command(as_json: bool) -> None:
         (
             row["pid"],
             row["url"],
-            row["model"],
+            f"{row['model']} with {row['beside']}" if row["beside"] else row["model"],
             format_seconds(row["up_s"]),
             *(
                 ("-", "-", "-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any  # click hands keyword arguments through
 import click
 
 from loci import api, config
-from loci.cli.options import SIZE, budget_options, make_plan
+from loci.cli.cube_parts import exact_for
+from loci.cli.options import SIZE, adapter_option, budget_options, cube_options, make_plan
 from loci.cli.output import note, progress
+from loci.core.cube import Caller
 from loci.units import format_bytes
 
 if TYPE_CHECKING:
     from loci.memory import Memory
+    from loci.run.batch import Batch
+    from loci.server.beginning import Beginning
+    from loci.server.keys import Keys
 
 _HOST, _PORT = "127.0.0.1", 8766
 _SECONDS = click.FloatRange(min=0)
@@ -27,6 +32,8 @@ _SECONDS = click.FloatRange(min=0)
 @click.argument("model", required=False)
 @budget_options
 @click.option("--memory", "memory_file", help="Remember in this file, for requests that ask so.")
+@cube_options
+@adapter_option
 @click.option("--host", default=_HOST, help="Else only this machine; others need --keys.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=_PORT, help=f"Else {_PORT}; 0 takes any."
@@ -86,6 +93,9 @@ _SECONDS = click.FloatRange(min=0)
 def command(
     model: str | None,
     memory_file: str | None,
+    cubes: tuple[str, ...],
+    purpose: str | None,
+    adapter: str | None,
     host: str,
     port: int,
     keys_file: Path | None,
@@ -111,7 +121,8 @@ def command(
     Clients speak the protocols of OpenAI (/v1/chat/completions, /v1/completions, /v1/responses,
     /v1/embeddings) or Anthropic (/v1/messages). Requests that do not fit beside the others wait,
     and when too many wait they are refused with a time to come back. Ctrl-C, or loci stop, lets
-    those that run end first.
+    those that run end first. With --adapter all are answered with it, with --cube every
+    conversation begins with what it tells.
     """
     from loci.server.app import LOOPBACK, check_address, make_app
     from loci.server.keys import Keys
@@ -144,6 +155,8 @@ def command(
             port=port,
             keys_file=keys_file,
             memory=memory_file,
+            adapter=adapter,
+            cubes=cubes,
             open_memory=None if memory_file is None else _opener(memory_file),
             engine=engine,
             swap=(swap_bytes or 0, swap_disk_bytes or 0),
@@ -154,7 +167,10 @@ def command(
             given=given,
         )
         return
+    exact_for(cubes, memory_file, given)
     plan = make_plan(name, None, given)
+    if adapter is not None:
+        engine["adapter"] = api.find_adapter(adapter, plan, memory_file, settings.user)
     with listening(host, port) as socket, progress() as report:
         from loci.run.batch import Batch
         from loci.run.stores import SwapRoom
@@ -172,6 +188,13 @@ def command(
             warm=warm,
             **engine,
         )
+        try:
+            beginning = _beginning(
+                batch, cubes, memory_file, Caller(user=settings.user, purpose=purpose), keys
+            )
+        except BaseException:
+            batch.close()
+            raise
         service = Service(
             batch=batch,
             model=Path(name).name,
@@ -179,6 +202,7 @@ def command(
             keys=keys,
             open_memory=None if memory_file is None else _opener(memory_file),
             user=settings.user,
+            beginning=beginning,
             planner=partial(api.plan, name),
         )
         if max_request is not None:
@@ -192,6 +216,9 @@ def command(
                 model=service.model,
                 started_s=time.time(),
                 keyed=keys is not None,
+                beside=", ".join(
+                    [*([f"adapter {adapter}"] if adapter else []), *(f"cube {c}" for c in cubes)]
+                ),
             )
             note(str(plan))
             load = batch.load()
@@ -200,15 +227,29 @@ def command(
                 f"{batch.rows} decode together"
             )
             with announced(settings.cache_dir / "servers", running):
-                for text in batch.notes:
+                for text in [*batch.notes, *(beginning.notes if beginning else ())]:
                     note(text)
                 batch.notes.clear()
-                note(f"serving {service.model} on {running.url}")
+                beside = f" with {running.beside}" if running.beside else ""
+                note(f"serving {service.model}{beside} on {running.url}")
                 Server(app, service, drain_s=drain_s, has_page=page).run(sockets=[socket])
         finally:
             service.close()
             for text in batch.notes:
                 note(text)
+
+
+def _beginning(
+    batch: Batch, cubes: Sequence[str], file: str | None, caller: Caller, keys: Keys | None
+) -> Beginning | None:
+    """Return what every conversation begins with; with keys, others are told it too."""
+    if not cubes:
+        return None
+    from loci.run.shelves import beside
+    from loci.server.beginning import Beginning as Made
+
+    shelf = beside(config.load().memory_file if file is None else file)
+    return Made(cubes, batch=batch, shelf=shelf, caller=caller, shares=keys is not None)
 
 
 def _opener(file: str) -> Callable[[str, Any], Memory]:

@@ -22,7 +22,15 @@ _TIERS = ("dram", "gpu", "disk")
 _SERVERS = ("postgresql://", "postgres://")
 
 
-def check(*, is_ray: bool, replicas: int, memory: str | None, warm: Path | None) -> None:
+def check(
+    *,
+    is_ray: bool,
+    replicas: int,
+    memory: str | None,
+    warm: Path | None,
+    adapter: str | None = None,
+    cubes: tuple[str, ...] = (),
+) -> None:
     """Refuse what several processes cannot share.
 
     Raises:
@@ -36,6 +44,13 @@ def check(*, is_ray: bool, replicas: int, memory: str | None, warm: Path | None)
             value=memory,
             allowed="postgresql://...",
             way_out="--replicas 1 with a file, or a server: see docs/how-to/postgres.md",
+        )
+    if adapter is not None or cubes:
+        raise ParameterError(
+            "--adapter and --cube are for one process",
+            value=adapter or ", ".join(cubes),
+            allowed="with --ray: the model alone",
+            way_out="leave them or --ray away",
         )
     if warm is not None:
         raise ParameterError(
@@ -55,6 +70,8 @@ def serve(
     port: int,
     keys_file: Path | None,
     memory: str | None,
+    adapter: str | None,
+    cubes: tuple[str, ...],
     open_memory: Callable[[str, Any], Any] | None,
     engine: dict[str, Any],
     swap: tuple[int, int],
@@ -65,7 +82,7 @@ def serve(
     given: dict[str, Any],
 ) -> None:
     """Serve until a signal; the arguments are those of `loci serve`."""
-    check(is_ray=is_ray, replicas=replicas, memory=memory, warm=warm)
+    check(is_ray=is_ray, replicas=replicas, memory=memory, warm=warm, adapter=adapter, cubes=cubes)
     from loci.run.stores import SwapRoom
     from loci.server.app import LOOPBACK
     from loci.server.front import Front

@@ -23,7 +23,7 @@ from loci.core.ports import Clock, Llm
 from loci.errors import ConfigError, FormatError, ParameterError
 from loci.models.endpoint import Endpoint
 from loci.run.kept import put_file
-from loci.run.llm import LateLlm
+from loci.run.llm import LateLlm, LocalLlm
 from loci.units import nearest
 
 CONTEXT = 4096  # tokens of memories, history and reply, where the configuration names none
@@ -173,7 +173,7 @@ def _local(model: str, here: settings.Config) -> LateLlm:
             folder=here.models_dir,
             cache=here.cache_dir,
         )
-        return engine.open(solved, folder=here.models_dir)
+        return LocalLlm(engine.open(solved, folder=here.models_dir))
 
     return LateLlm(model, opens)
 

@@ -21,6 +21,11 @@ class LateEmbedder:
         """Names what made the vectors."""
         return str(self._embedder().fingerprint)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return int(self._embedder().nbytes)
+
     def encode(self, texts: Sequence[str]) -> Any:
         """Return float32 [n, width], rows of length 1."""
         return self._embedder().encode(texts)

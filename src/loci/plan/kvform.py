@@ -184,6 +184,21 @@ def decode_operations(form: KVForm, spec: ModelSpec) -> float:
     return 0.0 if encode is None else encode.decode_operations(spec)
 
 
+@cache
+def read_tokens(form: KVForm, tokens: int) -> int:
+    """Return how many of so many tokens a decoded one reads, landmarks counted by their bytes."""
+    from loci.methods.kv.base import EncodeLayers
+
+    encode = next((m for m in form.methods() if isinstance(m, EncodeLayers)), None)
+    if encode is None or (marks := encode.landmarks) is None:
+        return tokens
+    always = -(-encode.first_tokens // marks.tokens)
+    chosen = (always + marks.chunks) * marks.tokens
+    exact = encode.exact_tokens + encode.closes_every // 2  # half a segment waits, on average
+    landmarks = tokens // (2 * marks.tokens)  # each is a key without a value
+    return min(tokens, chosen + exact + landmarks)
+
+
 def is_bounded(method: Method) -> bool:
     """Return whether a method keeps some tokens and drops others."""
     from loci.methods.kv.base import Select

@@ -28,6 +28,7 @@ from loci.plan.kvform import (
     kv_on_disk,
     ladder,
     loss_of,
+    read_tokens,
 )
 from loci.plan.streaming import least_streamed, place
 from loci.plan.times import predict, prompt_tokens
@@ -237,6 +238,7 @@ def evaluate(
         chunk=chunk,
         kv_bytes=kv,
         decode_operations=decode_operations(form, spec),
+        reads=lambda tokens: read_tokens(form, tokens),
         placement=placement,
     )
     if weights == "stacked":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from loci.core.cost import OpGraph
@@ -25,6 +26,7 @@ def predict(
     chunk: int,
     kv_bytes: int,
     decode_operations: float,
+    reads: Callable[[int], int],
     placement: Placement | None,
 ) -> tuple[float, float]:
     """Return (seconds to the first token, seconds per later token).
@@ -32,6 +34,7 @@ def predict(
     Args:
         kv_bytes: of the whole KV cache; reads of it are in proportion.
         decode_operations: to make a number of what is stored; 0 where the KV is kept as it is.
+        reads: returns how many of so many stored tokens a decoded one reads.
         placement: of streamed weights; None when all stay in memory.
     """
     tier, rate = what_is_known(profile)
@@ -59,7 +62,7 @@ def predict(
         again = passes - 1 if is_layer else 0  # the first start is in the time
         return sum(model.time(op, profile)[0] + again * start_of(profile, op.rate) for op in ops)
 
-    prefill, decode = graph("prefill", prompt, prompt), graph("decode", 1, middle)
+    prefill, decode = graph("prefill", prompt, prompt), graph("decode", 1, reads(middle))
     passes = -(-prompt // chunk)
     layer_first_s, last_first_s = seconds(prefill, True, passes), seconds(prefill, False)
     layer_s, last_s = seconds(decode, True), seconds(decode, False)

@@ -110,9 +110,12 @@ class Adapters:
     def drop(self, name: str) -> None:
         """Give an adapter's bytes back; if it was at work, none is now."""
         _, weights, _ = self._known(name)
-        if self.active == name:
+        if self.active == name and self._hands:
             self.none()
-        del self._held[name], self._hands[name]
+        elif self.active == name:  # the weights rest, and the runner has none
+            self.active = None
+        del self._held[name]
+        self._hands.pop(name, None)
         weights.release()
 
     def rebase(self) -> None:
@@ -124,6 +127,12 @@ class Adapters:
             weights.source = self._weights()
             self._lay_out(name)
         self._runner.take(self._hands[self.active])
+
+    def rest(self) -> None:
+        """Let go of the weights that the adapters stand beside; `rebase` gives them others."""
+        self._hands.clear()
+        for _, weights, _ in self._held.values():
+            del weights.source
 
     def names(self) -> list[str]:
         """Return the adapters at hand."""

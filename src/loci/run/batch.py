@@ -28,31 +28,26 @@ from torch import Tensor
 
 from loci.core.event import Event, Events
 from loci.core.ledger import Lease, Ledger
-from loci.core.work import work_bytes
 from loci.errors import (
     BudgetError,
     ContextError,
-    FingerprintError,
     LociError,
-    MethodError,
     OverloadError,
     ParameterError,
 )
 from loci.methods import catalogue
-from loci.methods.kv.store_plan import decoded_tokens
 from loci.methods.sched.base import Sched, SchedView, StepPlan
-from loci.models.tokenizer import Tokenizer
-from loci.nn import native
-from loci.run import warm
+from loci.run import cubes, warm
+from loci.run.adapters import Adapter
 from loci.run.grammars import Grammars
 from loci.run.live import Live
+from loci.run.parts import Parts
 from loci.run.prefill import Prefiller
-from loci.run.prefixes import Chain
+from loci.run.prefixes import BLOCK, Chain
 from loci.run.requests import Ask, End, Odds, Piece, Reason, Ticket
-from loci.run.runner import Lot, Runner
 from loci.run.sampling import choose
-from loci.run.sources import Sources
-from loci.run.stores import PagedStores, Stores, SwapRoom
+from loci.run.steps import Steps
+from loci.run.stores import PagedStores, SwapRoom
 from loci.run.warm import Warm
 from loci.run.words import Words
 from loci.units import format_bytes
@@ -65,7 +60,6 @@ WAITING = 64  # requests that may wait
 KEEP_S = 300.0  # how long what a request left behind is kept
 SCHEDULER = "fcfs(chunk=128)"
 MAX_LOGPROBS = 20
-_FEW = 16  # rows of one native step; see `loci.nn.native.MAX_ROWS`
 _SMOOTH = 0.1  # weight of the newest step in the mean time of a step
 
 Result = TypeVar("Result")
@@ -114,19 +108,23 @@ class Batch:
         waiting: requests that may wait.
         each: requests of one scope that may run or wait; None is as many as of all.
         keep_s: how long keys and values of ended requests are kept for others that begin alike.
-        paged: keys and values lie in mapped blocks, see `loci.run.kv_paged`; None leaves it to the
-            scheduler, and one that swaps needs them.
+        paged: keys and values lie in mapped blocks, see `loci.run.kv_paged`. None takes them where
+            the budget does not hold the longest request in every row, so that what begins alike
+            is there once, and where the scheduler swaps; elsewhere requests have a piece each,
+            which the system maps in larger pages and a step reads faster.
         swap: where a scheduler that swaps puts requests out to; without room there, what they
             hold is read again.
         idle_s: after so long without a request the weights leave the memory, until the next one
             comes; their room in the budget is given to nobody else. None keeps them.
+        adapter: stands beside the weights for all requests.
         warm: a file in which `close` leaves what was read, for the next engine of this model; what
             an earlier one left there is taken. `notes` has what became of it.
         events: told of reservations, answers and refusals.
 
     Raises:
         BudgetError: if what is really there needs more than the plan's budget.
-        FingerprintError: if the model is not the one the plan was made for.
+        FingerprintError: if the model is not the one the plan was made for, or the adapter is of
+            another.
         MethodError: if mapped blocks are wanted and cannot be had.
     """
 
@@ -143,6 +141,7 @@ class Batch:
         paged: bool | None = None,
         swap: SwapRoom | None = None,
         idle_s: float | None = None,
+        adapter: Adapter | None = None,
         warm: Path | None = None,
         events: Events | None = None,
         progress: Progress | None = None,
@@ -157,12 +156,9 @@ class Batch:
         self.plan, self.events = plan, events or Events()
         self.ledger = Ledger(plan.budget.limits(), self.events)
         self.scheduler = _scheduler(scheduler)
-        self.waiting, self.each, self.keep_s = waiting, each, keep_s
-        self.stores: Stores
+        self.waiting, self.each, self.keep_s, self.idle_s = waiting, each, keep_s, idle_s
         self.notes: list[str] = []
         self._warm = warm
-        self.idle_s, self._is_resting = idle_s, False
-        self._closers: list[Callable[[], None]] = []
         self._state: Any = self.scheduler.start()
         self._live: dict[str, Live] = {}  # in the order they came
         self._arrived: list[Live] = []
@@ -173,9 +169,25 @@ class Batch:
         self._step_s, self._steps, self._refused, self._made = 0.0, 0, 0, 0
         self._tokens: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
+        self._parts = Parts(
+            plan,
+            folder=folder,
+            ledger=self.ledger,
+            events=self.events,
+            scheduler=self.scheduler,
+            rows=rows,
+            keep_s=keep_s,
+            paged=paged,
+            swap=swap or SwapRoom(),
+            adapter=adapter,
+            progress=progress,
+        )
+        parts = self._parts
+        self.spec, self.tokenizer, self.rows = parts.spec, parts.tokenizer, parts.rows
+        self.runner, self.stores, self.adapters = parts.runner, parts.stores, parts.adapters
+        self.grammars = Grammars(self.tokenizer, self.reserve)
+        self._lots = Steps(parts, self._next)
         try:
-            self._open(plan, folder, rows, progress)
-            self._open_stores(paged, swap or SwapRoom())
             self._warm_up()
         except BaseException:
             self._give_back()
@@ -252,12 +264,44 @@ class Batch:
             self._changed.notify_all()
         return done.result()
 
+    def lend(self, cube: Path, ids: Sequence[int], *, scope: str) -> bool:
+        """See to it that requests of a scope begin with a cube's keys and values.
+
+        What is there already, as a request left it or still holds it, is taken as it is. Where
+        there is no room nothing gives way, and the text is read like any other.
+
+        Args:
+            ids: the tokens that the cube holds keys and values of.
+
+        Returns:
+            whether it was taken from the file now.
+
+        Raises:
+            MethodError: if the cache is not exact.
+            FormatError, FingerprintError: if the cube is damaged, or not for this engine.
+        """
+        chain = Chain(scope)
+        chain.extend(ids)
+
+        def take() -> bool:
+            whole = BLOCK * len(chain.hashes)
+            there = [one.chain for one in self.stores.kept]
+            there += [one.chain for one in self._live.values() if one.store is not None]
+            if any(chain.shared(one) == whole for one in there):
+                return False
+            try:
+                cubes.lend(self.stores, cube, self.tokenizer, scope=scope)
+            except BudgetError:
+                return False
+            return True
+
+        return self.between_steps(take)
+
     def forget_kept(self) -> None:
         """Drop what was read for others to use: something in it must be found nowhere any more."""
 
         def drop() -> None:
-            for kept in list(self.stores.kept):
-                self.stores.drop(kept)
+            self.stores.forget()
             for live in self._live.values():
                 live.is_secret = True
 
@@ -328,117 +372,7 @@ class Batch:
     ) -> None:
         self.close()
 
-    # -- private: opening ---------------------------------------------------------------------
-
-    def _open(self, plan: Plan, folder: Path, rows: int, progress: Progress | None) -> None:
-        self._sources = Sources(plan, folder, self.ledger, events=self.events, progress=progress)
-        self._closers.append(self._sources.close)
-        spec = self.spec = self._sources.pack.spec
-        if spec.fingerprint != plan.spec.fingerprint:
-            raise FingerprintError(
-                f"the plan was made for another {plan.model}",
-                value=spec.fingerprint,
-                allowed=plan.spec.fingerprint,
-                way_out="plan again with loci plan",
-            )
-        lease = self.ledger.reserve("tokenizer", "dram", spec.tokenizer_bytes, "tokenizer")
-        self._closers.append(lease.release)
-        self.tokenizer = Tokenizer(self._sources.pack.folder)
-        weights = self._sources.open(plan)
-        self._chain = catalogue.parse_chain(plan.kv, "kv") if plan.kv else ()
-        decoded = decoded_tokens(self._chain, plan.workload.context)
-        self.rows = self._rows_that_fit(plan, rows, decoded)
-        most = max(plan.chunk, self.rows)
-        self.runner = Runner(
-            spec,
-            weights,
-            self.ledger,
-            chunk=plan.chunk,
-            batch=self.rows,
-            rows=most,
-            decoded_tokens=decoded,
-            activation_bits=plan.activation_bits,
-        )
-        self._closers.append(self.runner.release)
-        # Where a step is no single native call, states between layers need memory of their own.
-        self._at_once = self.runner.is_whole and not self._chain
-        self._states: Tensor | None = None
-        if not self._at_once:
-            count = plan.chunk + self.rows
-            held = self.ledger.reserve("states", "dram", 4 * count * spec.hidden, "work")
-            self._closers.append(held.release)
-            self._states = torch.empty(count, spec.hidden)
-        self.grammars = Grammars(self.tokenizer, self.reserve)
-        self._closers.append(self.grammars.close)
-
-    def _open_stores(self, paged: bool | None, swap: SwapRoom) -> None:
-        plan, spec, folder = self.plan, self.spec, self._sources.pack.folder
-        swaps = self.scheduler.swaps
-        if paged is False and swaps:
-            raise MethodError(
-                f"{self.scheduler} moves requests, which needs keys and values in mapped blocks",
-                way_out="leave paged out, or take another scheduler",
-            )
-        if not (swaps or paged):
-            self.stores = Stores(plan, spec, self._chain, self.ledger, folder, self.keep_s)
-        elif self._chain or not native.available():
-            raise MethodError(
-                "keys and values in mapped blocks need the native kernels and a cache that keeps "
-                "every token",
-                value=plan.kv or native.why_not(),
-                way_out='serve with --kv "", or with another scheduler',
-            )
-        else:
-            self.stores = PagedStores(
-                plan, spec, self.ledger, folder, self.keep_s, room=swap, promises=not swaps
-            )
-        self._closers.append(self.stores.close)
-
-    def _warm_up(self) -> None:
-        """Take what an earlier engine left; what cannot be used is noted, and read again."""
-        if self._warm is None or not self._warm.exists():
-            return
-        try:
-            found = warm.load(self.stores, self._warm)
-        except LociError as error:
-            self.notes.append(f"{type(error).__name__}: {error}")
-            return
-        self._told("run.warm", found, "read before the start, and not read again")
-
-    def _leave_warm(self) -> None:
-        """Leave what was read for the next engine, once."""
-        file, self._warm = self._warm, None
-        if file is None:
-            return
-        try:
-            found = warm.save(self.stores, file)
-        except LociError as error:  # the end goes on
-            self.notes.append(f"{type(error).__name__}: {error}")
-            return
-        self._told("run.cool", found, f"left in {file}")
-
-    def _told(self, name: str, found: Warm, where: str) -> None:
-        self.notes.append(
-            f"{found.prefixes} prefixes of {found.tokens:,} tokens, {format_bytes(found.nbytes)}, "
-            f"{where}"
-        )
-        self.events.emit(Event(name=name, data=asdict(found)))
-
-    def _rows_that_fit(self, plan: Plan, rows: int, decoded: int) -> int:
-        """Return how many rows can be had beside the keys and values of one long request."""
-        room = self.ledger.free("dram") - plan.held("kv")
-        while rows > 1:
-            need = work_bytes(
-                self.spec,
-                plan.chunk,
-                rows,
-                decoded_tokens=decoded,
-                rows=max(plan.chunk, rows),
-            )
-            if need + 4 * (plan.chunk + rows) * self.spec.hidden <= room:
-                break
-            rows //= 2
-        return rows
+    # -- private: asking ------------------------------------------------------------------------
 
     def _checked(self, ask: Ask) -> Live:
         """Return a request that could run, or say why it never can."""
@@ -535,13 +469,13 @@ class Batch:
                     done.set_exception(error)
             self.stores.drop_old()
             if self._until_rest() == 0.0 and not self._live:
-                self._rest()
+                self._parts.rest()
             for live in [one for one in self._live.values() if one.ticket.is_cancelled]:
                 self._finish(live, "cancelled")
             if self._live:
                 try:
-                    if self._is_resting:
-                        self._wake_up()
+                    if self._parts.is_resting:
+                        self._parts.wake()
                     self._step()
                 except (
                     Exception
@@ -557,26 +491,9 @@ class Batch:
         return min((seconds for seconds in due if seconds is not None), default=None)
 
     def _until_rest(self) -> float | None:
-        if self.idle_s is None or self._is_resting:
+        if self.idle_s is None or self._parts.is_resting:
             return None
         return max(0.0, self._idle_from + self.idle_s - time.monotonic())
-
-    def _rest(self) -> None:
-        """Unload the weights; their room in the budget waits for them."""
-        held = self.ledger.used("dram")
-        self.stores.aside = self.ledger.by_kind("dram").get("weights", 0)  # nobody takes it now
-        self.runner.rest()
-        self._sources.rest()
-        self._is_resting, self.stores.aside = True, held - self.ledger.used("dram")
-        self.events.emit(Event(name="run.rest", data={"nbytes": self.stores.aside}))
-
-    def _wake_up(self) -> None:
-        """Load the weights again."""
-        began = time.perf_counter()
-        self.runner.weights = self._sources.wake(self.plan)
-        self._is_resting, self.stores.aside = False, 0
-        took = time.perf_counter() - began
-        self.events.emit(Event(name="run.wake", data={"seconds": took}))
 
     def _step(self) -> None:
         """Ask the scheduler, and do what it says."""
@@ -621,23 +538,7 @@ class Batch:
         decode = [self._live[id] for id in plan.decode]
         prompts = [(self._live[id], tokens) for id, tokens in plan.prefill]
         begun = [(live, tokens) for live, tokens in prompts if self._begin(live)]
-        by_layers = plan.prefill_layers is not None and begun
-        if by_layers and (self._chain or not native.available()):
-            raise MethodError(
-                f"{self.scheduler} reads prompts by layers, which needs the native kernels and "
-                "a cache that keeps every token",
-                way_out='serve with --kv "", or with another scheduler',
-            )
-        if self._chain:
-            self._run(self._decode_lots(decode))
-            for live, tokens in begun:
-                self._read(live, min(tokens, live.read - live.prefilled))
-        elif by_layers and plan.prefill_layers != (0, self.spec.layers):
-            assert plan.prefill_layers is not None
-            lots = [self._layer_lot(live, tokens, plan.prefill_layers) for live, tokens in begun]
-            self._run([*self._decode_lots(decode), *filter(None, lots)])
-        else:
-            self._run_with_prompts(self._decode_lots(decode), begun)
+        self._lots.run(decode, begun, plan.prefill_layers, by=str(self.scheduler))
         if plan.swap_out:
             self._put_out(plan)
         elif plan.is_idle and isinstance(self.stores, PagedStores):
@@ -645,119 +546,6 @@ class Batch:
 
     def _is_coming(self, live: Live) -> bool:
         return self.stores.where(live) == "coming"
-
-    # -- private: lots --------------------------------------------------------------------------
-
-    def _decode_lots(self, decode: Sequence[Live]) -> list[tuple[Lot, list[Live]]]:
-        """Return what decodes: those with one token together, others on their own."""
-        for live in decode:
-            while len(live.pending) > self.runner.chunk:  # a schema may force many at once
-                part, live.pending = (
-                    live.pending[: self.runner.chunk],
-                    live.pending[self.runner.chunk :],
-                )
-                self._run([(self._lot([live], [part], (0, self.spec.layers), end=False), [live])])
-        ones = [live for live in decode if len(live.pending) == 1]
-        groups = [ones[i : i + _FEW] for i in range(0, len(ones), _FEW)]
-        groups += [[live] for live in decode if len(live.pending) > 1]
-        return [
-            (self._lot(group, [live.pending for live in group], (0, self.spec.layers)), group)
-            for group in groups
-        ]
-
-    def _lot(
-        self,
-        lives: Sequence[Live],
-        ids: list[list[int]],
-        layers: tuple[int, int],
-        *,
-        end: bool = True,
-    ) -> Lot:
-        if layers[0] == 0:
-            for live in lives:
-                self.stores.grow(live, len(ids[0]))
-        stores = [live.store for live in lives if live.store is not None]
-        assert len(stores) == len(lives), "only begun requests run"
-        return Lot(stores=stores, ids_ST=torch.tensor(ids), layers=layers, wants_logits=end)
-
-    def _run_with_prompts(
-        self, lots: list[tuple[Lot, list[Live]]], prompts: Sequence[tuple[Live, int]]
-    ) -> None:
-        """Run what decodes together with the first part of the prompts, then the other parts."""
-        room = self.runner.chunk
-        for live, tokens in prompts:
-            stop = min(live.prefilled + tokens, live.read)
-            while live.prefilled < stop:
-                if room == 0 or (self._at_once and lots):
-                    self._run(lots)
-                    lots, room = [], self.runner.chunk
-                part = live.ids[live.prefilled : min(stop, live.prefilled + room)]
-                live.prefilled += len(part)
-                room -= len(part)
-                is_last = live.prefilled == live.read
-                lots.append((self._lot([live], [part], (0, self.spec.layers), end=is_last), [live]))
-        self._run(lots)
-
-    def _layer_lot(
-        self, live: Live, tokens: int, layers: tuple[int, int]
-    ) -> tuple[Lot, list[Live]] | None:
-        """Return a prompt's tokens on their way through some layers; None for none left."""
-        part = live.ids[live.prefilled : min(live.read, live.prefilled + tokens)]
-        if live.through != layers[0]:
-            raise MethodError(f"{self.scheduler} left layers out", value=layers)
-        if live.states is None:
-            nbytes = 4 * len(part) * self.spec.hidden
-            self.stores.make_room(nbytes)
-            lease = self.ledger.reserve(f"states {live.ticket.id}", "dram", nbytes, "work")
-            live.states = lease, torch.empty(len(part), self.spec.hidden)
-        is_end = layers[1] == self.spec.layers
-        is_last = is_end and live.prefilled + len(part) == live.read
-        lot = self._lot([live], [part], layers, end=is_last)
-        lot.hidden_Nd = live.states[1]
-        live.through = 0 if is_end else layers[1]
-        if is_end:
-            live.prefilled += len(part)
-        return lot, [live]
-
-    def _run(self, lots: Sequence[tuple[Lot, list[Live]]]) -> None:
-        """Run lots, and take the next token of each row that ended."""
-        if not lots:
-            return
-        first = 0
-        for at, (lot, _) in enumerate(lots):
-            if lot.hidden_Nd is None and self._states is not None:
-                count = lot.ids_ST.numel()
-                if first + count > len(self._states):  # forced tokens beside full prompts
-                    self._run(lots[:at])
-                    self._run(lots[at:])
-                    return
-                lot.hidden_Nd = self._states[first : first + count]
-                first += count
-        whose = {id(lot): lives for lot, lives in lots}
-
-        def done(lot: Lot, logits_SV: Tensor) -> None:
-            for row, live in enumerate(whose[id(lot)]):
-                self._next(live, logits_SV[row : row + 1])
-
-        self.runner.run([lot for lot, _ in lots], done)
-        for lot, lives in lots:
-            for live in lives:
-                if lot.layers[1] == self.spec.layers and live.states is not None:
-                    self._drop_states(live)
-
-    def _read(self, live: Live, tokens: int) -> None:
-        """Read a part of a prompt into a store that compresses."""
-        prefiller = live.prefiller
-        assert prefiller is not None and live.store is not None
-        part = live.ids[live.prefilled : live.prefilled + tokens]
-        live.prefilled += len(part)
-        if live.prefilled < live.read:
-            prefiller.prefill(part)
-            live.store.finish_chunk(prefiller)
-            return
-        logits_1V = prefiller.read(part)
-        live.store.finish_prompt(prefiller)
-        self._next(live, logits_1V)
 
     # -- private: tokens ------------------------------------------------------------------------
 
@@ -768,7 +556,11 @@ class Batch:
             allowed_V = torch.from_numpy(guide.mask(logits_1V.shape[-1]))
             logits_1V = logits_1V.masked_fill(~allowed_V, -math.inf)
         token = int(choose(logits_1V, ask.sampling, live.generator)[0])
-        tokens = [token] if guide is None else self.grammars.follow(guide, token)
+        tokens = [token]
+        if guide is not None and self.adapters.reader:
+            guide.feed(token)  # forced text cut into tokens of its own is not what it was taught
+        elif guide is not None:
+            tokens = self.grammars.follow(guide, token)
         odds = () if ask.logprobs is None else self._odds(tokens, logits_1V[0], ask.logprobs)
         if live.first_s is None:
             live.first_s = time.monotonic()
@@ -825,7 +617,7 @@ class Batch:
             self._finish(live, "failed", OverloadError(error.what, retry_after_s=wait_s))
             return False
         live.began_s = live.began_s or time.monotonic()
-        if self._chain:
+        if self._parts.chain:
             assert live.store is not None
             live.prefiller = Prefiller(self.runner, live.store)
         return True
@@ -853,11 +645,6 @@ class Batch:
         data = {"id": id, "bytes": nbytes, "read_again": way == "out" and not nbytes}
         self.events.emit(Event(name=f"run.swap_{way}", data=data))
 
-    def _drop_states(self, live: Live) -> None:
-        if live.states is not None:
-            live.states[0].release()
-            live.states = None
-
     # -- private: the end -----------------------------------------------------------------------
 
     def _finish(self, live: Live, reason: Reason, error: LociError | None = None) -> None:
@@ -865,8 +652,8 @@ class Batch:
         with self._changed:
             self._live.pop(live.ticket.id, None)
             self._idle_from = time.monotonic()
-        self._drop_states(live)
-        self.stores.keep(live, failed=reason == "failed" or live.is_secret)
+        live.drop_states()
+        self.stores.keep(live, failed=reason == "failed")
         now = time.monotonic()
         end = End(
             reason=reason,
@@ -896,8 +683,40 @@ class Batch:
         live.ticket.finish(end)
 
     def _give_back(self) -> None:
-        while self._closers:
-            self._closers.pop()()
+        self.grammars.close()
+        self._parts.close()
+
+    # -- private: across restarts -----------------------------------------------------------------
+
+    def _warm_up(self) -> None:
+        """Take what an earlier engine left; what cannot be used is noted, and read again."""
+        if self._warm is None or not self._warm.exists():
+            return
+        try:
+            found = warm.load(self.stores, self._warm)
+        except LociError as error:
+            self.notes.append(f"{type(error).__name__}: {error}")
+            return
+        self._told("run.warm", found, "read before the start, and not read again")
+
+    def _leave_warm(self) -> None:
+        """Leave what was read for the next engine, once."""
+        file, self._warm = self._warm, None
+        if file is None:
+            return
+        try:
+            found = warm.save(self.stores, file)
+        except LociError as error:  # the end goes on
+            self.notes.append(f"{type(error).__name__}: {error}")
+            return
+        self._told("run.cool", found, f"left in {file}")
+
+    def _told(self, name: str, found: Warm, where: str) -> None:
+        self.notes.append(
+            f"{found.prefixes} prefixes of {found.tokens:,} tokens, {format_bytes(found.nbytes)}, "
+            f"{where}"
+        )
+        self.events.emit(Event(name=name, data=asdict(found)))
 
 
 def _scheduler(scheduler: Sched | str) -> Sched:

@@ -34,6 +34,7 @@ from loci.errors import (
 from loci.models.tokenizer import Apart, Tokenizer
 from loci.run import prefixes
 from loci.run.kvstore import KVStore
+from loci.run.runner import FLOAT_BITS
 from loci.store import cube_file
 from loci.store.cube_file import Payload
 from loci.store.shelf import Shelf
@@ -41,6 +42,7 @@ from loci.text.quote import listed
 from loci.units import format_bytes
 
 if TYPE_CHECKING:
+    from loci.plan.solve import Plan
     from loci.run.prefixes import Kept
     from loci.run.stores import Stores
 
@@ -66,6 +68,24 @@ class Form:
     adapter: str | None = None
 
 
+def form_of(plan: Plan, spec: ModelSpec, reader: str) -> Form:
+    """Return what keys and values of a plan that is carried out depend on.
+
+    Args:
+        reader: fingerprint of the adapter at work, "" without one.
+    """
+    weights = "whole"
+    if plan.weights == "stacked" or plan.activation_bits != FLOAT_BITS:
+        weights = f"{plan.stack}:{plan.weights_budget_bytes}:{plan.activation_bits}"
+    return Form(
+        fingerprint=spec.fingerprint,
+        layout=spec.layout_hash(),
+        dtype=plan.kv_dtype,
+        weights=weights,
+        adapter=reader or None,
+    )
+
+
 @dataclass
 class Attached:
     """The cubes of one session.
@@ -73,18 +93,29 @@ class Attached:
     Attributes:
         texts: in the order in which they stand.
         ids: the tokens whose keys and values the first cube has; [] if it has none.
-        headers: of all of them.
+        headers, paths: of all of them.
     """
 
     texts: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     headers: list[CubeHeader] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _first: tuple[Path, Payload] | None = None
 
     def told(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return messages with the cubes before them."""
         return told(tokenizer, self.texts, messages)
+
+    def check(self, form: Form, tokenizer: Tokenizer) -> list[int]:
+        """Return the tokens that the first cube has keys and values of, [] if it has none.
+
+        Raises:
+            FormatError, FingerprintError: as in `check`.
+        """
+        if self._first is None:
+            return []
+        return check(*self._first, form, tokenizer, self.texts[0])
 
     def fill(self, store: KVStore, form: Form, tokenizer: Tokenizer, room: int) -> None:
         """Put the keys and values of the first cube into an empty store.
@@ -99,7 +130,7 @@ class Attached:
         if self._first is None:
             return
         path, payload = self._first
-        ids = check(path, payload, form, tokenizer, self.texts[0])
+        ids = self.check(form, tokenizer)
         if len(ids) > room:
             need = kv_bytes(store.spec, len(ids), form.dtype)
             raise BudgetError(
@@ -144,6 +175,7 @@ def attach(
         header, payload = cube_file.read(path, mapped=True)
         attached.texts.append(text_of(payload, path))
         attached.headers.append(header)
+        attached.paths.append(path)
         if number == 0 and header.kind is MemoryKind.ACTIVATION:
             attached._first = path, payload
         elif header.kind is MemoryKind.ACTIVATION:
@@ -229,11 +261,7 @@ def lend(stores: Stores, path: Path, tokenizer: Tokenizer, *, scope: str) -> Kep
     if stores.chain:
         raise MethodError("only an exact cache can begin with keys and values of a cube")
     _, payload = cube_file.read(path, mapped=True)
-    form = Form(
-        fingerprint=stores.spec.fingerprint,
-        layout=stores.spec.layout_hash(),
-        dtype=stores.plan.kv_dtype,
-    )
+    form = form_of(stores.plan, stores.spec, stores.reader)
     ids = check(path, payload, form, tokenizer, text_of(payload, path))
     store = stores.fresh(len(ids))
     try:
@@ -281,6 +309,15 @@ def text_of(payload: Payload, path: Path) -> str:
     if not payload.texts:
         raise ParameterError("this cube holds no text", value=path.stem)
     return listed("notes", payload.texts.values())
+
+
+def text_in(path: Path) -> str:
+    """Return what the cube in a file tells, its keys and values unread; see `text_of`.
+
+    Raises:
+        FormatError, StorageError: if the file is damaged or gone.
+    """
+    return text_of(Payload(texts=cube_file.read_texts(path)), path)
 
 
 def kv_bytes(spec: ModelSpec, tokens: int, dtype: str) -> int:

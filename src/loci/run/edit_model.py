@@ -126,6 +126,10 @@ class PackModel:
             found = key_moments.covariance(self.pack, layer)
         return found.tensors["covariance"]
 
+    def covariance_near(self, facts: Sequence[Fact], layers: Sequence[int]) -> Mapping[int, Tensor]:
+        """Return {layer: E[k k^T]} of what the model puts in the place of the facts' subjects."""
+        return key_moments.covariance_near(self.pack, facts, layers, seed=self._seed)
+
     def artefact(self) -> Artefact:
         """Return what was prepared for the method at work."""
         if self._method is None or Need.ARTEFACT not in self._method.about.needs:
@@ -267,15 +271,12 @@ class PackReading:
                 for row, at, tail in zip(rows, places, self._tails, strict=True)
             ]
         )
-        self._past: list[Pair] = []
+        self._past: list[Pair] = []  # of the tokens before, layer by layer as they are asked for
         with torch.no_grad():
             hidden = model.embed(rows_BT)
             for index in range(layer):
                 hidden = self._layer_of(index, hidden, self._multiply)
-            early = hidden[:, :place]
-            for index in range(layer, model.spec.layers if place else layer):
-                early = self._layer_of(index, early, self._multiply, kept=self._past)
-            self._start_BTd = hidden[:, place:]
+            self._early_BTd, self._start_BTd = hidden[:, :place], hidden[:, place:]
             self._size = self._start_BTd.shape[:2]
             after = self._step(layer, self._start_BTd, None, {})
         x, y = self._taps[layer]
@@ -327,8 +328,22 @@ class PackReading:
             self._taps[index] = x_NK, out_Nd
             return out_Nd
 
-        past = self._past[index - self._layer] if self._past else None
-        return self._layer_of(index, hidden, product, past=past)
+        return self._layer_of(index, hidden, product, past=self._before(index))
+
+    def _before(self, index: int) -> Pair | None:
+        """Return keys and values of the tokens before at a layer, None where there are none.
+
+        Whoever asks for keys of one layer alone never has the later ones computed.
+        """
+        if not self._early_BTd.shape[1]:
+            return None
+        with torch.no_grad():
+            while len(self._past) <= index - self._layer:
+                at = self._layer + len(self._past)
+                self._early_BTd = self._layer_of(
+                    at, self._early_BTd, self._multiply, kept=self._past
+                )
+        return self._past[index - self._layer]
 
     def _layer_of(
         self,

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any  # a report holds JSON values
 
 import torch
 
 from loci.core.cube import CubeHeader
-from loci.errors import ParameterError
-from loci.methods.train.base import Edit, Fact, check_facts
+from loci.core.method import Need
+from loci.errors import MethodError, NotFoundError, ParameterError
+from loci.methods import catalogue
+from loci.methods.train.base import Edit, Fact, Overlay, check_facts
+from loci.methods.train.memit import Memit
+from loci.methods.train.mend import Mend
+from loci.methods.train.rome import Rome
 from loci.models.pack import Pack
-from loci.nn.patch import Patch
+from loci.nn.patch import Patch, joined
 from loci.run.adapters import Adapter, cube_of
 from loci.run.edit_model import PackModel
 from loci.store.cube_file import Payload
@@ -25,6 +30,23 @@ from loci.store.cube_file import Payload
 # How far edits may move a weight, |dW| / |W|, all together. One fact moves a matrix of
 # 576 x 1536 by 0.1, fifty at once each of five by up to 0.3 (suite `edits`).
 CAP = 0.5
+
+# How deep the layers of the editors' defaults lie: they were chosen on a model of so many.
+_DEPTH = 30
+
+# What has nothing to do with an edit and must be said as before: the beginnings of eight plain
+# sentences, and how many tokens of what the model makes of them are compared.
+ELSEWHERE = (
+    "The sun rises in the",
+    "Two and two make",
+    "Water boils when it is",
+    "The first letter of the alphabet is",
+    "A triangle has three",
+    "In winter the weather is often very",
+    "She opened the door and walked into the",
+    "To bake a cake you need flour, eggs and",
+)
+GOES_ON = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,14 +63,21 @@ class Edited:
     report: Mapping[str, Any]
 
     def cube(
-        self, name: str, *, parents: Sequence[str] = (), made_by: str = "person"
+        self,
+        name: str,
+        *,
+        parents: Sequence[str] = (),
+        made_by: str = "person",
+        before: Patch | None = None,
     ) -> tuple[CubeHeader, Payload]:
         """Return the edit as a cube of parametric memory, which is put to work as an adapter is.
 
         Args:
             parents: ids of what the facts were taken from.
+            before: what the edit was solved on top of, which is put into the cube as well.
         """
-        adapter = Adapter(name=name, patch=self.patch, base=self.report["model"])
+        patch = self.patch if before is None else joined([before, self.patch])
+        adapter = Adapter(name=name, patch=patch, base=self.report["model"])
         return cube_of(adapter, parents=parents, made_by=made_by, facts={"edit": dict(self.report)})
 
 
@@ -112,3 +141,103 @@ def edit(
             "says": model.says(facts, patch),
         },
     )
+
+
+def advised(facts: Sequence[Fact], layers: int) -> Edit:
+    """Return the editor for so many facts: ROME solves for one, MEMIT for several together."""
+    return fitted(Rome() if len(facts) == 1 else Memit(), layers)
+
+
+def editor(text: str, layers: int) -> Edit:
+    """Return the editor that a text names; a bare name has its layers fitted to the model.
+
+    Raises:
+        ParameterError: if it is no method that edits weights.
+    """
+    method = catalogue.find(text, "train")
+    if not isinstance(method, Edit):
+        raise ParameterError(
+            "this method edits no facts in weights",
+            value=text,
+            allowed=", ".join(cls.about.name for cls in (Memit, Mend, Rome)),
+            way_out="keep the fact as text, which changes no weight: loci memory add"
+            if isinstance(method, Overlay)
+            else (),
+        )
+    return method if "(" in text else fitted(method, layers)
+
+
+def fitted(method: Edit, layers: int) -> Edit:
+    """Return an editor with its default layers at the same depth of a model of so many."""
+    if isinstance(method, Rome):
+        return replace(method, layer=method.layer * layers // _DEPTH)
+    if isinstance(method, Memit):
+        return replace(method, layers=tuple(sorted({n * layers // _DEPTH for n in method.layers})))
+    return method
+
+
+def check_prepared(model: PackModel, method: Edit) -> None:
+    """Refuse an editor that learns from facts and has not.
+
+    Raises:
+        MethodError: naming what trains it.
+    """
+    if Need.MOMENT in method.about.needs or Need.ARTEFACT not in method.about.needs:
+        return
+    try:
+        model.under(None, method).artefact()
+    except NotFoundError as error:
+        name = method.about.name
+        raise MethodError(
+            f"{name} was not trained for {model.spec.name} yet",
+            value=str(method),
+            allowed="an editor that is there, or one that needs no training: rome, memit",
+            way_out=f"loci bench run edits --method {name} trains it; or leave --method out",
+        ) from error
+
+
+def goes_on(
+    model: PackModel, prompts: Sequence[str], tokens: int, patch: Patch | None = None
+) -> list[str]:
+    """Return what the model says after each prompt, its most likely tokens one after the other."""
+    rows = [list(model.row(prompt)[0]) for prompt in prompts]
+    starts = [len(row) for row in rows]
+    for _ in range(tokens):
+        for row, logits_1V in zip(rows, model.ends(rows, [1] * len(rows), patch), strict=True):
+            row.append(int(logits_1V[0].argmax()))
+    decode = model.tokenizer.decode
+    return [decode(row[start:]).strip() for row, start in zip(rows, starts, strict=True)]
+
+
+def elsewhere(
+    model: PackModel,
+    patch: Patch,
+    prompts: Sequence[str] = ELSEWHERE,
+    *,
+    before: Patch | None = None,
+) -> dict[str, Any]:
+    """Return what an edit does to prompts that have nothing to do with it.
+
+    Returns:
+        "asked" prompts, "kept" of them going on in the same words, "kl" in nats at their ends, and
+        "changed": what went on differently, {"prompt", "before", "after"}.
+    """
+    own = model.under(before)
+    old, new = (goes_on(own, prompts, GOES_ON, one) for one in (None, patch))
+    rows = [list(model.row(prompt)[0]) for prompt in prompts]
+    divergence = 0.0
+    ends = (own.ends(rows, [1] * len(rows), one) for one in (None, patch))
+    for plain_1V, edited_1V in zip(*ends, strict=True):
+        plain_V, edited_V = (torch.log_softmax(x[0], dim=-1) for x in (plain_1V, edited_1V))
+        divergence += float((plain_V.exp() * (plain_V - edited_V)).sum())
+    changed = [
+        {"prompt": prompt, "before": was, "after": now}
+        for prompt, was, now in zip(prompts, old, new, strict=True)
+        if was != now
+    ]
+    return {
+        "asked": len(prompts),
+        "kept": len(prompts) - len(changed),
+        "kl": divergence / len(prompts),
+        "changed": changed,
+    }

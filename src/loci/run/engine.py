@@ -27,11 +27,11 @@ from loci.models.pack import Pack
 from loci.models.tokenizer import Apart, Tokenizer
 from loci.run import artefacts, measure
 from loci.run.adapters import Adapter, Adapters
-from loci.run.cubes import Attached, Form, attach
+from loci.run.cubes import Attached, Form, attach, form_of
 from loci.run.grammars import Grammars
 from loci.run.kvstore import KVStore
 from loci.run.prefill import Prefiller
-from loci.run.runner import FLOAT_BITS, Runner
+from loci.run.runner import Runner
 from loci.run.sampling import Sampling, choose
 from loci.run.sources import Sources
 from loci.run.weights import WeightSource
@@ -481,17 +481,7 @@ class Session:
 
     def kv_form(self) -> Form:
         """Return what keys and values of this session depend on, beside the tokens."""
-        weights = "whole"
-        if self.plan.weights == "stacked" or self.plan.activation_bits != FLOAT_BITS:
-            weights = f"{self.plan.stack}:{self.plan.weights_budget_bytes}"
-            weights += f":{self.plan.activation_bits}"
-        return Form(
-            fingerprint=self.pack.spec.fingerprint,
-            layout=self.pack.spec.layout_hash(),
-            dtype=self.plan.kv_dtype,
-            weights=weights,
-            adapter=self.adapters.reader or None,
-        )
+        return form_of(self.plan, self.pack.spec, self.adapters.reader)
 
     def prefix_room(self) -> int:
         """Return the tokens of the context that may stand before a question."""

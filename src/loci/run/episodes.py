@@ -8,7 +8,7 @@ twice as many segments, or the room is used up; then everything is read anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,16 +20,21 @@ from loci.core.ledger import Ledger
 from loci.core.method import Need
 from loci.core.ports import Artefact, Embedder
 from loci.core.spec import ModelSpec
-from loci.errors import ContextError
+from loci.errors import ContextError, NotFoundError, ParameterError
 from loci.methods.kv.base import Select
 from loci.methods.kv.read import CacheSet, Read, Route
 from loci.methods.kv.store_plan import budget_for
+from loci.models.pack import Pack
+from loci.models.tokenizer import Tokenizer
+from loci.run import artefacts
 from loci.run.kvstore import KVStore
 from loci.run.parking import Parking
 from loci.run.prefill import Prefiller
 from loci.run.runner import Runner
-from loci.run.weights import WeightSource
+from loci.run.weights import ResidentWeights, WeightSource
+from loci.tiers.dram import DramTier
 
+Progress = Callable[[str, int, int], None]
 ROOM = 256  # tokens that may come after the history: new turns, a question and its answer
 
 # Shapes: n texts, w width, V vocabulary.
@@ -56,6 +61,7 @@ class CacheReader:
         parking: where caches lie that are not at work.
         block: tokens read at once; each layer holds as many above its own, never more.
         room: tokens after the history.
+        progress: called with (what, done, total) while a history is read.
 
     Attributes:
         peak_entries: by name of the cache, the most entries any layer held at once, per head.
@@ -73,8 +79,10 @@ class CacheReader:
         block: int = 512,
         room: int = ROOM,
         dtype: torch.dtype = torch.float16,
+        progress: Progress | None = None,
     ) -> None:
         self.spec, self.block, self.room, self.dtype = spec, block, room, dtype
+        self._progress = progress
         self.ledger, self.parking = ledger, parking
         self.tokenizer, self.embedder = tokenizer, embedder
         self.peak_entries: dict[str, int] = {}
@@ -151,6 +159,8 @@ class CacheReader:
             )
             self.peak_bytes = max(self.peak_bytes, sum(store.nbytes().values()))
             store.finish_chunk(reader)
+            if self._progress is not None:
+                self._progress(f"reading {name}", min(start + self.block, len(ids)), len(ids))
 
     @contextmanager
     def brought(self, name: str, select: Select) -> Iterator[Prefiller]:
@@ -309,3 +319,61 @@ class Episodes:
     def _ends(self) -> Sequence[int]:
         found: Sequence[int] = getattr(self.reader.tokenizer, "eos_ids", ())
         return found
+
+
+@contextmanager
+def opened(
+    pack: Pack,
+    history: Sequence[str],
+    tokens: int,
+    *,
+    method: Read,
+    embedder: Embedder,
+    limits: Mapping[str, int],
+    block: int = 256,
+    progress: Progress | None = None,
+) -> Iterator[Episodes]:
+    """Lend a conversation that a model has read into several caches; all bytes go back at the end.
+
+    Args:
+        history: utterances, "Ada: I moved to Oslo."
+        tokens: see `Episodes`.
+        embedder: its `nbytes` count, where it has any.
+        limits: {tier: bytes} of weights, embedder, work buffers, the cache at work and those put
+            away.
+
+    Raises:
+        BudgetError: if they do not fit.
+        ContextError: if the model cannot read so many tokens.
+        ParameterError: if there is nothing to read, or it would not be cut.
+    """
+    block = min(block, pack.spec.max_context)
+    ledger, name = Ledger(dict(limits)), method.preparation
+    artefact: Artefact | None = None
+    try:
+        path = artefacts.path_of(pack.folder, name, pack.spec.fingerprint)
+        artefact = artefacts.load(path, method=name, fingerprint=pack.spec.fingerprint)
+    except NotFoundError:
+        pass  # a method that cannot do without says so
+    weights = ResidentWeights(pack, ledger)
+    vectors = ledger.reserve("embedder", "dram", getattr(embedder, "nbytes", 0), "index")
+    try:
+        reader = CacheReader(
+            pack.spec, weights, ledger, Tokenizer(pack.folder), embedder,
+            Parking(DramTier(ledger)), block=block, progress=progress,
+        )  # fmt: skip
+        try:
+            whole = sum(len(reader.encode(f"{said}\n")) for said in history)
+            if tokens >= whole > 0:
+                raise ParameterError(
+                    "the text is no longer than one episode's cache",
+                    value=f"{whole} tokens of text, {tokens} kept",
+                    allowed=f"fewer than {whole}",
+                    way_out="read it whole, without episodes",
+                )
+            yield Episodes(method, reader, history, tokens, artefact)
+        finally:
+            reader.release()
+    finally:
+        vectors.release()
+        weights.release()

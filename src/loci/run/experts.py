@@ -7,17 +7,19 @@ beside a model as an artefact each, with what they were trained on and found wor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # facts and schemas are JSON values
 
-from loci.errors import NotFoundError
+from loci.errors import LociError, NotFoundError
+from loci.methods.recall.memlora import EXPERTS, MEMLORA
+from loci.models.load import resolve
 from loci.models.pack import Pack
 from loci.nn.patch import Patch
 from loci.run import artefacts
 from loci.run.adapters import Adapter
 from loci.run.artefacts import Artefact
-from loci.run.llm import LocalLlm
+from loci.run.llm import LateLlm, LocalLlm
 
 if TYPE_CHECKING:
     from loci.run.engine import Session
@@ -61,19 +63,44 @@ class ExpertLlm(LocalLlm):
                 "there is no expert for this operation",
                 value=name,
                 allowed=", ".join(sorted(self._experts)) or "none is loaded",
-                way_out="make them: loci bench run memlora",
+                way_out=f"make them: loci methods prepare {MEMLORA}",
             )
         self.session.use(name)
         plain = [{k: v for k, v in message.items() if k != "expert"} for message in messages]
         return super().generate(plain, max_tokens=max_tokens, stop=stop, seed=seed, schema=schema)
 
 
-def keep_expert(pack: Pack, name: str, patch: Patch, facts: Mapping[str, Any]) -> Path:
+def late_experts(model: str, folder: Path, open: Callable[[], Session]) -> LateLlm:
+    """Return a model with its experts, opened when it is first asked.
+
+    Where one is missing, that says `NotFoundError` before the model is opened.
+
+    Args:
+        folder: where models are kept.
+        open: returns the session.
+    """
+
+    def opens() -> LocalLlm:
+        with resolve(model, folder) as pack:
+            patches = {name: expert(pack, name, model=model)[0] for name in EXPERTS}
+        session = open()
+        try:
+            return ExpertLlm(session, patches)
+        except LociError:
+            session.close()
+            raise
+
+    return LateLlm(model, opens)
+
+
+def keep_expert(
+    pack: Pack, name: str, patch: Patch, facts: Mapping[str, Any], *, family: str = MEMLORA
+) -> Path:
     """Keep an expert beside its model; return its file."""
-    path = _path(pack, name)
+    path = expert_path(pack, name, family=family)
     artefacts.save(
         Artefact(
-            method=_method(name),
+            method=f"{family}.{name}",
             fingerprint=pack.spec.fingerprint,
             tensors=patch.tensors(),
             facts=facts,
@@ -83,26 +110,31 @@ def keep_expert(pack: Pack, name: str, patch: Patch, facts: Mapping[str, Any]) -
     return path
 
 
-def expert(pack: Pack, name: str) -> tuple[Patch, Mapping[str, Any]]:
+def expert(
+    pack: Pack, name: str, *, family: str = MEMLORA, model: str | None = None
+) -> tuple[Patch, Mapping[str, Any]]:
     """Return an expert of a model, and what was written down with it.
+
+    Args:
+        model: what the model is called here; else as its pack calls it.
 
     Raises:
         NotFoundError: if there is none.
     """
+    method, called = f"{family}.{name}", model or pack.spec.name
+    path = expert_path(pack, name, family=family)
     try:
-        found = artefacts.load(
-            _path(pack, name), method=_method(name), fingerprint=pack.spec.fingerprint
-        )
+        found = artefacts.load(path, method=method, fingerprint=pack.spec.fingerprint)
     except NotFoundError as error:
         raise NotFoundError(
-            f"{pack.spec.name} has no expert for {name}", way_out="make it: loci bench run memlora"
+            f"{called} has no expert of a memory for this operation",
+            value=name,
+            allowed="a model whose experts were made",
+            way_out=f"make them: loci methods prepare {MEMLORA} --model {called}",
         ) from error
     return Patch.from_tensors(found.tensors), found.facts
 
 
-def _method(name: str) -> str:
-    return f"memlora.{name}"
-
-
-def _path(pack: Pack, name: str) -> Path:
-    return artefacts.path_of(pack.folder, _method(name), pack.spec.fingerprint)
+def expert_path(pack: Pack, name: str, *, family: str = MEMLORA) -> Path:
+    """Return where an expert of a model is kept."""
+    return artefacts.path_of(pack.folder, f"{family}.{name}", pack.spec.fingerprint)

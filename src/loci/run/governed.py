@@ -263,7 +263,11 @@ class GovernedCube:
 
     def probe(self, metric: str, arm: Arm, seed: int) -> Sequence[float]:
         """Return outcomes with the new payload, or with the one that was there before."""
-        return self.probes(metric, self.payload if arm == "new" else self._old, seed)
+        return self.probes(metric, self.serving(arm), seed)
+
+    def serving(self, arm: Arm) -> Payload | None:
+        """Return what a request of an arm is answered with, None for nothing."""
+        return self.payload if arm == "new" else self._old
 
     def _present(self) -> Payload | None:
         try:

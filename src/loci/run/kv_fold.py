@@ -87,6 +87,7 @@ class Folder:
             hidden = self._waiting_hidden(layer, tail, staged)
             if moved:
                 self._keep_first(layer, parts)
+                self._mark(layer, parts[0][:, :, :moved], places_B1T)
                 blocks.append(self._unturned(parts, hidden, moved, places_B1T))
             self._leave(layer, parts, moved)
             if hidden is not None:
@@ -117,6 +118,21 @@ class Folder:
         for index, part in enumerate(parts):
             new = part[:, :, : max(0, room - start)]
             held[:, layer, index, :, start : start + new.shape[2]] = new
+
+    def _mark(self, layer: int, keys_BKTD: Tensor, places_B1T: Tensor) -> None:
+        """Keep the mean of every few keys that are encoded, where the method has landmarks."""
+        held = self._pool.tensors.get("landmarks")
+        if held is None:
+            return
+        assert isinstance(self._pool.codec, EncodeLayers) and self._pool.codec.landmarks is not None
+        each, batch = self._pool.codec.landmarks.tokens, keys_BKTD.shape[0]
+        chunks_BKNtD = keys_BKTD.float().unflatten(2, (-1, each))
+        means_BKND = chunks_BKNtD.mean(3)
+        if not self._pool.is_regular:
+            is_real = (places_B1T >= 0).view(batch, 1, -1, each, 1)
+            means_BKND = (chunks_BKNtD * is_real).sum(3) / is_real.sum(3).clamp(min=1)
+        at = self._pool.count[self._pool.lanes[layer][0].number] // each
+        held[:, layer, :, at : at + means_BKND.shape[2]] = means_BKND
 
     def _waiting_places(self, layer: int, moved: int) -> Tensor:
         """Return the positions of the oldest `moved` tokens that wait, [B, 1, moved]."""

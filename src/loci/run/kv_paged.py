@@ -41,6 +41,18 @@ Places = Callable[[int], Sequence[Place]]
 # Shapes: S tokens, L layers, K key/value heads, D head size.
 
 
+def block_tokens(token_bytes: int) -> int:
+    """Return the tokens of a block: as many times 16 as fill whole pages of the system."""
+    return TOKENS * (mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, TOKENS * token_bytes))
+
+
+def bytes_in_blocks(spec: ModelSpec, dtype_bytes: int, tokens: int) -> int:
+    """Return what so many tokens of one request take in whole blocks."""
+    token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype_bytes
+    block = block_tokens(token_bytes)
+    return -(-tokens // block) * block * token_bytes
+
+
 @dataclass(eq=False)
 class Held:
     """What one request holds: a range, and how many blocks are mapped at its beginning."""
@@ -83,8 +95,7 @@ class PagedMemory:
             raise MethodError(f"keys and values in mapped blocks: {why_not()}")
         self.spec, self.dtype, self.context, self.tier = spec, dtype, context, tier
         self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
-        page = mmap.PAGESIZE
-        self.block_tokens = TOKENS * (page // math.gcd(page, TOKENS * self.token_bytes))
+        self.block_tokens = block_tokens(self.token_bytes)
         self.block_bytes = self.block_tokens * self.token_bytes
         count = capacity_bytes // self.block_bytes
         if count < 1:
@@ -242,6 +253,11 @@ class PagedMemory:
             self._touched[start : start + count] = bytes(count)
         self._lease.commit(self.nbytes())
         return len(spare) * self.block_bytes
+
+    def wipe(self) -> None:
+        """Leave nothing of what nobody holds any more, neither here nor in other places."""
+        self.trim()  # the system clears pages before it lends them again
+        self.swap.wipe()
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks, lease and what was touched agree."""
@@ -423,6 +439,9 @@ class PagedStore(KVStore):
     def crop(self, tokens: int) -> None:
         super().crop(tokens)
         self.memory.crop(self._pool.held, tokens)
+
+    def wipe(self) -> None:
+        """Leave it to `PagedMemory.wipe`, once it was released: others may share its blocks."""
 
     def fork(self) -> KVStore:
         """Refuse: beginnings are shared by `take_beginning`."""

@@ -6,6 +6,7 @@ the pool is one row of the batch: [rows, layers, 2, kv heads, tokens, head size]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # JSON values
@@ -25,6 +26,9 @@ from loci.methods.kv.store_plan import kept_tokens, store_plan
 from loci.nn.rope import Rope
 from loci.run.kv_lanes import Lane, levelled
 from loci.run.kv_mapped import mapped
+from loci.tiers.pool import aligned_empty
+
+LARGE_BYTES, HUGE_BYTES = 1 << 20, 4 << 20  # of a tensor in pages of its own, and in large ones
 
 DTYPES = {
     "float32": torch.float32,
@@ -123,7 +127,12 @@ class Pool:
             else:
                 # A bank reads slots nobody wrote with a weight of zero, so they must be numbers.
                 make = torch.zeros if name.startswith("bank.") else torch.empty
-                self.tensors[name] = make(shape, dtype=DTYPES[kind])
+                nbytes = math.prod(shape) * DTYPES[kind].itemsize
+                if nbytes < LARGE_BYTES:
+                    self.tensors[name] = make(shape, dtype=DTYPES[kind])
+                else:  # pages of its own, which go back to the system when it is released
+                    place = aligned_empty(nbytes, huge=nbytes >= HUGE_BYTES)
+                    self.tensors[name] = place.view(DTYPES[kind]).view(shape)
         if self.retrieve is not None and any(name.startswith("bank.") for name in plan.tensors):
             held = {n.removeprefix("bank."): t for n, t in self.tensors.items() if n[:5] == "bank."}
             self.bank = self.retrieve.open(self.spec, held)
@@ -290,6 +299,9 @@ class Pool:
         if name.startswith("bases."):
             assert isinstance(self.codec, EncodeLayers)
             return -(-count // self.codec.closes_every)
+        if name == "landmarks":
+            assert isinstance(self.codec, EncodeLayers) and self.codec.landmarks is not None
+            return -(-count // self.codec.landmarks.tokens)
         return count
 
     def positions(self, start: int, stop: int) -> Tensor:

@@ -10,7 +10,7 @@ from loci.methods.kv.base import EncodeLayers
 from loci.nn.kv import DenseSegment, FetchedSegment, KVView, RaggedSegment, Segment
 from loci.run.kv_lanes import Lane
 from loci.run.kv_pool import Pool
-from loci.run.kv_segments import CodesSegment, LayersSegment
+from loci.run.kv_segments import ChosenChunks, CodesSegment, LayersSegment
 
 # Shapes: B batch, K key/value heads, S stored tokens, D head size.
 
@@ -39,7 +39,8 @@ def view(
     end = pool.end[layer]
     segments: list[Segment] = []
     if max(counts):
-        segments.append(slot_segment(pool, layer, counts))
+        chosen = chosen_segment(pool, layer, counts[0], fresh)
+        segments.append(chosen or slot_segment(pool, layer, counts))
     if tail:
         places = pool.positions(end - staged - tail, end - staged)
         segments.append(_dense(pool, *pool.tail[layer], tail, places))
@@ -76,6 +77,23 @@ def slot_segment(pool: Pool, layer: int, counts: Sequence[int]) -> Segment:
         return _lane_segment(pool, lanes[0], counts[0], order)
     parts = [_lane_segment(pool, lane, n, None) for lane, n in zip(lanes, counts, strict=True)]
     return RaggedSegment(parts, order)
+
+
+def chosen_segment(
+    pool: Pool, layer: int, count: int, fresh: Segment | None
+) -> FetchedSegment | None:
+    """Return what one new token chooses from; None where all is read."""
+    codec = pool.codec
+    if fresh is None or fresh.tokens > 1 or not isinstance(codec, EncodeLayers):
+        return None
+    if codec.landmarks is None:
+        return None
+    (lane,) = pool.lanes[layer]
+    whole = _lane_segment(pool, lane, count, None)
+    assert isinstance(whole, LayersSegment)
+    held = pool.tensors["landmarks"][:, layer, :, : count // codec.landmarks.tokens]
+    chunks = ChosenChunks(whole, held, codec.landmarks.chunks)
+    return None if chunks.are_all else FetchedSegment(chunks, layer, count)
 
 
 def _lane_segment(pool: Pool, lane: Lane, count: int, order: Tensor | None) -> Segment:

@@ -211,7 +211,7 @@ class KVStore:
         Args:
             prefiller: a `loci.core.ports.Prefiller` that also has `ids`, all tokens read so far.
         """
-        if self._pool.staged_count[0]:
+        if any(self._pool.staged_count):  # layers have room of their own
             self._folder.probe(prefiller, self.chunk)
 
     def finish_prompt(self, prefiller: Any = None) -> None:
@@ -358,6 +358,11 @@ class KVStore:
         """Give all storage back; a second release does nothing."""
         self._evictor.prepared = {}
         self._pool.release()
+
+    def wipe(self) -> None:
+        """Write zeros over all that is held, before it is released: it is to be found nowhere."""
+        for tensor in self._pool.tensors.values():
+            tensor.zero_()
 
     # -- on disk ------------------------------------------------------------------------------
 

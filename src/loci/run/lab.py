@@ -162,10 +162,12 @@ class Lab:
                 yield first, sum(store.nbytes().values())
                 rest = list(ids[prompt:-1])
                 for start in range(0, len(rest), step):
-                    part = torch.tensor([rest[start : start + step]])
-                    logits = prefiller.runner.forward(part, store, logits="all")
+                    part = rest[start : start + step]
+                    logits = prefiller.runner.forward(torch.tensor([part]), store, logits="all")
                     assert logits is not None
                     yield logits[0], sum(store.nbytes().values())
+                    prefiller.ids.extend(part)
+                    store.finish_chunk(prefiller)
         finally:
             store.release()
 

@@ -72,6 +72,12 @@ class Live:
         """Tokens of its longest possible end."""
         return self.prompt + self.room
 
+    def drop_states(self) -> None:
+        """Give back what was between two layers."""
+        if self.states is not None:
+            self.states[0].release()
+            self.states = None
+
     def forget(self) -> None:
         """Give up keys and values, which will be read again."""
         assert self.states is None, "nobody is put out between two layers"

@@ -6,6 +6,7 @@ with loci.open(plan) as session:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any  # a JSON schema
 
@@ -45,16 +46,16 @@ class LocalLlm:
 
 
 class LateLlm:
-    """A local model that is opened when it is first asked.
+    """A local model that is opened when it is first asked; threads are answered in turn.
 
     Args:
         name: of the model.
-        open: returns the session, which this holds until `close`.
+        open: returns the model, whose session this holds until `close`.
     """
 
-    def __init__(self, name: str, open: Callable[[], Session]) -> None:
+    def __init__(self, name: str, open: Callable[[], LocalLlm]) -> None:
         self.name = name
-        self._open = open
+        self._open, self._lock = open, threading.Lock()
         self._held: LocalLlm | None = None
 
     def generate(
@@ -67,21 +68,24 @@ class LateLlm:
         schema: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the reply of the model."""
-        return self._llm().generate(
-            messages, max_tokens=max_tokens, stop=stop, seed=seed, schema=schema
-        )
+        with self._lock:
+            return self._llm().generate(
+                messages, max_tokens=max_tokens, stop=stop, seed=seed, schema=schema
+            )
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens the text takes."""
-        return self._llm().count_tokens(text)
+        with self._lock:
+            return self._llm().count_tokens(text)
 
     def close(self) -> None:
         """Give back what the model holds; it is opened again if it is asked again."""
-        if self._held is not None:
-            self._held.session.close()
-            self._held = None
+        with self._lock:
+            if self._held is not None:
+                self._held.session.close()
+                self._held = None
 
     def _llm(self) -> LocalLlm:
         if self._held is None:
-            self._held = LocalLlm(self._open())
+            self._held = self._open()
         return self._held

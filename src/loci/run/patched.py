@@ -39,14 +39,18 @@ def with_patch(
     return kind(source, patch, ledger, name, tier)
 
 
+def laid_out_bytes(patch: Patch) -> int:
+    """Return the bytes of a patch beside weights: float32, whatever it is kept in."""
+    return 4 * sum(tensor.numel() for tensor in patch.tensors().values())
+
+
 class PatchedWeights:
     """A `WeightSource` over another; use `with_patch`."""
 
     def __init__(
         self, source: WeightSource, patch: Patch, ledger: Ledger, name: str, tier: str
     ) -> None:
-        numbers = sum(tensor.numel() for tensor in patch.tensors().values())
-        self._lease = ledger.reserve(name, tier, 4 * numbers, "adapter")
+        self._lease = ledger.reserve(name, tier, laid_out_bytes(patch), "adapter")
         self.source, self.patch = source, patch
         self._parts: dict[int, list[tuple[str, tuple[Tensor, Tensor]]]] = {}
         for full, pair in patch.parts.items():

@@ -1,4 +1,4 @@
-"""What a method does once for a model: a stack, a model of its own, or what a KV cache needs."""
+"""What a method does once for a model: a stack, a model, what a KV cache needs, or experts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from loci.errors import BudgetError, MethodError, ParameterError
 from loci.methods import catalogue
 from loci.methods.kv.base import KVMethod
 from loci.methods.quant.base import Nested, Quant
+from loci.methods.recall.base import Recall
 from loci.methods.train.base import Edit
 from loci.models.pack import Pack
 from loci.models.stack import table_of
 from loci.run.artefacts import path_of
 from loci.run.correct import Training
+from loci.run.expert_training import prepare_experts
 from loci.run.key_moments import prepare_editor
 from loci.run.lab import Lab
 from loci.run.quantised import pack_model
@@ -42,10 +44,15 @@ def prepare(
         if weights is not None or train is not None:
             raise ParameterError("an editor packs no weights", value=method)
         return prepare_editor(pack, found, progress=progress)
+    if isinstance(found, Recall) and Need.ARTEFACT in found.about.needs:
+        if weights is not None:
+            raise ParameterError("experts of a memory pack no weights", value=f"weights={weights}")
+        return prepare_experts(pack, steps=train, progress=progress)
     if not isinstance(found, Quant):
         needing = [
             cls.about.name
-            for cls in catalogue.all_methods("kv")
+            for kind in ("kv", "recall")
+            for cls in catalogue.all_methods(kind)
             if Need.ARTEFACT in cls.about.needs
         ]
         raise MethodError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loci.core.ports import Clock
 from loci.store.audit import Audit
-from loci.store.shelf import Shelf
+from loci.store.shelf import KEEP_VERSIONS, Shelf
 
 
 def file_of(url: str | Path) -> Path | None:
@@ -21,12 +21,17 @@ def file_of(url: str | Path) -> Path | None:
 
 
 def beside(
-    url: str | Path, *, clock: Clock | None = None, audit: Audit | None = None
+    url: str | Path,
+    *,
+    clock: Clock | None = None,
+    audit: Audit | None = None,
+    keep_versions: int = KEEP_VERSIONS,
 ) -> Shelf | None:
     """Return the shelf of a memory, whether or not anything lies on it yet.
 
     Args:
         audit: told of every change; else the one beside the memory, which the first cube begins.
+        keep_versions: earlier versions of a cube that stay when a new one comes.
 
     Returns:
         None for a memory in a database server: there is no place beside it.
@@ -36,4 +41,5 @@ def beside(
         return None
     if audit is None:
         audit = Audit(file.with_name(f"{file.name}.audit"), clock=clock)
-    return Shelf(file.with_name(f"{file.name}.cubes"), clock=clock, audit=audit)
+    folder = file.with_name(f"{file.name}.cubes")
+    return Shelf(folder, clock=clock, audit=audit, keep_versions=keep_versions)

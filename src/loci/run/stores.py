@@ -79,6 +79,7 @@ class Stores:
     ) -> None:
         self.plan, self.spec, self.chain, self.ledger = plan, spec, chain, ledger
         self.folder, self.keep_s = folder, keep_s
+        self.reader = ""  # fingerprint of the adapter by which all of it is read
         self.kept: list[Kept] = []
         self.aside = 0  # bytes of the budget that wait for weights which are unloaded now
         self.token_bytes: int | None = None  # where pieces grow
@@ -170,7 +171,9 @@ class Stores:
         store, live.store = live.store, None
         if store is None:
             return
-        if self.chain or failed or self.keep_s == 0 or not store.length:
+        if live.is_secret:
+            store.wipe()
+        if self.chain or failed or live.is_secret or self.keep_s == 0 or not store.length:
             store.release()
             return
         ids = live.ids[: store.length]
@@ -181,6 +184,12 @@ class Stores:
         """Forget what an ended request left."""
         self.kept.remove(kept)
         kept.store.release()
+
+    def forget(self) -> None:
+        """Drop all that was kept, and leave nothing of it in memory or in other places."""
+        for kept in list(self.kept):
+            kept.store.wipe()
+            self.drop(kept)
 
     def is_here(self, kept: Kept) -> bool:
         """Return whether what an ended request left can be read where it is."""
@@ -387,6 +396,10 @@ class PagedStores(Stores):
                 live.store.settle()
                 return
 
+    def forget(self) -> None:
+        super().forget()
+        self.memory.wipe()
+
     def is_here(self, kept: Kept) -> bool:
         return not self._is_out(kept)
 
@@ -403,6 +416,8 @@ class PagedStores(Stores):
             if not live.store.is_out:
                 live.store.trim()
         super().keep(live, failed=failed)
+        if live.is_secret:
+            self.memory.wipe()
 
     def close(self) -> None:
         super().close()

@@ -1,9 +1,9 @@
 """What was read, kept across a restart: prefixes of ended requests in a file of blocks.
 
 Keys and values are written as they are, so what is read back is what was there, bit for bit. The
-file is for the very model, layout and kind of number it was made with, and for its owner alone: it
-holds what people said. It is taken away once it was read, for whoever forgets something must not
-find it again in an older file.
+file is for the very model, adapter, layout and kind of number it was made with, and for its owner
+alone: it holds what people said. It is taken away once it was read, for whoever forgets something
+must not find it again in an older file.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _taken(stores: Stores, there: BlockStore, name: str, used_s: float) -> Kept:
     return Kept(ids=ids, chain=Chain.of(hashes), store=store, used_s=used_s)
 
 
-def _facts(stores: Stores) -> dict[str, str | int]:
+def _facts(stores: Stores) -> dict[str, str | int | None]:
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -119,6 +119,7 @@ def _facts(stores: Stores) -> dict[str, str | int]:
         "fingerprint": stores.spec.fingerprint,
         "layout": stores.spec.layout_hash(),
         "dtype": stores.plan.kv_dtype,
+        "adapter": stores.reader or None,
         "block": prefixes.BLOCK,
     }
 
@@ -132,7 +133,7 @@ def _check(stores: Stores, there: BlockStore) -> None:
                 value=there.header.get(name),
                 allowed=str(facts[name]),
             )
-    for name in ("fingerprint", "layout", "dtype", "block"):
+    for name in ("fingerprint", "layout", "dtype", "adapter", "block"):
         if there.header.get(name) != facts[name]:
             raise FingerprintError(
                 f"the prefixes in {there.path} were made with another {name}",

@@ -21,9 +21,12 @@ Json = dict[str, Any]
 
 
 def serving(folder: Path, model: str) -> Running | None:
-    """Return the newest server of a model that needs no key and takes requests, or None."""
+    """Return the newest server of a model alone that needs no key and takes requests, or None.
+
+    One that answers with an adapter or cubes would say something else than the model does.
+    """
     for server in reversed(servers(folder)):
-        if server.model != model or server.keyed:
+        if server.model != model or server.keyed or server.beside:
             continue
         try:
             ready = httpx.get(f"{server.url}/ready", timeout=PATIENCE_S)

@@ -23,7 +23,11 @@ _EVERY_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A server: its process, where it listens, and since when (seconds of the epoch)."""
+    """A server: its process, where it listens, and since when (seconds of the epoch).
+
+    Attributes:
+        beside: what it answers with beside the model: an adapter, cubes; "" for the model alone.
+    """
 
     pid: int
     host: str
@@ -31,6 +35,7 @@ class Running:
     model: str
     started_s: float
     keyed: bool = False
+    beside: str = ""
 
     @property
     def url(self) -> str:

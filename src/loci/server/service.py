@@ -22,6 +22,7 @@ from loci.run.engine import NOTES, NOTES_SHARE
 from loci.run.memory import Memory
 from loci.run.requests import Ask, Ticket
 from loci.run.sampling import Sampling
+from loci.server.beginning import Beginning
 from loci.server.keys import Caller, Keys
 from loci.store.base import Erased
 from loci.store.messages import key_text
@@ -114,6 +115,7 @@ class Service:
         keys: who may ask; None lets everybody on this machine.
         open_memory: opens the memory of a tenant, with the embedder given; None has no memory.
         user: whose memory, when a request names nobody.
+        beginning: what every conversation begins with; None for nothing.
         planner: plans this model anew, with the arguments of `loci.plan`.
         mark: begins the ids of what only this process keeps, where there are several.
     """
@@ -124,6 +126,7 @@ class Service:
     keys: Keys | None = None
     open_memory: Callable[[str, Any], Memory] | None = None
     user: str = "local"
+    beginning: Beginning | None = None
     planner: Callable[..., Plan] | None = None
     limit_bytes: int = LIMIT_BYTES
     mark: str = ""
@@ -158,17 +161,27 @@ class Service:
             return len(await asyncio.to_thread(self._ids, messages))
 
     def _submit(self, prompt: Any, given: Mapping[str, Any]) -> Ticket:
-        return self.batch.submit(Ask(ids=tuple(self._ids(prompt)), **given))
+        ask = Ask(ids=tuple(self._ids(prompt)), **given)
+        if self.beginning is not None:
+            self.beginning.lend(ask.scope)
+        return self.batch.submit(ask)
 
     def _ids(self, prompt: Any) -> Sequence[int]:
         tokenizer = self.batch.tokenizer
+        is_raw = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+        if is_raw and self.beginning is not None:
+            raise ParameterError(
+                "a raw prompt has no place for the cubes that this server begins with",
+                allowed="a conversation of messages",
+                way_out="ask /v1/chat/completions, or serve without --cube",
+            )
         if isinstance(prompt, str):
             self._check_length([prompt])
             return tokenizer.prompt(prompt)
-        if prompt and isinstance(prompt[0], int):
+        if is_raw:
             return list(prompt)
         self._check_length([message["content"] for message in prompt])
-        return tokenizer.chat(prompt)
+        return tokenizer.chat(prompt if self.beginning is None else self.beginning.told(prompt))
 
     def _check_length(self, texts: Sequence[str]) -> None:
         """Refuse what cannot fit however it is cut, before it is cut."""

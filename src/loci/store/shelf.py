@@ -2,7 +2,7 @@
 
     ada.db.cubes/               mode 0700
         cube-3f9a1c02.cube      the present version of a cube
-        versions/cube-3f9a1c02.4.cube    earlier ones, bit for bit
+        versions/cube-3f9a1c02.4.cube    earlier ones, bit for bit; the newest few of them
         usage.json              how often each was read; goes into the file when it is rewritten
 
 Every write is a new file put into place, so a process that is killed leaves the old cube or the
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol  # facts of an audit are JSON values
 
@@ -32,6 +33,7 @@ from loci.store.cube_file import Head, Payload
 from loci.store.scan import count
 
 SUFFIX = ".cube"
+KEEP_VERSIONS = 8  # earlier versions of a cube that stay when nobody says how many
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _ROW = re.compile(r"[it]\d+")  # as rows of a memory are called
 _PIECE = 2**20
@@ -45,6 +47,21 @@ class Recorder(Protocol):
         ...
 
 
+def check_keep(keep: int) -> None:
+    """Refuse a number of versions that nothing could go back by.
+
+    Raises:
+        ParameterError: if it is below 1.
+    """
+    if keep < 1:
+        raise ParameterError(
+            "a cube keeps at least one earlier version, to go back to",
+            value=keep,
+            allowed=">= 1",
+            way_out="loci cube drop ID takes a cube away with all its versions",
+        )
+
+
 def new_id(kind: MemoryKind) -> str:
     """Return an id that nothing has yet, such as "cube-3f9a1c02".
 
@@ -54,17 +71,44 @@ def new_id(kind: MemoryKind) -> str:
     return f"{name}-{secrets.token_hex(4)}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """An earlier version that is there no more.
+
+    Attributes:
+        sha256: of its file, so that a copy elsewhere can be told to be it.
+    """
+
+    id: str
+    version: int
+    nbytes: int
+    sha256: str
+
+
 class Shelf:
     """Cubes in a folder, which is made when the first one is put there.
 
+    Attributes:
+        dropped: earlier versions that gave way since this object was made; the audit has them too.
+
     Args:
+        keep_versions: earlier versions of a cube that stay; older ones are overwritten when a new
+            one comes.
         audit: told of every change.
     """
 
     def __init__(
-        self, folder: Path | str, *, clock: Clock | None = None, audit: Recorder | None = None
+        self,
+        folder: Path | str,
+        *,
+        clock: Clock | None = None,
+        audit: Recorder | None = None,
+        keep_versions: int = KEEP_VERSIONS,
     ) -> None:
+        check_keep(keep_versions)
         self.folder, self.clock, self.audit = Path(folder), clock or SystemClock(), audit
+        self.keep_versions = keep_versions
+        self.dropped: list[Dropped] = []
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -145,6 +189,9 @@ class Shelf:
     def put(self, header: CubeHeader, payload: Payload, *, keep: bool = True) -> CubeHeader:
         """Keep a cube, or a new version of one; return its header as it is kept.
 
+        Beyond the newest `keep_versions` earlier ones are dropped, which `dropped` and the audit
+        tell.
+
         Args:
             keep: the version that was there stays as an earlier one; else it is overwritten.
 
@@ -167,7 +214,9 @@ class Shelf:
                 cube_file.write(path, header, payload)
                 if old is not None and not os.fstat(old.fileno()).st_nlink:
                     _overwrite(old)  # unless a process that was killed had kept it already
+            gone = self._drop_beyond(header.id, self.keep_versions)
         self._record("cube.put", header, bytes=payload.nbytes)
+        self._told(gone)
         return header
 
     def change(self, header: CubeHeader) -> None:
@@ -255,6 +304,7 @@ class Shelf:
                     f"cube {id} has no version of that number",
                     value=number,
                     allowed=", ".join(map(str, self.versions(id))),
+                    way_out="loci memory audit tells which were dropped to make room",
                 )
             path = kept[number]
         return cube_file.read(path)
@@ -264,6 +314,35 @@ class Shelf:
         before, payload = self.version(id, number)
         present = self.header(id)
         return self.put(replace(before, version=present.version + 1, usage=present.usage), payload)
+
+    def prune(self, keep: int, id: str | None = None, *, dry_run: bool = False) -> list[Dropped]:
+        """Overwrite all but the newest earlier versions, of one cube or of all; return what went.
+
+        What is frozen keeps all of its versions. Parents are cubes and not versions, so what is
+        said of where a cube came from stays true.
+
+        Args:
+            keep: earlier versions that stay; the present one always does.
+            dry_run: tell what would go, and do nothing.
+
+        Raises:
+            PolicyError: if the one cube is frozen.
+        """
+        check_keep(keep)
+        ids = [path.name.removesuffix(SUFFIX) for path in self._paths()] if id is None else [id]
+        if not ids:
+            return []
+        with self._changing():
+            gone = []
+            for one in ids:
+                header = cube_file.read_header(self.path(one))
+                if id is not None:
+                    header.check_unfrozen()
+                if header.state is not State.FROZEN:
+                    gone += self._drop_beyond(one, keep, dry_run=dry_run)
+        if not dry_run:
+            self._told(gone)
+        return gone
 
     def fork(self, id: str, name: str | None = None) -> CubeHeader:
         """Put a copy beside a cube, whose child it is; both go on apart."""
@@ -341,6 +420,38 @@ class Shelf:
         with contextlib.suppress(FileExistsError):
             os.link(path, folder / f"{path.name.removesuffix(SUFFIX)}.{number}{SUFFIX}")
         cube_file.flush_folder(folder)
+
+    def _drop_beyond(self, id: str, keep: int, *, dry_run: bool = False) -> list[Dropped]:
+        """Overwrite the oldest versions of a cube; call it while nobody else changes anything."""
+        present = self.path(id)
+        # Where a process was killed between two names of a file, both are the present version.
+        earlier = [
+            (number, path)
+            for number, path in self._versions(id).items()
+            if not path.samefile(present)
+        ]
+        gone = []
+        for number, path in earlier[: max(0, len(earlier) - keep)]:
+            data = path.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            gone.append(Dropped(id=id, version=number, nbytes=len(data), sha256=digest))
+            if not dry_run:
+                # Under a name that is swept up: half a version must never look like one.
+                left = self.folder / f".{path.name}.partial"
+                os.replace(path, left)
+                _shred(left)
+        return gone
+
+    def _told(self, gone: Sequence[Dropped]) -> None:
+        self.dropped += gone
+        for one in gone if self.audit is not None else ():
+            self.audit.record(  # type: ignore[union-attr]
+                "cube.drop_version",
+                one.id,
+                version=one.version,
+                bytes=one.nbytes,
+                sha256=one.sha256,
+            )
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from importlib.resources import files
 from typing import Any, Literal  # tables of texts
 
 from loci.core.item import Turn
-from loci.testing.dialogue import Asked
+from loci.text.dialogue import Asked
 
 Form = Literal["friends", "assistant", "unnamed"]
 

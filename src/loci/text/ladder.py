@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, NamedTuple, TypeVar  # a reply is whatever JSON can hold
 
 from loci.core.ports import Llm
@@ -126,24 +126,33 @@ class Ladder:
                 way_out="give one, or use the back end rules",
             )
         llm = self.llm
-        asked = sum(llm.count_tokens(message["content"]) for message in task.messages)
-        answered = 0
+        asked = answered = 0
         try:
+            asked = sum(llm.count_tokens(message["content"]) for message in task.messages)
             reply = llm.generate(
                 task.messages, max_tokens=task.max_tokens, seed=0, schema=task.schema
             )
             answered = llm.count_tokens(reply)
             value, refused = task.read(parse(reply, task.schema))
         except LociError as problem:
-            return self._below(task, asked, answered, problem.what), "rules"
+            return self._below(task, asked, answered, problem), "rules"
         self._step(task, self.rung, asked, answered, refused)
         return value, self.rung
 
-    def _below(self, task: Task[Value], asked: int, answered: int, why: str) -> Value:
+    def refuse(self, refused: Sequence[Refused]) -> None:
+        """Write down with the last step what was turned down after it."""
+        last = self.steps[-1]
+        self.steps[-1] = replace(last, refused=(*last.refused, *refused))
+
+    def _below(self, task: Task[Value], asked: int, answered: int, problem: LociError) -> Value:
+        why = problem.what
         if not self.fall_back:
             raise ModelError(
                 f"the back end {self.rung} could not {task.name}: {why}",
+                value=problem.value,
+                allowed=problem.allowed,
                 way_out=[
+                    *problem.way_out,
                     "nothing was stored; add it with infer=False to keep what was said",
                     "or allow falling back to rules (fall_back=True), or use another model",
                 ],

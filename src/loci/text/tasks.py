@@ -64,9 +64,12 @@ _FACTS: dict[str, Any] = {
     "required": ["facts"],
     "additionalProperties": False,
 }
+OVER = " no longer "
+"""How a sentence says that something has ended."""
+
 Neighbours = Callable[[Candidate], Sequence[Item]]
 Drawing = Callable[[Sequence[Turn], Sequence[Turn]], Task[list[Candidate]]]
-Deciding = Callable[[Sequence[Candidate], Sequence[Item], Neighbours], Task[list[Edit]]]
+Choosing = Callable[[Ladder, Sequence[Candidate], Sequence[Item], Neighbours], list[Edit]]
 OPERATIONS = ("ADD", "UPDATE", "DELETE", "NOOP")
 
 
@@ -170,7 +173,7 @@ def settle(
     nearest: Callable[[Candidate], Sequence[Item]],
     mark: str = "",
     *,
-    asking: Deciding | None = None,
+    choosing: Choosing | None = None,
 ) -> list[Edit]:
     """Return the edits that facts ask for, decided by the ladder's back end.
 
@@ -181,7 +184,7 @@ def settle(
         neighbours: live items the rules compare a fact with.
         nearest: live items a model is shown for a fact, best first.
         mark: stands in the keys of what is added, where several lists of edits become one.
-        asking: how a model is asked, if not by `deciding`.
+        choosing: how edits come of a model, if not by asking it once by `deciding`.
     """
     if not facts:
         return []
@@ -202,8 +205,7 @@ def settle(
             found = [*neighbours(fact), *fresh.values()]
             return [item for item in found if item.id not in gone]
 
-        task = (asking or deciding)(part, memories, known)
-        for edit in ladder.run(task)[0]:
+        for edit in (choosing or _chosen)(ladder, part, memories, known):
             keyed = _keyed(edit, f"+{mark}{len(edits)}")
             if isinstance(keyed, Retire):
                 gone.add(keyed.id)
@@ -213,6 +215,12 @@ def settle(
                 fresh[made.key] = _draft(made)
             edits.append(keyed)
     return edits
+
+
+def _chosen(
+    ladder: Ladder, facts: Sequence[Candidate], memories: Sequence[Item], neighbours: Neighbours
+) -> list[Edit]:
+    return ladder.run(deciding(facts, memories, neighbours))[0]
 
 
 def made_by(edits: Sequence[Edit], rung: str) -> list[Edit]:
@@ -319,7 +327,9 @@ def fact_of(entry: dict[str, Any], turns: Sequence[Turn]) -> Candidate | Refused
     if not numbers or not all(1 <= number <= len(turns) for number in numbers):
         return Refused("a source that does not exist", text)
     sources = [turns[number - 1] for number in numbers]
-    problem = ungrounded(text, sources)
+    ends = entry.get("ends", False)
+    # That something is over people say in words of their own: "gave up", "outgrown".
+    problem = ungrounded(text.replace(OVER, " ") if ends else text, sources)
     if problem is not None:
         return Refused(problem, text)
     ids = tuple(turn.id for turn in sources)
@@ -330,7 +340,6 @@ def fact_of(entry: dict[str, Any], turns: Sequence[Turn]) -> Candidate | Refused
             return replace(read, text=text, sources=ids)
         predicate = "did"
     who = fold(str(entry.get("subject") or sources[0].name or "the user"))
-    ends = entry.get("ends", False)
     return Candidate(
         text=text,
         sources=ids,

@@ -145,3 +145,15 @@ def test_layers_share_and_heads_do_not_where_so_asked() -> None:
     read(store, Text.of(spec_of(), 150))
     assert store.held_tokens(0) <= 10 < 24 < store.held_tokens(1) <= 30
     assert (kept_positions(store, 1) >= 0).all()
+
+
+def test_a_layer_that_overflows_alone_is_cut_alone() -> None:
+    # The first layer has room for more than the second: its slots take what the other must drop.
+    select = PatchedPromptByHead(ids=PROMPT, sinks=2, shares=(1.6, 0.4))
+    store = store_of(KVStore, (select,), keep=40, chunk=16, max_tokens=160)
+    text = Text.of(spec_of(), 150)
+    read(store, text, stop=48)
+    assert int((kept_positions(store, 0) >= 0).sum(-1).min()) == 48, "nothing had to go here"
+    assert int((kept_positions(store, 1) >= 0).sum()) <= 2 * 40, "here it had"
+    read(store, text, start=48)
+    assert store.length == 150

@@ -120,10 +120,17 @@ def test_grouped_queries_lose_nothing_without_rounding(unrounded: None) -> None:
 
 
 def test_by_hand() -> None:
-    # Two bits and one group: 0 to 3 come back as they are.
-    codes = xquant._by_token("", torch.tensor([[[0.0, 1.0, 2.0, 3.0]]]), 2, 4)
-    assert codes["codes"].tolist() == [[[0b11100100]]] and codes["grid"].tolist() == [[[0, 1]]]
-    assert xquant._of_token("", codes, 4, 2, 4).tolist() == [[[0, 1, 2, 3]]]
+    # One input of four numbers, 0 to 3, in two bits and one group: it comes back as it is.
+    hidden = torch.tensor([[[0.0, 1.0, 2.0, 3.0]]])
+    block = KVBlock(hidden[:, None], hidden[:, None], torch.zeros(1, 1), hidden)
+    spec = spec_of(layers=1, kv_heads=1, heads=1, head_dim=2)
+    group = LayerGroup(spec=replace(spec, hidden=4), layers=range(1))
+    rows, _ = XQuant(bits=2, group=8).encode([block], group)
+    assert rows["codes"].tolist() == [[[0b11100100]]] and rows["grid"].tolist() == [[[0, 1]]]
+    weights = torch.eye(4).flip(0)[None]
+    group = replace(group, shared={"weights": weights})
+    keys, values = XQuant(bits=2, group=8).decode(rows, {}, 0, group, None)
+    assert keys.tolist() == [[[[3, 2]]]] and values.tolist() == [[[[1, 0]]]]
     assert [xquant._share(width, 128) for width in (576, 192, 96, 7)] == [96, 96, 96, 7]
 
 

@@ -15,8 +15,8 @@ from loci.core.ports import Array
 from loci.errors import FormatError, ParameterError
 from loci.methods.recall.base import Query, Recall
 from loci.methods.recall.mem0 import Mem0
-from loci.testing.dialogue import make_dialogue
 from loci.testing.recall import CONFORMANCE, DictView, told
+from loci.text.dialogue import make_dialogue
 from loci.text.stem import stems
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from loci.core.item import Add, Retire
+from loci.core.item import Add, Retire, Revise
+from loci.errors import EndpointError, ModelError
 from loci.methods.recall.base import Recall
 from loci.methods.recall.mem0 import Mem0
-from loci.methods.recall.memlora import EXTRACT, UPDATE, MemLora, event_of, extracting, updating
+from loci.methods.recall.memlora import EXTRACT, UPDATE, MemLora, choosing, extracting, related
 from loci.testing.recall import CONFORMANCE, DictView, told
 from loci.text.form import misfit
 from loci.text.ladder import Ladder
@@ -26,6 +28,7 @@ class Experts:
     def __init__(self, replies: Mapping[str, Sequence[dict[str, Any]]]) -> None:
         self._replies = {name: list(found) for name, found in replies.items()}
         self.asked: list[tuple[str, str]] = []
+        self.fails: str | None = None
 
     def generate(
         self,
@@ -37,6 +40,8 @@ class Experts:
         schema: Mapping[str, Any] | None = None,
     ) -> str:
         (message,) = messages
+        if message["expert"] == self.fails:
+            raise EndpointError("it did not answer")
         self.asked.append((message["expert"], message["content"]))
         reply = self._replies[message["expert"]].pop(0)
         assert schema is not None and misfit(reply, schema) is None
@@ -63,15 +68,15 @@ def test_each_stage_is_asked_of_its_expert_in_few_words() -> None:
     llm = Experts(
         {
             EXTRACT: [{"facts": ["Ada lives in Graz"]}, {"facts": ["Ada lives in Leeds"]}],
-            UPDATE: [{"event": "ADD", "id": None}, {"event": "UPDATE", "id": 1}],
+            UPDATE: [{"is": "changed"}],
         }
     )
     view = DictView()
     for text in ("I live in Graz.", "I moved, I live in Leeds now."):
         turns = told(text)
         edits = view.remember(turns, MemLora(), Ladder("slm", llm))
-    assert [name for name, _ in llm.asked] == [EXTRACT, UPDATE, EXTRACT, UPDATE]
-    assert llm.asked[-1][1] == "Known:\n1. Ada lives in Graz\nNew: Ada lives in Leeds"
+    assert [name for name, _ in llm.asked] == [EXTRACT, EXTRACT, UPDATE]
+    assert llm.asked[-1][1] == "Known: Ada lives in Graz\nNew: Ada lives in Leeds"
     (edit,) = edits
     assert isinstance(edit, Retire) and edit.superseded_by is not None
     assert [item.is_live for item in view.all_items()] == [False, True]
@@ -85,7 +90,7 @@ def test_what_nobody_said_is_refused() -> None:
     llm = Experts(
         {
             EXTRACT: [{"facts": ["Ada lives in Paris", "Ada lives in Graz"]}],
-            UPDATE: [{"event": "ADD", "id": None}],
+            UPDATE: [],
         }
     )
     ladder = Ladder("slm", llm)
@@ -94,14 +99,69 @@ def test_what_nobody_said_is_refused() -> None:
     assert "a name nobody said" in str(ladder.steps[0])
 
 
-def test_only_numbers_that_were_shown_can_be_named() -> None:
-    assert misfit({"event": "UPDATE", "id": 2}, event_of(2)) is None
-    for wrong in ({"event": "UPDATE", "id": 3}, {"event": "UPDATE", "id": 0}):
-        assert misfit(wrong, event_of(2)) is not None
-    assert misfit({"event": "DELETE", "id": 1}, event_of(0)) is not None
-    assert misfit({"event": "FORGET", "id": None}, event_of(1)) is not None
-    turns = told("I live in Graz.")
-    (fact,) = Ladder().run(drawing(turns))[0]
-    task = updating([fact], [], lambda one: [])
-    edits, refused = task.read({"event": "UPDATE", "id": None})
-    assert isinstance(edits[0], Add) and "no memory was named" in str(refused[0])
+def test_memories_are_compared_best_first_until_one_is_no_other_matter() -> None:
+    llm = Experts(
+        {
+            EXTRACT: [
+                {"facts": ["Ada likes chess"]},
+                {"facts": ["Ada plays chess"]},
+                {"facts": ["Ada no longer plays chess"]},
+            ],
+            UPDATE: [{"is": "other"}, {"is": "ended"}],
+        }
+    )
+    view = DictView()
+    for text in ("I like chess.", "I play chess.", "I gave up chess."):
+        edits = view.remember(told(text), MemLora(), Ladder("slm", llm))
+    shown = [text for name, text in llm.asked if name == UPDATE]
+    assert shown == [
+        "Known: Ada likes chess\nNew: Ada plays chess",
+        "Known: Ada plays chess\nNew: Ada no longer plays chess",
+    ]
+    (edit,) = edits
+    assert isinstance(edit, Retire) and edit.superseded_by is None
+    assert [item.text for item in view.all_items() if item.is_live] == ["Ada likes chess"]
+
+
+def test_what_is_known_word_for_word_is_not_asked_about() -> None:
+    said = {"facts": ["Ada plays chess"]}
+    llm = Experts({EXTRACT: [said, said], UPDATE: []})
+    view = DictView()
+    for text in ("I play chess.", "I play chess on Sundays."):
+        (edit,) = view.remember(told(text), MemLora(), Ladder("slm", llm))
+    assert isinstance(edit, Revise) and edit.reason == "said again"
+    assert [item.text for item in view.all_items()] == ["Ada plays chess"]
+
+
+def test_memories_of_others_are_not_shown() -> None:
+    llm = Experts({EXTRACT: [{"facts": ["Ada lives in Graz"]}, {"facts": ["Tom lives in Graz"]}]})
+    view = DictView()
+    for name in ("Ada", "Tom"):
+        turn = replace(told("I live in Graz.")[0], id=name, name=name)
+        (edit,) = view.remember([turn], MemLora(), Ladder("slm", llm))
+        assert isinstance(edit, Add)
+
+
+def test_only_what_has_ended_can_end_a_memory() -> None:
+    assert misfit({"is": "ended"}, related(ends=True)) is None
+    assert misfit({"is": "changed"}, related(ends=False)) is None
+    assert misfit({"is": "changed"}, related(ends=True)) is not None
+    assert misfit({"is": "ended"}, related(ends=False)) is not None
+
+
+def test_rules_take_a_fact_over_where_its_expert_fails() -> None:
+    llm = Experts(
+        {
+            EXTRACT: [{"facts": ["Ada lives in Graz"]}, {"facts": ["Ada lives in Leeds"]}],
+            UPDATE: [{"is": "changed"}],
+        }
+    )
+    view = DictView()
+    view.remember(told("I live in Graz."), MemLora(), Ladder("slm", llm))
+    llm.fails = UPDATE
+    ladder = Ladder("slm", llm, fall_back=True)
+    (edit,) = view.remember(told("I moved, I live in Leeds now."), MemLora(), ladder)
+    assert isinstance(edit, Retire) and edit.superseded_by is not None
+    assert [step.rung for step in ladder.steps] == ["slm", "rules"]
+    with pytest.raises(ModelError, match="could not compare"):
+        choosing(Ladder("slm", llm), [edit.superseded_by], view.all_items()[:1], lambda fact: [])

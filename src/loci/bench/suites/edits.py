@@ -13,7 +13,8 @@ their harmonic mean, KL and perplexity on text that has nothing to do with it, s
 whether a model whose patch was taken away is the same bit for bit. Layers and weights were chosen
 on facts that are not reported on.
 
---data FILE is the text that C is averaged over, in place of Python's help (a folder holds none).
+--data FILE is the text that C is averaged over, in place of what the model writes itself (a folder
+holds none).
 
 Options: cases=50 (at once), singles=50 (of them, one at a time), steps (MEND's training).
 """

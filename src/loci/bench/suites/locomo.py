@@ -70,6 +70,29 @@ class Conversation:
     questions: tuple[Question, ...]
 
 
+def file_of(data: Path) -> Path:
+    """Return a file, or the first that could be LoCoMo in a folder.
+
+    Raises:
+        FormatError: if there is none.
+    """
+    if not data.is_dir():
+        return data
+    found = sorted(data.glob("*.json"))
+    if not found:
+        raise FormatError("no LoCoMo file in this folder", value=str(data), allowed="*.json")
+    return found[0]
+
+
+def refs_of(cited: Sequence[str]) -> tuple[str, ...]:
+    """Return the references of turns that stand in texts, as turns have them.
+
+    >>> refs_of(["D8:6; D9:17", "D:11:26", "D30:05", "D"])
+    ('D8:6', 'D9:17', 'D11:26', 'D30:5')
+    """
+    return tuple(f"D{a}:{b}" for text in cited for a, b in _DIA.findall(text))
+
+
 def load(data: Path) -> list[Conversation]:
     """Return the conversations of a LoCoMo file, or of the first such file in a folder.
 
@@ -78,12 +101,7 @@ def load(data: Path) -> list[Conversation]:
     Raises:
         FormatError: if the file does not look like LoCoMo.
     """
-    path = data
-    if data.is_dir():
-        found = sorted(data.glob("*.json"))
-        if not found:
-            raise FormatError("no LoCoMo file in this folder", value=str(data), allowed="*.json")
-        path = found[0]
+    path = file_of(data)
     try:
         samples = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(samples, list):
@@ -131,12 +149,7 @@ def _conversation(sample: dict[str, Any]) -> Conversation:
             text=entry["question"],
             answer=str(entry.get("answer", "")),
             category=entry["category"],
-            evidence=frozenset(
-                ref
-                for cited in entry["evidence"]
-                for ref in (f"D{a}:{b}" for a, b in _DIA.findall(cited))
-                if ref in refs
-            ),
+            evidence=frozenset(ref for ref in refs_of(entry["evidence"]) if ref in refs),
         )
         for entry in sample["qa"]
     ]

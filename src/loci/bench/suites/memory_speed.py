@@ -240,7 +240,7 @@ def _seconds(work: Callable[..., object]) -> float:
 def _embedding(folder: Path, context: Context, turns: int) -> dict[str, Any]:
     """Return how fast messages are acknowledged and embedded, in alternating rounds."""
     from loci.models.embed import MiniLM
-    from loci.testing.dialogue import make_dialogue, turns_of
+    from loci.text.dialogue import make_dialogue, turns_of
 
     embedder = MiniLM(context.folder / "minilm")
     chosen = random.Random(context.seed)

@@ -25,9 +25,9 @@ from loci.core.ports import Embedder
 from loci.errors import ParameterError
 from loci.methods import catalogue
 from loci.methods.recall.base import Query, Recall
-from loci.testing.dialogue import Dialogue, Expected, Half, make_dialogue, turns_of
 from loci.testing.recall import DictView
 from loci.text.answer import answer
+from loci.text.dialogue import Dialogue, Expected, Half, make_dialogue, turns_of
 from loci.text.extract import extract
 from loci.text.ladder import Ladder, Rung, Step
 from loci.text.stem import fold, stems
@@ -135,7 +135,7 @@ def measure(
     what has ended, every message found again by its own words.
 
     Args:
-        half, split: the wordings, see `loci.testing.dialogue`.
+        half, split: the wordings, see `loci.text.dialogue`.
         ladder: makes the back end of each write; its calls and tokens are in the result.
     """
     pairs: list[tuple[str, str]] = []

@@ -291,7 +291,7 @@ def _mapping(tokens: int) -> dict[str, float]:
 
 def _engine(tokens: int, rounds: int, seed: int, **sizes: int) -> dict[str, Any]:
     """Time an answer over a context that was read before; count what several hold that share it."""
-    wanted = {name: getattr(SIZES, name) for name in (*SMALL, "vocab")} | sizes
+    wanted = {name: getattr(SIZES, name) for name in (*SMALL, "vocab", "max_context")} | sizes
     draw = random.Random(seed)
     ids = tuple(draw.randrange(256) for _ in range(tokens))
     found: dict[str, Any] = {"tokens": tokens, "sharers": SHARERS}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]  # name -> (shape, dtype)
 
-# Shapes: B batch, L layers, K key/value heads, S stored tokens, D head size.
+# Shapes: B batch, L layers, K key/value heads, S stored tokens, T tokens, D head size, w = K D.
 
 
 class KVMethod(Method):
@@ -242,6 +242,18 @@ class LatentForm(NamedTuple):
     steps: tuple[float, ...] = ()
 
 
+class Landmarks(NamedTuple):
+    """How a token that is decoded chooses what it reads; see `EncodeLayers.landmarks`.
+
+    Attributes:
+        tokens: that stand together and share the mean of their keys, the landmark.
+        chunks: of so many tokens, that a key/value head reads, beside those of the first tokens.
+    """
+
+    tokens: int
+    chunks: int
+
+
 class EncodeLayers(KVMethod):
     """Turns tokens of whole layers, or of several layers together, into rows and bases.
 
@@ -278,6 +290,14 @@ class EncodeLayers(KVMethod):
     def group_layers(self) -> int | None:
         """Neighbouring layers that are encoded together; None is all of them."""
         return 1
+
+    @property
+    def landmarks(self) -> Landmarks | None:
+        """Return how a token that is decoded chooses what it reads; None where it reads all.
+
+        Steps of several tokens read all.
+        """
+        return None
 
     def check(self, spec: ModelSpec) -> None:
         """Raise MethodError or ParameterError unless the method can work on this model."""
@@ -330,3 +350,33 @@ class EncodeLayers(KVMethod):
             carried_BTc: what the layer before left of these tokens, zero before the first; is
                 changed in place. None where nothing is carried.
         """
+
+    def decode_heads(
+        self,
+        rows: Mapping[str, Tensor],
+        bases: Mapping[str, Tensor],
+        layer: int,
+        heads: slice,
+        group: LayerGroup,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys that are not rotated, and values, of some heads, float32 [k, T, D].
+
+        Asked of methods with landmarks.
+
+        Args:
+            rows: [k, T, ...], for each head of any tokens that share a basis.
+            bases: [...], which they share.
+        """
+        raise MethodError(
+            f"{self.about.name} has no landmarks", way_out=f"{self.about.name}.decode"
+        )
+
+
+def as_rows(x_BKTD: Tensor) -> Tensor:
+    """Return tokens of all heads as rows, [B, T, w]."""
+    return x_BKTD.transpose(1, 2).flatten(2)
+
+
+def as_heads(rows_BTw: Tensor, spec: ModelSpec) -> Tensor:
+    """Return rows as tokens of each head, [B, K, T, D]."""
+    return rows_BTw.unflatten(2, (spec.kv_heads, spec.head_dim)).transpose(1, 2)

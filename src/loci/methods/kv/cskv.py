@@ -33,7 +33,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from loci.core.method import About, Kind, Need, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import ParameterError
-from loci.methods.kv.base import EncodeLayers, LatentForm, LayerGroup, Shapes
+from loci.methods.kv.base import (
+    EncodeLayers,
+    LatentForm,
+    LayerGroup,
+    Shapes,
+    as_heads,
+    as_rows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +148,7 @@ class Cskv(EncodeLayers):
 
         layer, rows = group.layers[0], {}
         for name in ("keys", "values"):
-            x_BTw = getattr(blocks[0], name).transpose(1, 2).flatten(2)
+            x_BTw = as_rows(getattr(blocks[0], name))
             ways_rw = group.shared[name][layer].float()
             rows[name] = (x_BTw - group.shared[f"{name}_mean"][layer].float()) @ ways_rw.t()
             most = float(rows[name].abs().max())
@@ -166,7 +173,7 @@ class Cskv(EncodeLayers):
         for name in ("keys", "values"):
             x_BTw = rows[name].float() @ group.shared[name][layer].float()
             x_BTw += group.shared[f"{name}_mean"][layer].float()
-            found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
+            found.append(as_heads(x_BTw, group.spec))
         return found[0], found[1]
 
 
@@ -258,20 +265,15 @@ class CskvQat(EncodeLayers):
         self, blocks: Sequence[KVBlock], group: LayerGroup
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return codes of whole groups of tokens, and the grids of their keys."""
-        import torch
+        from loci.nn.grid import by_channel, by_token
 
-        from loci.nn.grid import pack_rows, rounded
-
-        layer, codes, grids = group.layers[0], {}, {}
+        layer, numbers = group.layers[0], {}
         for name in ("keys", "values"):
-            x_BTw = getattr(blocks[0], name).transpose(1, 2).flatten(2)
-            x_BTw = x_BTw - group.shared[f"{name}_mean"][layer].float()
-            x_BTr = x_BTw @ group.shared[f"{name}_into"][layer].float().t()
-            parts = x_BTr.unflatten(1, (-1, self.group))  # [B, N, g, r]
-            code, grid = rounded(parts, self.bits, dim=2 if name == "keys" else 3)
-            codes[name] = pack_rows(code.flatten(1, 2), self.bits)
-            grids[name] = grid.to(torch.float16)
-        return codes | {"values_grid": grids["values"].flatten(1, 2)}, {"keys": grids["keys"]}
+            x_BTw = as_rows(getattr(blocks[0], name)) - group.shared[f"{name}_mean"][layer].float()
+            numbers[name] = x_BTw @ group.shared[f"{name}_into"][layer].float().t()
+        keys, keys_grid = by_channel(numbers["keys"], self.bits, self.group)
+        values, values_grid = by_token(numbers["values"], self.bits, numbers["values"].shape[2])
+        return {"keys": keys, "values": values, "values_grid": values_grid}, {"keys": keys_grid}
 
     def decode(
         self,
@@ -282,20 +284,18 @@ class CskvQat(EncodeLayers):
         carried_BTc: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values from codes."""
-        from loci.nn.grid import unpack_rows
+        from loci.nn.grid import of_channel, of_token
 
-        keys, values = _ranks(self, group.spec)
-        grid_BN2r = bases["keys"].float()
-        keys_BNgr = unpack_rows(rows["keys"], self.bits, keys).unflatten(1, (-1, self.group))
-        keys_BNgr.mul_(grid_BN2r[:, :, 1:]).add_(grid_BN2r[:, :, :1])
-        grid_BT2 = rows["values_grid"].float()
-        values_BTr = unpack_rows(rows["values"], self.bits, values)
-        values_BTr.mul_(grid_BT2[..., 1:]).add_(grid_BT2[..., :1])
+        _, rank = _ranks(self, group.spec)
+        numbers = {
+            "keys": of_channel(rows["keys"], bases["keys"], self.bits),
+            "values": of_token(rows["values"], rows["values_grid"], self.bits, rank),
+        }
         found = []
-        for name, x_BTr in (("keys", keys_BNgr.flatten(1, 2)), ("values", values_BTr)):
+        for name, x_BTr in numbers.items():
             x_BTw = x_BTr @ group.shared[f"{name}_out"][layer].float()
             x_BTw += group.shared[f"{name}_mean"][layer].float()
-            found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
+            found.append(as_heads(x_BTw, group.spec))
         return found[0], found[1]
 
     def _codes(self, name: str) -> RoundedCodes:

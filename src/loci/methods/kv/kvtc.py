@@ -29,7 +29,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from loci.core.method import About, Kind, Need, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError
-from loci.methods.kv.base import EncodeLayers, LatentForm, LayerGroup, Shapes
+from loci.methods.kv.base import (
+    EncodeLayers,
+    LatentForm,
+    LayerGroup,
+    Shapes,
+    as_heads,
+    as_rows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +178,7 @@ class Kvtc(EncodeLayers):
         layer, rows = group.layers[0], {}
         for name in ("keys", "values"):
             part = _Part(group, name, layer)
-            x_BTw = getattr(blocks[0], name).transpose(1, 2).flatten(2)
+            x_BTw = as_rows(getattr(blocks[0], name))
             u_BTm = ((x_BTw - part.mean) @ part.ways.t()) / part.size
             codes, gain = _rounded(u_BTm, part)
             packed = [pack_rows(codes[..., at], bits) for bits, at in part.classes]
@@ -201,7 +208,7 @@ class Kvtc(EncodeLayers):
                 first = stop
             u_BTm = torch.cat(codes, -1).sub_(part.half).mul_(part.step * part.size)
             x_BTw = (u_BTm.mul_(rows[f"{name}_gain"].float()) @ part.ways).add_(part.mean)
-            found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
+            found.append(as_heads(x_BTw, group.spec))
         return found[0], found[1]
 
     def _bytes(self, spec: ModelSpec) -> dict[str, int]:

@@ -266,6 +266,9 @@ def _table(
         if encode.first_tokens and select is None:
             first = min(encode.first_tokens, slots)
             tensors["first"] = ((batch, layers, 2, heads, first, size), real)
+        if (marks := encode.landmarks) is not None:
+            chunks = -(-slots // marks.tokens)
+            tensors["landmarks"] = ((batch, layers, heads, chunks, size), "float16")
         if carried := encode.carried(spec):
             # One number more says which layer it was left by.
             tensors["carried"] = ((batch, slots, carried + 1), "float32")

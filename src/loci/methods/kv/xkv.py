@@ -13,10 +13,17 @@ Layer j reads A R_j. What a token needs is a row of r numbers for G layers. Gene
 exact until a segment is full; each segment has a basis R of its own, which is stored and counted:
 r (S + G w) numbers in place of S G w.
 
+With `chunks`, a token that is decoded rebuilds only some of what is stored. Of every 8 tokens the
+mean of their exact keys, rotated, is kept as a landmark; the queries of a KV head choose the chunks
+whose landmarks they would give most to, and only the rows of these are multiplied by R_j:
+
+    chosen = the `chunks` highest of  max over the group's queries q of softmax(q . landmarks)
+
 Differs from the paper: a prompt is encoded segment by segment instead of once at its end, which
-bounds what is exact at any time; R comes from the Gram matrix, which gives the same product; the
-selective reconstruction of its second version is left out. `sinks` are ours: the first token points
-where no other does, and is read by all. Without ranks, the paper's shares of G w are taken.
+bounds what is exact at any time; R comes from the Gram matrix, which gives the same product.
+`sinks` are ours: the first token points where no other does, and is read by all. Without ranks, the
+paper's shares of G w are taken. How the paper's second version chooses what it rebuilds is our
+reading, after H. Sun et al., "ShadowKV", 2024, arXiv:2410.21465, whose landmarks these are.
 Not for: contexts that are short beside G w, where the bases take what the rows save.
 """
 
@@ -29,12 +36,21 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from loci.core.method import About, Granularity, Kind, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import ParameterError
-from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes
+from loci.methods.kv.base import (
+    EncodeLayers,
+    Landmarks,
+    LayerGroup,
+    Shapes,
+    as_heads,
+    as_rows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from loci.nn.kv import KVBlock
+
+LANDMARK = 8  # tokens that share a landmark and are rebuilt together, ShadowKV's section 4
 
 # Shapes: B batch, N segments, S tokens of one, T = N S, K key/value heads, D head size, w = K D
 # channels of a layer, G layers, r rank.
@@ -50,7 +66,7 @@ class Xkv(EncodeLayers):
         paper="arXiv:2503.18893",
         idea="neighbouring layers share one low-rank row per token",
         phases=(Phase.PREFILL, Phase.DECODE),
-        reconstruction="segments, and where generated tokens join them",
+        reconstruction="segments, where generated tokens join them, how chunks are chosen",
     )
     granularity: ClassVar[Granularity] = Granularity.LAYER_GROUP
 
@@ -76,6 +92,20 @@ class Xkv(EncodeLayers):
     dtype: Annotated[
         str, Param(help="what rows and bases are kept in", choices=("float16", "float32"))
     ] = "float16"
+    chunks: Annotated[
+        int | None,
+        Param(help=f"chunks of {LANDMARK} tokens that a decoded token rebuilds, else all", ge=1),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunks is not None and self.segment % LANDMARK:
+            raise ParameterError(
+                "xkv.segment must be whole chunks where a decoded token rebuilds some of them",
+                value=self.segment,
+                allowed=f"multiples of {LANDMARK}",
+                way_out=f"xkv(segment={self.segment + -self.segment % LANDMARK}, ...)",
+            )
 
     @property
     def closes_every(self) -> int:
@@ -96,6 +126,11 @@ class Xkv(EncodeLayers):
     def group_layers(self) -> int:
         """Layers that share rows."""
         return self.group
+
+    @property
+    def landmarks(self) -> Landmarks | None:
+        """Chunks that a decoded token rebuilds."""
+        return None if self.chunks is None else Landmarks(LANDMARK, self.chunks)
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse ranks that no matrix has."""
@@ -129,7 +164,7 @@ class Xkv(EncodeLayers):
         rows, bases = {}, {}
         ranks = self._ranks(group.spec, len(group.layers))
         for name, rank in zip(("keys", "values"), ranks, strict=True):
-            parts = [getattr(block, name).transpose(1, 2).flatten(2) for block in blocks]
+            parts = [as_rows(getattr(block, name)) for block in blocks]
             x_BNSw = torch.cat(parts, -1).unflatten(1, (-1, self.segment))
             basis_BNrw = top_rows(x_BNSw, rank)
             rows[name] = (x_BNSw @ basis_BNrw.mT).flatten(1, 2)
@@ -155,10 +190,26 @@ class Xkv(EncodeLayers):
         first = (layer - group.layers[0]) * width
         found = []
         for name in ("keys", "values"):
-            rows_BNSr = rows[name].float().unflatten(1, (-1, self.segment))
             basis_BNrw = bases[name][..., first : first + width].float()
-            x_BTw = (rows_BNSr @ basis_BNrw).flatten(1, 2)
-            found.append(x_BTw.unflatten(2, (group.spec.kv_heads, -1)).transpose(1, 2))
+            rows_BNSr = rows[name].float().unflatten(1, (-1, self.segment))
+            found.append(as_heads((rows_BNSr @ basis_BNrw).flatten(1, 2), group.spec))
+        return found[0], found[1]
+
+    def decode_heads(
+        self,
+        rows: Mapping[str, Tensor],
+        bases: Mapping[str, Tensor],
+        layer: int,
+        heads: slice,
+        group: LayerGroup,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of some heads of a layer: their columns of the product."""
+        size, first = group.spec.head_dim, (layer - group.layers[0]) * group.spec.kv_heads
+        columns = slice((first + heads.start) * size, (first + heads.stop) * size)
+        found = []
+        for name in ("keys", "values"):
+            basis_krD = bases[name][:, columns].float().unflatten(1, (-1, size)).transpose(0, 1)
+            found.append(rows[name].float() @ basis_krD)
         return found[0], found[1]
 
     def _ranks(self, spec: ModelSpec, layers: int) -> tuple[int, int]:

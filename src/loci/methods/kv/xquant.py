@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from loci.core.method import About, Granularity, Kind, Need, Param, Phase
 from loci.core.spec import ModelSpec
 from loci.errors import MethodError
-from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes
+from loci.methods.kv.base import EncodeLayers, LayerGroup, Shapes, as_heads, as_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,8 +113,12 @@ class XQuant(EncodeLayers):
         self, blocks: Sequence[KVBlock], group: LayerGroup
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the input, rounded token by token."""
-        assert blocks[0].hidden is not None
-        return _by_token("", blocks[0].hidden, self.bits, self.group), {}
+        from loci.nn.grid import by_token
+
+        hidden_BTd = blocks[0].hidden
+        assert hidden_BTd is not None
+        codes, grid = by_token(hidden_BTd, self.bits, _share(hidden_BTd.shape[2], self.group))
+        return {"codes": codes, "grid": grid}, {}
 
     def decode(
         self,
@@ -125,7 +129,9 @@ class XQuant(EncodeLayers):
         carried_BTc: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values, computed from the input."""
-        x_BTd = _of_token("", rows, group.spec.hidden, self.bits, self.group)
+        from loci.nn.grid import of_token
+
+        x_BTd = of_token(rows["codes"], rows["grid"], self.bits, group.spec.hidden)
         return _heads(x_BTd @ group.shared["weights"][layer].float().t(), group.spec)
 
 
@@ -202,15 +208,20 @@ class XQuantGL(EncodeLayers):
         self, blocks: Sequence[KVBlock], group: LayerGroup
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return codes of whole groups of tokens, and the grids of their keys."""
+        from loci.nn.grid import by_channel, by_token
+
         layer, shared = group.layers[0], group.shared
         keys_BTw, values_BTw = (
-            getattr(blocks[0], name).transpose(1, 2).flatten(2) @ shared[name][layer].float().t()
+            as_rows(getattr(blocks[0], name)) @ shared[name][layer].float().t()
             for name in ("keys", "values")
         )
-        codes, grid = _by_channel(keys_BTw, self.bits, self.group)
+        keys, keys_grid = by_channel(keys_BTw, self.bits, self.group)
         values_BTw = values_BTw / shared["values_scale"][layer]
-        rows = {"keys_codes": codes} | _by_token("values_", values_BTw, self.bits, self.group)
-        return rows, {"keys": grid}
+        values, grid = by_token(values_BTw, self.bits, _share(values_BTw.shape[2], self.group))
+        return (
+            {"keys_codes": keys, "values_codes": values, "values_grid": grid},
+            {"keys": keys_grid},
+        )
 
     def decode(
         self,
@@ -221,16 +232,17 @@ class XQuantGL(EncodeLayers):
         carried_BTc: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values from their channels."""
+        from loci.nn.grid import of_channel, of_token
+
         spec, shared = group.spec, group.shared
         width = spec.kv_heads * spec.head_dim
-        keys_BTw = _of_channel(rows["keys_codes"], bases["keys"], width, self.bits, self.group)
-        values_BTw = _of_token("values_", rows, width, self.bits, self.group)
+        keys_BTw = of_channel(rows["keys_codes"], bases["keys"], self.bits)
+        values_BTw = of_token(rows["values_codes"], rows["values_grid"], self.bits, width)
         values_BTw *= shared["values_scale"][layer]
-        keys, values = (
-            (x @ shared[name][layer].float()).unflatten(2, (spec.kv_heads, -1)).transpose(1, 2)
-            for x, name in ((keys_BTw, "keys"), (values_BTw, "values"))
+        return (
+            as_heads(keys_BTw @ shared["keys"][layer].float(), spec),
+            as_heads(values_BTw @ shared["values"][layer].float(), spec),
         )
-        return keys, values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,12 +340,14 @@ class XQuantCL(EncodeLayers):
         """Return codes and grids, each layer against what was kept of the one before."""
         import torch
 
+        from loci.nn.grid import by_channel, of_channel
+
         shared, size = group.shared, self._size(group.spec)
         sum_BTd = torch.zeros(())
         codes: dict[str, list[Tensor]] = {"base": [], "more": []}
         grids = []
         for layer, block in enumerate(blocks):
-            both = torch.cat([block.keys, block.values], 1).transpose(1, 2).flatten(2)
+            both = as_rows(torch.cat([block.keys, block.values], 1))
             own_BTm = both @ shared["mix"][layer].float().t() / shared["scale"][layer]
             ways_md = shared["ways"][layer].float()
             if layer == 0:
@@ -341,8 +355,8 @@ class XQuantCL(EncodeLayers):
             before_BTm = sum_BTd @ ways_md.t()
             is_base = layer < self.base_layers
             bits = self.base_bits if is_base else self.bits
-            kept, grid = _by_channel(own_BTm if is_base else own_BTm - before_BTm, bits, self.group)
-            now_BTm = _of_channel(kept, grid, size, bits, self.group)
+            kept, grid = by_channel(own_BTm if is_base else own_BTm - before_BTm, bits, self.group)
+            now_BTm = of_channel(kept, grid, bits)
             sum_BTd += (now_BTm - before_BTm if is_base else now_BTm) @ ways_md
             codes["base" if is_base else "more"].append(kept)
             grids.append(grid)
@@ -361,14 +375,16 @@ class XQuantCL(EncodeLayers):
         carried_BTc: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values from the running sum, to which this layer is added."""
+        from loci.nn.grid import of_channel
+
         assert carried_BTc is not None
-        shared, size = group.shared, self._size(group.spec)
+        shared = group.shared
         is_base = layer < self.base_layers
         bits = self.base_bits if is_base else self.bits
         kept = (
             rows["base"][:, :, layer] if is_base else rows["more"][:, :, layer - self.base_layers]
         )
-        now_BTm = _of_channel(kept, bases["grid"][:, :, layer], size, bits, self.group)
+        now_BTm = of_channel(kept, bases["grid"][:, :, layer], bits)
         ways_md = shared["ways"][layer].float()
         before_BTm = carried_BTc @ ways_md.t()
         if is_base:
@@ -433,39 +449,3 @@ def _token_table(name: str, width: int, bits: int, group: int) -> Shapes:
         f"{name}codes": (((width * bits + 7) // 8,), "uint8"),
         f"{name}grid": ((2 * (width // _share(width, group)),), "float16"),
     }
-
-
-def _by_token(name: str, x_BTw: Tensor, bits: int, group: int) -> dict[str, Tensor]:
-    """Return codes and grids, each token by itself in groups of channels."""
-    from loci.nn.grid import pack_rows, rounded
-
-    parts = x_BTw.unflatten(2, (-1, _share(x_BTw.shape[2], group)))
-    codes, grid = rounded(parts, bits, dim=3)
-    return {f"{name}codes": pack_rows(codes.flatten(2), bits), f"{name}grid": grid.flatten(2)}
-
-
-def _of_token(name: str, rows: Mapping[str, Tensor], width: int, bits: int, group: int) -> Tensor:
-    from loci.nn.grid import unpack_rows
-
-    share = _share(width, group)
-    low_step = rows[f"{name}grid"].float().unflatten(2, (-1, 2))
-    x = unpack_rows(rows[f"{name}codes"], bits, width).unflatten(2, (-1, share))
-    return (x * low_step[..., 1:] + low_step[..., :1]).flatten(2)
-
-
-def _by_channel(x_BTw: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Return codes, and grids [B, N, 2, w], each channel by itself over groups of tokens."""
-    import torch
-
-    from loci.nn.grid import pack_rows, rounded
-
-    codes, grid = rounded(x_BTw.unflatten(1, (-1, group)), bits, dim=2)
-    return pack_rows(codes.flatten(1, 2), bits), grid.to(torch.float16)
-
-
-def _of_channel(codes: Tensor, grid_BN2w: Tensor, width: int, bits: int, group: int) -> Tensor:
-    from loci.nn.grid import unpack_rows
-
-    x = unpack_rows(codes, bits, width).unflatten(1, (-1, group))
-    low_step = grid_BN2w.float()
-    return (x * low_step[:, :, 1:] + low_step[:, :, :1]).flatten(1, 2)

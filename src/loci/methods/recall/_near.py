@@ -28,14 +28,24 @@ def neighbours_in(view: StoreView) -> Callable[[Candidate], list[Item]]:
 
 def nearest_in(view: StoreView) -> Callable[[Candidate], list[Item]]:
     """Return what gives the live items that a model is shown for a fact, best first."""
-    neighbours = neighbours_in(view)
+    neighbours, alike = neighbours_in(view), alike_in(view)
 
     def nearest(fact: Candidate) -> list[Item]:
-        ids = [item.id for item in neighbours(fact)]
+        found = {item.id: item for item in (*neighbours(fact), *alike(fact))}
+        return [item for item in found.values() if item.kind == "fact"]
+
+    return nearest
+
+
+def alike_in(view: StoreView) -> Callable[[Candidate], list[Item]]:
+    """Return what gives the live items whose text is most like a fact's, best first."""
+
+    def alike(fact: Candidate) -> list[Item]:
+        ids = []
         if view.has_dense:
             ids += [id for id, _ in view.search_dense(fact.text, SHOWN, "item")]
         ids += [id for id, _ in view.search_words(stems(fact.text), SHOWN, "item")]
         found = view.items(list(dict.fromkeys(ids)))
         return [item for item in found.values() if item.kind == "fact"]
 
-    return nearest
+    return alike

@@ -142,6 +142,13 @@ class Editable(Protocol):
         """Return E[k k^T] of what enters down_proj, [K, K]."""
         ...
 
+    def covariance_near(self, facts: Sequence[Fact], layers: Sequence[int]) -> Mapping[int, Tensor]:
+        """Return {layer: E[k k^T]} of what the model itself puts in the place of the subjects.
+
+        {} where nothing stands before the subjects.
+        """
+        ...
+
     def artefact(self) -> Artefact:
         """Return what was prepared for the method.
 

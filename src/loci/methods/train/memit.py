@@ -13,7 +13,12 @@ of R and K^T (lam C + K K^T)^-1, of one rank a fact.
 "AlphaEdit", 2024, arXiv:2410.02355, do: dW = R K^T P (P K K^T P + lam I)^-1.
 
 Differs from the paper: `down_proj` of a gated MLP; layers and lam were chosen for a model of 30
-layers and 576 channels, where lam is multiplied with C as a mean over tokens.
+layers and 576 channels, where lam is multiplied with C as a mean over tokens. C is averaged over
+text the model wrote itself and, with weight `near`, over what it draws in the place of the
+subjects: other countries after "The capital of", whose facts are the ones an edit would move. A C
+of all tokens alike hardly knows these directions. With `alone` what is still missing is asked for
+at the subject's keys after openings too, where no prompt stands before it, so that other words
+around the subject find the fact; that takes a second rank.
 Not for: a single fact in a hurry (ROME solves less).
 """
 
@@ -62,6 +67,10 @@ class Memit(Edit):
     decay: Annotated[float, Param(help="weight of the change's length", ge=0.0)] = 0.5
     kl: Annotated[float, Param(help="weight of the subject's drift", ge=0.0)] = 0.0625
     openings: Annotated[int, Param(help="texts before the prompt", ge=0, le=50)] = 4
+    alone: Annotated[
+        float, Param(help="weight of the subject's keys without the prompt", ge=0.0)
+    ] = 1.0
+    near: Annotated[float, Param(help="weight in C of what is near the facts", ge=0.0)] = 1.0
     null: Annotated[
         float, Param(help="share of a direction's use above which it is left alone", ge=0.0)
     ] = 0.0
@@ -69,7 +78,7 @@ class Memit(Edit):
     def edit(
         self, model: Editable, facts: Sequence[Fact], generator: Generator | None = None
     ) -> Patch:
-        """Return one product for every layer, of as many ranks as there are facts."""
+        """Return one product for every layer, of one rank a fact, two with `alone`."""
         check_facts(facts)
         check_layers(self.layers, model.spec, "memit.layers")
         openings, last = model.openings(self.openings), self.layers[-1]
@@ -87,13 +96,21 @@ class Memit(Edit):
             found += aim(model, facts[start : start + TOGETHER], last, openings, search)
         wanted_dn = torch.stack([one.hidden_d + one.delta_d for one in found], 1).double()
         patch = Patch({})
+        near = model.covariance_near(facts, self.layers) if self.near else {}
         for index, layer in enumerate(self.layers):
             keys_Kn, hidden_dn = self._now(model, facts, openings, layer, patch)
-            missing_dn = wanted_dn - hidden_dn
-            right_nK = spread(model.covariance(layer), keys_Kn, self.lam, self.null)
-            left_dn = missing_dn / (len(self.layers) - index)
+            missing_dn = (wanted_dn - hidden_dn) / (len(self.layers) - index)
+            if self.alone and openings:
+                root = self.alone**0.5
+                alone_Kn = root * self._alone(model, facts, openings, layer, patch)
+                keys_Kn = torch.cat([keys_Kn, alone_Kn], dim=1)
+                missing_dn = torch.cat([missing_dn, root * missing_dn], dim=1)
+            used_KK = model.covariance(layer)
+            if layer in near:
+                used_KK = used_KK + self.near * near[layer]
+            right_nK = spread(used_KK, keys_Kn, self.lam, self.null)
             patch = Patch(
-                {**patch.parts, down(layer): (left_dn.float().contiguous(), right_nK.float())}
+                {**patch.parts, down(layer): (missing_dn.float().contiguous(), right_nK.float())}
             )
         return patch
 
@@ -116,9 +133,31 @@ class Memit(Edit):
             states.append(read.hidden_Bd[:: len(read.hidden_Bd) // len(part)])
         return torch.cat(keys).double().t(), torch.cat(states).double().t()
 
+    def _alone(
+        self,
+        model: Editable,
+        facts: Sequence[Fact],
+        openings: Sequence[str],
+        layer: int,
+        patch: Patch,
+    ) -> Tensor:
+        """Return mean keys [K, n] of the subjects after openings, without their prompts."""
+        found = []
+        for start in range(0, len(facts), TOGETHER):
+            part = facts[start : start + TOGETHER]
+            read = [
+                model.row(f"{opening} {fact.subject}", fact.subject)
+                for fact in part
+                for opening in openings
+            ]
+            rows, places = [row for row, _ in read], [place for _, place in read]
+            keys_BK = model.read(rows, layer, places, patch).key_BK
+            found.append(keys_BK.view(len(part), len(openings), -1).mean(1))
+        return torch.cat(found).double().t()
+
     def predict(self, spec: ModelSpec, load: Workload, budget_bytes: int) -> Cost:
         """Return the bytes of one fact's edit, and the operations it adds to a token."""
-        return edit_cost(spec, len(self.layers))
+        return edit_cost(spec, (2 if self.alone and self.openings else 1) * len(self.layers))
 
 
 def prepared(

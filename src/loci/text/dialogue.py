@@ -242,7 +242,7 @@ _FIELDS = ("first", "change", "end", "ask", "ask_before", "again")
 def _wordings(half: Half, split: int) -> tuple[tuple[_Topic, ...], tuple[str, ...]]:
     """Return topics and small talk with the wordings of one half."""
     more = tomllib.loads(
-        files("loci.testing").joinpath("dialogue_more.toml").read_text(encoding="utf-8")
+        files("loci.text").joinpath("dialogue_more.toml").read_text(encoding="utf-8")
     )
 
     def chosen(name: str, plain: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
@@ -516,8 +516,17 @@ def sentence_of(value: str, speaker: str, *, ended: bool = False) -> str:
     >>> sentence_of("chess", "Nora", ended=True)
     'Nora no longer plays chess'
     """
+    return _SENTENCES[kind_of_value(value)][ended].format(s=speaker, v=value)
+
+
+def kind_of_value(value: str) -> int:
+    """Return which topic a value is of.
+
+    >>> kind_of_value("chess") == kind_of_value("badminton") != kind_of_value("teal")
+    True
+    """
     (place,) = (at for at, topic in enumerate(_TOPICS) if value in topic.values)
-    return _SENTENCES[place][ended].format(s=speaker, v=value)
+    return place
 
 
 def turns_of(dialogue: Dialogue) -> Sequence[Turn]:
