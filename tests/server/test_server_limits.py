@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -212,6 +213,17 @@ def test_stopping_lets_requests_end_and_takes_no_more(serve: Serve) -> None:
     assert ready.status_code == 503
     assert found[0].status_code == 200
     assert found[0].json()["usage"]["completion_tokens"] > 0
+
+
+def test_what_is_there_at_the_start_is_not_searched_for_garbage(serve: Serve) -> None:
+    server = serve()
+    assert gc.get_freeze_count() > 10_000
+    with server.http() as client:
+        assert (
+            client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 2}).status_code == 200
+        )
+    server.server.should_exit = True
+    until(lambda: gc.get_freeze_count() == 0)
 
 
 def test_stopping_at_once_tells_those_that_run(serve: Serve) -> None:
