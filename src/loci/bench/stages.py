@@ -28,7 +28,7 @@ def timed(
     Everybody takes turns; one of the sessions must be that of the full cache.
     """
     generation = alternate({k: _prefill(reading, s, ids) for k, s in sessions.items()}, rounds)
-    retrieval = alternate({k: _decoded(s, ids[-1]) for k, s in sessions.items()}, rounds)
+    retrieval = alternate({k: decoded(s, ids[-1]) for k, s in sessions.items()}, rounds)
     return {
         key: {"generation": _beside(generation, key), "retrieval": _beside(retrieval, key)}
         for key in sessions
@@ -117,16 +117,16 @@ def _prefill(reading: Reading, session: Session, ids: Sequence[int]) -> Callable
     return once
 
 
-def _decoded(session: Session, token: int) -> Callable[[], float]:
+def decoded(session: Session, token: int, tokens: int = DECODED) -> Callable[[], float]:
     """Return what decodes some tokens from a copy of the cache; it returns seconds per token."""
 
     def once() -> float:
         fork = session.fork()
         try:
             began = time.perf_counter()
-            for _ in range(DECODED):
+            for _ in range(tokens):
                 fork.append([token])
-            return (time.perf_counter() - began) / DECODED
+            return (time.perf_counter() - began) / tokens
         finally:
             fork.release()
 

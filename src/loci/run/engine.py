@@ -20,7 +20,7 @@ from loci.core.cube import Caller, MemoryKind
 from loci.core.event import Event, Events
 from loci.core.ledger import Lease, Ledger
 from loci.core.utf8 import plain_text
-from loci.errors import ContextError, FingerprintError, MethodError, ParameterError
+from loci.errors import ContextError, MethodError, ParameterError
 from loci.methods import catalogue
 from loci.methods.kv.store_plan import decoded_tokens
 from loci.models.pack import Pack
@@ -404,13 +404,6 @@ class Session:
         )
         self._closers.append(self._sources.close)
         spec = self.pack.spec
-        if spec.fingerprint != plan.spec.fingerprint:
-            raise FingerprintError(
-                f"the plan was made for another {plan.model}",
-                value=spec.fingerprint,
-                allowed=plan.spec.fingerprint,
-                way_out="plan again with loci plan",
-            )
         lease = self.ledger.reserve("tokenizer", "dram", spec.tokenizer_bytes, "tokenizer")
         self._closers.append(lease.release)
         self.tokenizer = Tokenizer(self.pack.folder)

@@ -13,7 +13,7 @@ from torch import Tensor
 from loci.core.event import Event, Events
 from loci.core.ledger import Ledger
 from loci.core.work import work_bytes
-from loci.errors import FingerprintError, MethodError
+from loci.errors import MethodError
 from loci.methods import catalogue
 from loci.methods.kv.store_plan import decoded_tokens
 from loci.methods.sched.base import Sched
@@ -115,13 +115,6 @@ class Parts:
     def _open_model(self) -> None:
         plan = self.plan
         spec = self.spec = self._sources.pack.spec
-        if spec.fingerprint != plan.spec.fingerprint:
-            raise FingerprintError(
-                f"the plan was made for another {plan.model}",
-                value=spec.fingerprint,
-                allowed=plan.spec.fingerprint,
-                way_out="plan again with loci plan",
-            )
         lease = self.ledger.reserve("tokenizer", "dram", spec.tokenizer_bytes, "tokenizer")
         self._closers.append(lease.release)
         self.tokenizer = Tokenizer(self._sources.pack.folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loci.core.event import Events
 from loci.core.ledger import Ledger
-from loci.errors import BudgetError, LociError, MethodError
+from loci.errors import BudgetError, FingerprintError, LociError, MethodError
 from loci.methods import catalogue
 from loci.methods.quant.base import Nested
 from loci.models.load import resolve
@@ -34,6 +34,9 @@ class Sources:
     Attributes:
         pack: the model's pack, mapped where its weights are used as they are.
         weights: what the runner reads.
+
+    Raises:
+        FingerprintError: if the model is not the one the plan was made for; nothing is open then.
     """
 
     def __init__(
@@ -53,6 +56,15 @@ class Sources:
         is_mapped = plan.weights == "resident"
         self.pack: Pack = resolve(plan.model, folder, mapped=is_mapped, progress=progress)
         self.weights: WeightSource
+        if self.pack.spec.fingerprint != plan.spec.fingerprint:
+            found = self.pack.spec.fingerprint
+            self.pack.close()
+            raise FingerprintError(
+                f"the plan was made for another {plan.model}",
+                value=found,
+                allowed=plan.spec.fingerprint,
+                way_out="plan again with loci plan",
+            )
 
     def open(self, plan: Plan) -> WeightSource:
         """Return the weights as the plan has them.

@@ -16,8 +16,7 @@ rounds=3 (of timing). --method is the product that is rebuilt, xkv by default.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any  # results hold whatever JSON can hold
@@ -28,6 +27,7 @@ from torch import Tensor
 from loci.bench import contexts, texts
 from loci.bench.cards import Row
 from loci.bench.reading import FULL, Contender, Reading, Session
+from loci.bench.stages import decoded
 from loci.bench.stats import alternate, mean, ratio
 from loci.bench.suite import Context, count_of, refuse_unknown, words_of
 from loci.core.spec import ModelSpec
@@ -249,7 +249,7 @@ class _Suite:
         with self._sessions(ids, DECODED) as sessions:
             for name, session in sessions.items():
                 self.held[name] = sum(session.store.nbytes().values())
-            timed = {name: _decoded(session, ids[-1]) for name, session in sessions.items()}
+            timed = {name: decoded(session, ids[-1], DECODED) for name, session in sessions.items()}
             return {name: list(found) for name, found in alternate(timed, rounds).items()}
 
     @contextmanager
@@ -288,19 +288,3 @@ def _answered(session: Session, last: int, answer: Sequence[int]) -> tuple[bool,
     wanted_T = torch.tensor(answer)
     loss = -chances_TV.gather(1, wanted_T[:, None]).mean()
     return bool((chances_TV.argmax(-1) == wanted_T).all()), float(loss)
-
-
-def _decoded(session: Session, token: int) -> Callable[[], float]:
-    """Return what decodes some tokens from a copy of the cache; it returns seconds per token."""
-
-    def once() -> float:
-        fork = session.fork()
-        try:
-            began = time.perf_counter()
-            for _ in range(DECODED):
-                fork.append([token])
-            return (time.perf_counter() - began) / DECODED
-        finally:
-            fork.release()
-
-    return once
