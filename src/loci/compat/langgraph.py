@@ -12,9 +12,10 @@ last of two to the same key.
 
 Differs from `InMemoryStore`: without `index`, a query ranks by words and, where Loci's embedder was
 pulled, by meaning, instead of being ignored; items of one prefix come in the order they were made;
-`created_at` stays when an item is written again; `delete` keeps the item out of sight, with its
-history, and `forget` erases it. A store with an `index` of its own needs a file of its own, as all
-vectors of a file come from one embedder; its default is `langgraph.db`. No TTL.
+`created_at` stays when an item is written again, and it is not found by the vectors of the value it
+replaced; `delete` keeps the item out of sight, with its history, and `forget` erases it. A store
+with an `index` of its own needs a file of its own, as all vectors of a file come from one embedder;
+its default is `langgraph.db`. No TTL.
 """
 
 from __future__ import annotations
