@@ -150,6 +150,30 @@ def refuse_unknown(options: Mapping[str, str], known: Sequence[str]) -> None:
         raise ParameterError("no such option", value=unknown, allowed=", ".join(known))
 
 
+def python_of(options: Mapping[str, str], name: str, packages: str) -> str:
+    """Return the Python of another environment, which an option names.
+
+    Args:
+        packages: what has to be installed there.
+
+    Raises:
+        ParameterError: if it is not named, or not there.
+    """
+    named = options.get(name)
+    if named is None or not Path(named).is_file():
+        place = f"/tmp/{name.removesuffix('_python')}"
+        raise ParameterError(
+            f"this needs a Python of its own, with {packages}",
+            value=named,
+            allowed=f"--option {name}=PYTHON",
+            way_out=[
+                f"python -m venv {place} && {place}/bin/pip install {packages}",
+                f"--option {name}={place}/bin/python",
+            ],
+        )
+    return named
+
+
 def words_of(options: Mapping[str, str], name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     """Return an option that is a list of words."""
     found = tuple(word.strip() for word in options.get(name, "").split(",") if word.strip())

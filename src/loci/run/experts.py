@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # facts and schemas are JSON values
 
-from loci.errors import LociError, NotFoundError
+from loci.errors import NotFoundError
 from loci.methods.recall.memlora import EXPERTS, MEMLORA
 from loci.models.load import resolve
 from loci.models.pack import Pack
@@ -86,7 +86,7 @@ def late_experts(model: str, folder: Path, open: Callable[[], Session]) -> LateL
         session = open()
         try:
             return ExpertLlm(session, patches)
-        except LociError:
+        except BaseException:
             session.close()
             raise
 

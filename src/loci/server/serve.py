@@ -83,8 +83,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin; what is there by now stays, and no search for garbage looks at it again.
 
-        Python searches all objects only once those it has not searched are a quarter of them. A
-        started server has a million, and what requests leave in cycles would pile up.
+        Python searches all objects only once those it has not searched are a quarter of them. With
+        the libraries among them, what requests leave in cycles would pile up for long.
         """
         await super().startup(sockets)
         gc.collect()

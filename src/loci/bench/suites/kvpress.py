@@ -33,7 +33,7 @@ from torch import Tensor
 from loci.bench import texts
 from loci.bench.cards import Row
 from loci.bench.stats import mean, paired_difference
-from loci.bench.suite import Context, count_of, refuse_unknown, shares_of, words_of
+from loci.bench.suite import Context, count_of, python_of, refuse_unknown, shares_of, words_of
 from loci.bench.suites.reference import CHARACTERS, PROMPT, REST, kl
 from loci.errors import MissingExtraError, ParameterError
 from loci.methods import catalogue
@@ -62,7 +62,7 @@ _OPTIONS = ("kvpress_python", "shares", "pieces", "presses")
 def run(context: Context) -> dict[str, Any]:
     """Measure both libraries on the same pieces."""
     refuse_unknown(context.options, _OPTIONS)
-    python = _python(context)
+    python = python_of(context.options, "kvpress_python", "torch kvpress")
     count = 1 if context.quick else count_of(context.options, "pieces", 4)
     shares = sorted(shares_of(context.options, (0.5, 0.25)), reverse=True)
     ours = context.methods or (OURS[:2] if context.quick else OURS)
@@ -234,21 +234,6 @@ def _worker(python: str, folder: Path) -> Iterator[_Ask]:
         finally:
             process.kill()
             process.communicate()
-
-
-def _python(context: Context) -> str:
-    named = context.options.get("kvpress_python")
-    if named is None or not Path(named).is_file():
-        raise ParameterError(
-            "kvpress needs a Python of its own",
-            value=named,
-            allowed="--option kvpress_python=PYTHON",
-            way_out=[
-                "python -m venv /tmp/kvpress && /tmp/kvpress/bin/pip install torch kvpress",
-                "loci bench run kvpress --option kvpress_python=/tmp/kvpress/bin/python",
-            ],
-        )
-    return named
 
 
 def _export(lab: Lab, folder: Path) -> None:

@@ -28,7 +28,7 @@ import torch
 from loci.bench import texts
 from loci.bench.cards import Row
 from loci.bench.stats import mean
-from loci.bench.suite import Context, count_of, refuse_unknown
+from loci.bench.suite import Context, count_of, python_of, refuse_unknown
 from loci.bench.suites.reference import PROMPT, REST, STEP, kl, log_probs, pieces_of
 from loci.errors import MissingExtraError, ParameterError
 from loci.methods.kv.ggml_kv import BLOCK, TYPES, GgmlKV
@@ -47,7 +47,7 @@ _OPTIONS = ("llama_python", "gguf", "pieces")
 def run(context: Context) -> dict[str, Any]:
     """Measure both sides on the same pieces."""
     refuse_unknown(context.options, _OPTIONS)
-    python = _python(context)
+    python = python_of(context.options, "llama_python", "cyllama numpy")
     count = 1 if context.quick else count_of(context.options, "pieces", 2)
     pack = resolve(context.model, context.folder)
     lab = Lab(pack, context=PROMPT + REST)
@@ -160,21 +160,6 @@ def _theirs(
     # Before the answer llama.cpp may have said something of its own.
     found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])["kl"]
     return found
-
-
-def _python(context: Context) -> str:
-    named = context.options.get("llama_python")
-    if named is None or not Path(named).is_file():
-        raise ParameterError(
-            "llama.cpp needs a Python of its own",
-            value=named,
-            allowed="--option llama_python=PYTHON",
-            way_out=[
-                "python -m venv /tmp/llama && /tmp/llama/bin/pip install cyllama numpy",
-                "loci bench run llama_kv --option llama_python=/tmp/llama/bin/python",
-            ],
-        )
-    return named
 
 
 def _gguf(context: Context, pack: Pack) -> Path:
