@@ -26,10 +26,10 @@ def test_what_codes_stand_for_is_what_their_method_says(text: str) -> None:
     generator = Generator().manual_seed(0)
     keys, values = torch.randn(2, 2, 3, 64, 32, generator=generator).unbind(0)
     keys[:, :, 5] = 0
-    codes = method.encode(KVBlock(keys, values, torch.arange(64).expand(2, -1)), None)
+    codes = method.encode(KVBlock(keys, values, torch.arange(64).expand(2, -1)), {})
     form = method.code_form(32)
     assert form is not None
     coded = Coded(codes=codes, bits=form.bits, block=form.block, group=form.group, head_dim=32)
     assert coded.tokens == 64
-    for ours, theirs in zip(coded.decoded(), method.decode(codes, 32), strict=True):
+    for ours, theirs in zip(coded.decoded(), method.decode(codes, {}, 32), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)

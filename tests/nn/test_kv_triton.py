@@ -44,7 +44,7 @@ for text, size, queries, groups, window in (
     method, tokens = catalogue.find(text, "kv"), 64
     keys, values = torch.randn(2, 1, 2, tokens, size, generator=draw).unbind(0)
     block = KVBlock(keys, values, torch.arange(tokens)[None])
-    codes = method.encode(block, None)
+    codes = method.encode(block, {})
     form = method.code_form(size)
     coded = Coded(codes=codes, bits=form.bits, block=form.block, group=form.group, head_dim=size)
     keys, values = coded.decoded()
@@ -76,7 +76,7 @@ def test_codes_may_lie_in_a_larger_pool() -> None:
         """
 method = catalogue.find("kivi(bits=3, group=16)", "kv")
 keys, values = torch.randn(2, 1, 2, 48, 32, generator=draw).unbind(0)
-codes = method.encode(KVBlock(keys, values, torch.arange(48)[None]), None)
+codes = method.encode(KVBlock(keys, values, torch.arange(48)[None]), {})
 pool = {n: torch.zeros(1, 2, 100, *c.shape[3:], dtype=c.dtype) for n, c in codes.items()}
 held = {}
 for name, part in codes.items():

@@ -418,8 +418,8 @@ def test_block_floating_point(level: str, bits: int, block: int) -> None:
     keys = noise(1, 2, 9, 64) * torch.logspace(-30, 12, 9).view(1, 1, 9, 1)
     keys[0, 0, 2] = 0.0
     method = Bfp(bits=bits, block=block, sort="none")
-    codes = method.encode(KVBlock(keys, keys, torch.arange(9)[None]), None)
-    expected, _ = method.decode(codes, 64)
+    codes = method.encode(KVBlock(keys, keys, torch.arange(9)[None]), {})
+    expected, _ = method.decode(codes, {}, 64)
     found = torch.empty(18, 64)
     native.bfp_dequant(
         codes["keys"].reshape(18, -1), codes["key_exponents"].reshape(18, -1), bits, block, found

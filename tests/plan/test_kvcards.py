@@ -20,7 +20,10 @@ Planner = Callable[..., Plan]
 MINE = "smollm2-on-paper"
 USUAL: list[tuple[Any, ...]] = [
     ("exact", {"dtype": "float16"}, 1e-6, MINE),
-    *(("bfp", {"bits": b}, kl, MINE) for b, kl in ((8, 3e-4), (6, 5e-3), (5, 0.02), (4, 0.08))),
+    *(("bfp", {"bits": b}, kl, MINE) for b, kl in ((8, 3e-4), (6, 5e-3), (5, 0.02))),
+    ("turboquant", {"bits_k": 4, "bits_v": 4}, 0.06, MINE),
+    ("turboquant", {"bits_k": 4, "bits_v": 3}, 0.07, MINE),
+    ("turboquant", {"bits_k": 3, "bits_v": 3}, 0.08, MINE),
 ]
 KVTC = {"bits_k": 2.0, "bits_v": 2.0, "window": 32}
 
@@ -37,16 +40,16 @@ def test_what_is_prepared_and_loses_less_is_taken(plan_for: Planner) -> None:
     cards = _cards(("kvtc", KVTC, 0.03, MINE))
     budget = {"kv": 40 * paper.MIB}
     usual = plan_for(512, context=8192, cards=cards, caps={"kv": 60 * paper.MIB})
-    assert usual.kv == "bfp(bits=4)"
+    assert usual.kv == "turboquant"
     plan = plan_for(512, context=8192, cards=cards, caps=budget, prepared=_has("kvtc"))
     assert plan.kv == "kvtc(bits_k=2.0, bits_v=2.0, window=32)" and plan.loss == 0.03
-    assert any("kv bfp(bits=4)" in choice.name for choice in plan.turned_down)
+    assert any("kv turboquant" in choice.name for choice in plan.turned_down)
 
 
 def test_what_would_lose_less_is_named_with_the_command(plan_for: Planner) -> None:
     cards = _cards(("kvtc", KVTC, 0.03, MINE))
     plan = plan_for(512, context=8192, cards=cards, caps={"kv": 60 * paper.MIB})
-    assert any("instead of 0.080: loci methods prepare kvtc" in note for note in plan.notes)
+    assert any("instead of 0.060: loci methods prepare kvtc" in note for note in plan.notes)
     with pytest.raises(BudgetError, match="loci methods prepare kvtc; then kvtc"):
         plan_for(512, context=8192, cards=cards, caps={"kv": 40 * paper.MIB})
 
@@ -58,17 +61,17 @@ def test_nothing_is_named_where_nothing_is_lost(plan_for: Planner) -> None:
 
 def test_tokens_are_dropped_only_where_that_was_measured(plan_for: Planner) -> None:
     cards = _cards(
-        ("snapkv", {}, 0.12, MINE, "kv/0.25"),
+        ("snapkv", {}, 0.12, MINE, "kv/0.12"),
         ("snapkv", {}, 0.03, MINE, "kv/0.5"),
-        ("streaming_llm", {}, 0.2, MINE, "kv/0.12"),
+        ("streaming_llm", {}, 0.2, MINE, "kv/0.06"),
     )
     full = paper.SMOLLM2.kv_bytes(8192)
-    for share, kv, loss in ((0.255, "snapkv", 0.12), (0.15, "streaming_llm", 0.2)):
+    for share, kv, loss in ((0.15, "snapkv", 0.12), (0.09, "streaming_llm", 0.2)):
         plan = plan_for(1024, context=8192, cards=cards, caps={"kv": int(share * full)})
         assert (plan.kv, plan.loss) == (kv, loss)
         assert plan.held("kv") <= share * full
     with pytest.raises(BudgetError):
-        plan_for(1024, context=8192, cards=cards, caps={"kv": int(0.1 * full)})
+        plan_for(1024, context=8192, cards=cards, caps={"kv": int(0.05 * full)})
 
 
 def test_a_form_never_gets_less_than_it_was_measured_with() -> None:
@@ -88,7 +91,14 @@ def test_measurements_of_other_models_and_old_parameters_are_no_forms() -> None:
         ("snapkv", {}, 0.1, MINE),  # dropping tokens counts at a share
     )
     ready, waiting = measured_forms(spec, cards, _has("kvtc"))
-    assert {form.chain for form in ready} == {f"bfp(bits={b})" for b in (6, 5, 4)} | {"bfp"}
+    assert {form.chain for form in ready} == {
+        "bfp",
+        "bfp(bits=6)",
+        "bfp(bits=5)",
+        "turboquant",
+        "turboquant(bits_v=3)",
+        "turboquant(bits_k=3, bits_v=3)",
+    }
     assert waiting == ()
     assert loss_of(KVForm(chain="snapkv", suite="kv/0.25"), spec, cards)[0] is None
 

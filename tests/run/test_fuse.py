@@ -194,7 +194,7 @@ def test_a_sharers_cache_may_be_compressed_and_loaded(
     packs: tuple[Pack, Pack], fuser: Artefact
 ) -> None:
     receiver, sharer = packs
-    theirs = read(sharer, LONG, "bfp(bits=8, block=16)")
+    theirs = read(sharer, LONG, "bfp(bits=8, block=16, window=8)")
     tensors, meta = theirs.snapshot()
     back = KVStore.restore(sharer.spec, theirs.chain, tensors, meta)
     exact, coded, loaded = (read(receiver, LONG) for _ in range(3))
@@ -225,7 +225,7 @@ def test_what_cannot_be_fused_is_refused(packs: tuple[Pack, Pack], fuser: Artefa
     short = read(sharer, IDS[:, 1:])
     refused(packs, fuser, ParameterError, "read the same prompts", theirs=short)
     refused(packs, fuser, ParameterError, "span is not in the cache", span=(2, 9))
-    coded, theirs = read(receiver, LONG, "bfp(bits=8, block=16)"), read(sharer, LONG)
+    coded, theirs = read(receiver, LONG, "bfp(bits=8, block=16, window=8)"), read(sharer, LONG)
     refused(packs, fuser, MethodError, "evicted or encoded", own=coded, theirs=theirs)
     gone = read(receiver, LONG, "streaming_llm", budget_bytes=24_000)
     assert gone.held_tokens(0) < 40

@@ -28,6 +28,7 @@ from loci.methods.kv.prefixkv import PrefixKV
 from loci.methods.kv.snapkv import SnapKV
 from loci.methods.kv.store_plan import budget_for
 from loci.methods.kv.streaming_llm import StreamingLLM
+from loci.methods.kv.turboquant import TurboQuant
 from loci.methods.kv.xkv import Xkv
 from loci.models.pack import Pack
 from loci.nn import native
@@ -73,10 +74,13 @@ CHAINS = [
     (H2O(),),
     (PrefixKV(),),
     (ByHead(),),
-    (Bfp(bits=8),),
-    (Bfp(bits=4),),
-    (Bfp(bits=3, block=8),),
-    (Bfp(bits=5, block=16, sort="keys"),),
+    (Bfp(bits=8, window=8),),
+    (Bfp(bits=4, window=8),),
+    (Bfp(bits=3, block=8, window=0),),
+    (Bfp(bits=5, block=16, sort="keys", window=4, sinks=0),),
+    (TurboQuant(window=8),),
+    (TurboQuant(bits_k=2, bits_v=3, window=0, tail=16),),
+    (TurboQuant(bits_k=3, bits_v=2, sinks=0),),
     (Kivi(bits=2, group=16),),
     (Kivi(bits=3, group=32, waiting=1),),
     (CometKV(group=32),),
@@ -84,8 +88,10 @@ CHAINS = [
     (Kvtc(bits_k=0.5, bits_v=1.25, window=0, sinks=0),),
     (Cskv(density_k=0.25, density_v=0.5),),
     (Cskv(window=16, sinks=0),),
-    (SnapKV(), Bfp(bits=4)),
-    (StreamingLLM(), Bfp(bits=8, sort="keys")),
+    (SnapKV(), Bfp(bits=4, window=8)),
+    (StreamingLLM(), Bfp(bits=8, sort="keys", window=0)),
+    (SnapKV(), TurboQuant(window=8)),
+    (StreamingLLM(sinks=2), TurboQuant(bits_k=2, window=0)),
 ]
 
 
@@ -222,7 +228,7 @@ def test_one_step_from_the_same_store_is_the_same(
 
 def test_rows_of_a_batch_and_of_several_stores_are_kept_apart(tmp_path: Path) -> None:
     pack = tiny_pack(tmp_path, head_dim=32, heads=4, kv_heads=2, hidden=64)
-    chain = (SnapKV(), Bfp(bits=4))
+    chain = (SnapKV(), Bfp(bits=4, window=8))
     with opened(pack, chain, batch=2) as (runner, store), pytest.MonkeyPatch.context() as patch:
         expected_count = Counter(patch, allowed=False)
         expected = run(runner, store, 60)
@@ -233,7 +239,7 @@ def test_rows_of_a_batch_and_of_several_stores_are_kept_apart(tmp_path: Path) ->
 
 def test_a_fork_and_a_crop_are_noticed(tmp_path: Path) -> None:
     pack = tiny_pack(tmp_path, head_dim=32, heads=4, kv_heads=2, hidden=64)
-    with opened(pack, (Bfp(bits=8),)) as (runner, store):
+    with opened(pack, (Bfp(bits=8, window=8),)) as (runner, store):
         run(runner, store, 20)
         other = store.fork()
         token = torch.tensor([[7]])

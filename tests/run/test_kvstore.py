@@ -52,10 +52,10 @@ CHAINS: tuple[Chain, ...] = (
     (SnapKV(window=4),),
     (KVzip(),),
     (Random(window=2),),
-    (Bfp(tail=8),),
-    (Bfp(bits=5, block=16, sort="none", tail=3),),
-    (SnapKV(window=4), Bfp(bits=4, tail=8)),
-    (StreamingLLM(sinks=2, window=20), Bfp(bits=6, tail=5)),
+    (Bfp(tail=8, window=5),),
+    (Bfp(bits=5, block=16, sort="none", tail=3, window=0, sinks=0),),
+    (SnapKV(window=4), Bfp(bits=4, tail=8, window=0)),
+    (StreamingLLM(sinks=2, window=20), Bfp(bits=6, tail=5, window=3)),
 )
 
 
@@ -73,10 +73,12 @@ class ByLayer(Encode):
     def code_table(self, head_dim: int) -> Shapes:
         return {"keys": ((head_dim,), "float32"), "values": ((head_dim,), "float32")}
 
-    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, block: KVBlock, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"keys": block.keys.float(), "values": block.values.float()}
 
-    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, codes: Mapping[str, Tensor], fixed: Mapping[str, Tensor], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
         return codes["keys"], codes["values"]
 
 
@@ -372,13 +374,13 @@ def test_snapshots_of_something_else_are_refused() -> None:
     assert ledger.used("dram") == 0
 
 
-@pytest.mark.parametrize("chain", [(), (Bfp(tail=8),)])
+@pytest.mark.parametrize("chain", [(), (Bfp(tail=8, window=2),)])
 def test_cropping_forgets_the_end(chain: Chain) -> None:
     text = Text.of(spec_of(), 60)
     store, fresh = store_of(KVStore, chain), store_of(KVStore, chain)
-    read(store, text, stop=50)
-    store.crop(48)
-    read(fresh, text, stop=48)
+    read(store, text, stop=47)
+    store.crop(45)
+    read(fresh, text, stop=45)
     assert torch.equal(store.view(0).dense().keys, fresh.view(0).dense().keys)
     store.crop(21)
     assert store.length == store.held_tokens(1) == 21
@@ -400,7 +402,7 @@ def test_an_evicted_store_can_only_be_emptied() -> None:
     assert torch.equal(read(store, text)[0], first)
 
 
-@pytest.mark.parametrize("chain", [(), (SnapKV(window=4),), (Bfp(tail=8),)])
+@pytest.mark.parametrize("chain", [(), (SnapKV(window=4),), (Bfp(tail=8, window=2),)])
 def test_reordered_rows_go_on_as_the_rows_they_came_from(chain: Chain) -> None:
     text = Text.of(spec_of(), 60, batch=2)
     keep = 24 if chain == (SnapKV(window=4),) else None

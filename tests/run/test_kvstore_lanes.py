@@ -155,7 +155,9 @@ def test_room_goes_where_it_is_needed(method: Select, head: int | None) -> None:
     assert len(kept & set(range(5, 160, 4))) >= 25, "the loud tokens stay"
 
 
-@pytest.mark.parametrize("chain", [(ByNeed(),), (ByHead(),), (ByHead(), Bfp(tail=4))], ids=str)
+@pytest.mark.parametrize(
+    "chain", [(ByNeed(),), (ByHead(),), (ByHead(), Bfp(tail=4, window=4))], ids=str
+)
 def test_attention_over_uneven_layers_is_attention_over_what_they_hold(
     chain: tuple[Select, ...],
 ) -> None:

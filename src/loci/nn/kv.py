@@ -135,6 +135,58 @@ class DenseSegment:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class FirstTokens:
+    """Tokens at the beginning of each row, exact: the one at position p at place p.
+
+    Attributes:
+        keys, values: [B, K, F, D].
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        return self.keys, self.values
+
+    @property
+    def count(self) -> int:
+        """How many there is room for, F."""
+        return self.keys.shape[2]
+
+    def keep(self, keys: Tensor, values: Tensor, places_B1T: Tensor) -> None:
+        """Take those among new tokens [B, K, T, D] that stand at the beginning."""
+        is_first_BT = self._are_first(places_B1T)[:, 0]
+        for row, token in is_first_BT.nonzero().tolist():
+            place = int(places_B1T[row, 0, token])
+            self.keys[row, :, place] = keys[row, :, token]
+            self.values[row, :, place] = values[row, :, token]
+
+    def put(self, keys: Tensor, values: Tensor, places_BKs: Tensor) -> None:
+        """Replace those among decoded tokens [B, K, s, D] that stand at the beginning.
+
+        Args:
+            places_BKs: positions, [B, 1 or K, s].
+        """
+        is_first_BKs = self._are_first(places_BKs)
+        found = is_first_BKs.flatten(0, 1).any(0).nonzero()
+        if not len(found):
+            return
+        stop = int(found[-1]) + 1  # tokens come oldest first, so there are few of others before
+        heads, size = keys.shape[1], keys.shape[3]
+        is_first_BKs1 = is_first_BKs[..., :stop].unsqueeze(-1)
+        places = places_BKs[..., :stop].clamp(0, self.count - 1).long()
+        index = places.expand(-1, heads, -1).unsqueeze(-1).expand(-1, -1, -1, size)
+        for new, exact in zip((keys, values), self.both, strict=True):
+            part = new[:, :, :stop]
+            part.copy_(torch.where(is_first_BKs1, exact.gather(2, index).to(new.dtype), part))
+
+    def _are_first(self, places: Tensor) -> Tensor:
+        return (places >= 0) & (places < self.count)
+
+
 class RaggedSegment:
     """Tokens of which every head keeps a number of its own.
 

@@ -47,6 +47,11 @@ def handles(bits: int) -> bool:
     return _native is not None and MIN_BITS <= bits <= MAX_BITS
 
 
+def turns(head_dim: int) -> bool:
+    """Return whether the kernels were built and turn heads of this size."""
+    return _native is not None and head_dim >= LEAST_TURN and head_dim & -head_dim == head_dim
+
+
 def why_not() -> str | None:
     """Return why they are not there, or None when they are."""
     if _native is not None:
@@ -338,6 +343,27 @@ def bfp_dequant(
     )
 
 
+def round_levels(
+    x_ND: Tensor, levels_L: Tensor, bits: int, sizes: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return each row's codes as bit streams, uint8 [N, D * bits / 8], and scales float16 [N].
+
+    Codes name levels; of the sizes of a row's root mean square the one is taken after which least
+    is left, and the scale is fitted to its codes.
+
+    Args:
+        x_ND: float32, contiguous.
+        levels_L: rising, 2^bits of them.
+    """
+    rows, size = x_ND.shape
+    codes = torch.empty(rows, size * bits // 8, dtype=torch.uint8)
+    scales = torch.empty(rows, dtype=torch.float16)
+    tried = torch.tensor(sizes)
+    numbers = [levels_L.data_ptr(), bits, tried.data_ptr(), len(sizes)]
+    _native.round_levels(x_ND.data_ptr(), rows, size, *numbers, codes.data_ptr(), scales.data_ptr())
+    return codes, scales
+
+
 # -- after the head ---------------------------------------------------------------------------
 
 
@@ -437,6 +463,36 @@ class Side(NamedTuple):
         ]
 
 
+class Levels:
+    """How turned codes are read: x = mean + scale * signs * H level[code], H orthogonal.
+
+    Args:
+        bits_k, bits_v: of a code, at most 4.
+        signs: of the channels [D], before they are turned.
+        levels_k, levels_v: what each code stands for.
+    """
+
+    def __init__(
+        self,
+        bits_k: int,
+        bits_v: int,
+        signs: Sequence[float],
+        levels_k: Sequence[float],
+        levels_v: Sequence[float],
+    ) -> None:
+        self.bits = (bits_k, bits_v)
+        # The matrix of the kernels is of ones.
+        self._signs_D = torch.tensor(signs) / len(signs) ** 0.5
+        self._levels_2N = torch.zeros(2, LEVELS_ROOM)
+        for row, levels in zip(self._levels_2N, (levels_k, levels_v), strict=True):
+            row.copy_(torch.tensor(levels).repeat(LEVELS_ROOM // len(levels)))
+
+    def numbers(self) -> list[int]:
+        """Return what the kernels take."""
+        levels = [row.data_ptr() for row in self._levels_2N]
+        return [self._signs_D.data_ptr(), *levels, *self.bits]
+
+
 class Spans:
     """Where the keys and values of one row lie, for each layer and KV head in stretches.
 
@@ -485,6 +541,27 @@ class Spans:
         numbers += [0 if order_D is None else order_D.data_ptr(), count]
         self.native.add_coded(layer, head, numbers)
 
+    def add_levels(
+        self,
+        layer: int,
+        head: int,
+        codes: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
+        levels: Levels,
+        *,
+        count: int,
+    ) -> None:
+        """Add `count` turned tokens, whose rows follow each other; see `Levels`.
+
+        Args:
+            codes: "keys" and "values", and in float16 a "key_scale" and a "value_scale" a token.
+            fixed: "key_mean" and "value_mean" [D], float16.
+        """
+        names = ("keys", "values", "key_scale", "value_scale")
+        numbers = [codes[name].data_ptr() for name in names]
+        numbers += [fixed[name].data_ptr() for name in ("key_mean", "value_mean")]
+        self.native.add_levels(layer, head, [*numbers, *levels.numbers(), count])
+
     def add_latent(
         self,
         layer: int,
@@ -515,6 +592,8 @@ class Spans:
 
 
 MAX_SPANS = 3
+LEVELS_ROOM = 16  # of a table of levels
+LEAST_TURN = 16  # channels that kernels turn, at least
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VECTORS = (
     "input_norm",

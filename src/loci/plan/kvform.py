@@ -19,6 +19,11 @@ Cards = Callable[[str, str], Card | None]
 DTYPE_BYTES = {"float32": 4, "float16": 2}
 SUITE, METRIC = "reference", "kl"  # where cards keep the KL to the full model
 _BLOCK, _LEAST_BLOCK = 32, 8  # channels that share an exponent: as published, and the fewest
+_TURNED = (
+    ("turboquant", "4"),
+    ("turboquant(bits_v=3)", "4 and 3"),
+    ("turboquant(bits_k=3, bits_v=3)", "3"),
+)
 _PROBES = 24  # halvings when a KV budget is searched; far below a token for any cache
 
 
@@ -61,15 +66,16 @@ EXACT = KVForm(dtype="float32", words="32 bits a number")
 def ladder(head_dim: int) -> tuple[KVForm, ...]:
     """Return the forms to choose from for heads of this size, more bits first.
 
-    Exponents are shared by blocks, which must divide the head; where no block does, the codes are
-    left out.
+    Exponents are shared by blocks, which must divide the head, and heads are turned in such blocks;
+    where no block does, the codes are left out.
     """
     block = min(_BLOCK, head_dim & -head_dim)
     size = "" if block == _BLOCK else f", block={block}"
-    codes = (
-        KVForm(chain=f"bfp(bits={bits}{size})", words=f"{bits} bits a number")
-        for bits in (8, 6, 5, 4)
-    )
+    codes = [
+        KVForm(chain=f"bfp(bits={bits}{size})", words=f"{bits} bits a number") for bits in (8, 6, 5)
+    ]
+    for chain, bits in _TURNED:
+        codes.append(KVForm(chain=chain, words=f"{bits} bits a number, turned"))
     half = KVForm(dtype="float16", words="16 bits a number")
     return (EXACT, half, *(codes if block >= _LEAST_BLOCK else ()))
 

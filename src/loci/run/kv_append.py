@@ -10,7 +10,7 @@ from torch import Tensor
 from loci.errors import ContextError, MethodError, ModelError, ParameterError
 from loci.nn.kv import KVView
 from loci.run.kv_pool import Pool
-from loci.run.kv_views import fresh_segment, slot_segment, view
+from loci.run.kv_views import fresh_segment, slot_segments, view
 
 # Shapes: B batch, K key/value heads, T new tokens, S stored tokens, D head size.
 
@@ -126,7 +126,7 @@ def _take_slots(pool: Pool, layer: int, k: Tensor, v: Tensor, places: Tensor) ->
             lane.parts["scores"][:, :, past:end] = math.inf
     if tokens == 1 and pool.is_regular:  # a lone query sees everything: one segment, no mask
         counts = [past + 1 for past in pasts]
-        return KVView(layer, pool.spec.kv_heads, (slot_segment(pool, layer, counts),))
+        return KVView(layer, pool.spec.kv_heads, tuple(slot_segments(pool, layer, counts)))
     if len(lanes) > 1:
         return view(pool, layer, fresh_segment(pool, k, v, places), counts=pasts)
     past, end = pasts[0], pasts[0] + tokens

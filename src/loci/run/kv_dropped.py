@@ -43,10 +43,10 @@ def drop(pool: Pool, lane: Lane, new: Mapping[str, Tensor], chosen_BKs: Tensor) 
     if pool.codec is not None:
         assert isinstance(pool.codec, Encode)
         codes = {n.removeprefix("codes."): p for n, p in parts.items() if n.startswith("codes.")}
-        keys, values = pool.codec.decode(codes, pool.spec.head_dim)
-        order = pool.order(lane.layer)
-        if order is not None:
-            back_BkD = order[:, lane.heads].long().argsort(-1)
+        fixed = pool.fixed(lane.layer, lane.heads)
+        keys, values = pool.codec.decode(codes, fixed, pool.spec.head_dim)
+        if "order" in fixed:
+            back_BkD = fixed["order"].long().argsort(-1)
             keys = keys.gather(-1, back_BkD[:, :, None].expand_as(keys))
     else:
         keys, values = parts["keys"], parts["values"]

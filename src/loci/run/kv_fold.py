@@ -39,11 +39,14 @@ class Folder:
         tail, staged = self._pool.tail_count[layer], self._pool.staged_count[layer]
         waiting = tail + staged
         moved = waiting if self._pool.codec is None else due_tokens(self._pool.codec, waiting)
+        if not moved and not staged:
+            return  # a tail as long as the store, and full
         places_B1T = self._waiting_places(layer, moved)
         chosen = self._evictor.chosen(layer, moved, places_B1T, seen, fresh_BKS)
         parts = [self._waiting(layer, i, tail, staged) for i in (0, 1)]
         new = {n: p[:, :, :moved] for n, p in zip(("keys", "values"), parts, strict=True)}
         if self._pool.codec is not None:
+            self._keep_first(layer, parts, places_B1T)
             self._leave(layer, parts, moved)
             new = self._encoded(layer, KVBlock(new["keys"], new["values"], places_B1T))
         self._move(layer, new, moved, places_B1T, chosen)
@@ -86,7 +89,7 @@ class Folder:
             parts = [self._waiting(layer, i, tail, staged) for i in (0, 1)]
             hidden = self._waiting_hidden(layer, tail, staged)
             if moved:
-                self._keep_first(layer, parts)
+                self._keep_first(layer, parts, places_B1T)
                 self._mark(layer, parts[0][:, :, :moved], places_B1T)
                 blocks.append(self._unturned(parts, hidden, moved, places_B1T))
             self._leave(layer, parts, moved)
@@ -109,15 +112,12 @@ class Folder:
                 self._move(layer, new, moved, places_B1T, chosen)
             self._pool.tail_count[layer], self._pool.staged_count[layer] = tail + staged - moved, 0
 
-    def _keep_first(self, layer: int, parts: Sequence[Tensor]) -> None:
+    def _keep_first(self, layer: int, parts: Sequence[Tensor], places_B1T: Tensor) -> None:
         """Keep the first tokens of all exact, when they are encoded."""
-        held = self._pool.tensors.get("first")
-        if held is None:
-            return
-        start, room = self._pool.count[self._pool.lanes[layer][0].number], held.shape[4]
-        for index, part in enumerate(parts):
-            new = part[:, :, : max(0, room - start)]
-            held[:, layer, index, :, start : start + new.shape[2]] = new
+        first, moved = self._pool.first(layer), places_B1T.shape[2]
+        if first is not None and moved:
+            keys, values = (part[:, :, :moved] for part in parts)
+            first.keep(keys, values, places_B1T)
 
     def _mark(self, layer: int, keys_BKTD: Tensor, places_B1T: Tensor) -> None:
         """Keep the mean of every few keys that are encoded, where the method has landmarks."""
@@ -214,14 +214,15 @@ class Folder:
 
     def _encoded(self, layer: int, block: KVBlock) -> dict[str, Tensor]:
         assert isinstance(self._pool.codec, Encode)
-        order = self._pool.tensors.get("fixed.order")
-        if order is not None and not self._pool.ordered[layer]:
-            found = self._pool.codec.order(block)
+        fixed = self._pool.fixed(layer)
+        if fixed and not self._pool.learned[layer] and block.keys.shape[2]:
+            found = self._pool.codec.learn(block)
             if found is None:
                 raise MethodError(
                     f"{self._pool.codec} needs channel orders", way_out="pass orders="
                 )
-            order[:, layer] = found
-            self._pool.ordered[layer] = True
-        codes = self._pool.codec.encode(block, self._pool.order(layer))
+            for name, held in fixed.items():
+                held.copy_(found[name])
+            self._pool.learned[layer] = True
+        codes = self._pool.codec.encode(block, fixed)
         return {f"codes.{name}": new for name, new in codes.items()}

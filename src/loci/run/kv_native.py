@@ -8,12 +8,14 @@ encoded; that step goes through the store, and the next ones through the kernel 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from loci.methods.kv.base import CodeForm, Encode, EncodeLayers, LatentForm
+from loci.methods.kv.base import CodeForm, Encode, EncodeLayers, LatentForm, LevelForm
 from loci.nn import native
+from loci.nn.kv import FirstTokens
 from loci.nn.native import Side
 from loci.run.kv_pool import Pool
 
@@ -27,6 +29,7 @@ class NativeSteps:
         self._pool = pool
         self._form = _form_of(pool)
         self._latent = _latent_of(pool)
+        self._levels = native.Levels(*self._form) if isinstance(self._form, LevelForm) else None
         self._steps_9 = torch.tensor(self._latent.steps if self._latent is not None else ())
         self._used: dict[tuple[str, int], int] = {}  # directions of a layer that have bits
         self._spans: list[native.Spans] = []  # by row of the batch
@@ -47,10 +50,19 @@ class NativeSteps:
         if not with_spans or not self._has_room():
             return None
         if self._seen != self._state():
-            self._spans = [self._row_spans(row) for row in range(pool.batch)]
+            rows = [self._row_spans(row) for row in range(pool.batch)]
+            self._spans = [spans for spans in rows if spans is not None]
             self._next = self._next_slots()
             self._seen = self._state()
+        if len(self._spans) < pool.batch:
+            return None
         return [native.Past(0, 0, 0, 0, 0, 0, 0, pool.length, spans) for spans in self._spans]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the tail must be encoded before there is room for a token."""
+        pool = self._pool
+        return pool.codec is not None and max(pool.tail_count) >= pool.plan.tail
 
     def took(self, tokens: int) -> None:
         """Count tokens whose keys and values were written to where `pasts` said."""
@@ -94,13 +106,15 @@ class NativeSteps:
         ]
 
     def _has_room(self) -> bool:
-        """Return whether one more token neither evicts nor encodes, in any layer."""
+        """Return whether one more token evicts nothing, and where tokens go, encodes nothing."""
         pool = self._pool
         if pool.spec.window is not None or any(pool.staged_count):
             return False
         if pool.codec is not None:
             is_read = self._form is not None or self._latent is not None
-            return is_read and max(pool.tail_count) + 1 < pool.plan.tail
+            # What fills the tail is encoded after the step; who would have to go is asked in it.
+            room = pool.plan.tail - max(pool.tail_count)
+            return is_read and room > (1 if pool.select is not None else 0)
         lanes = (lane for lanes in pool.lanes for lane in lanes)
         return all(pool.count[lane.number] < lane.slots for lane in lanes)
 
@@ -109,14 +123,15 @@ class NativeSteps:
         pool = self._pool
         return pool.length, tuple(pool.count), tuple(pool.tail_count), pool.cuts
 
-    def _row_spans(self, row: int) -> native.Spans:
+    def _row_spans(self, row: int) -> native.Spans | None:
+        """Return where a row's tokens lie; None where first tokens that are exact have gaps."""
         pool, spec = self._pool, self._pool.spec
         spans = native.Spans(spec.layers, spec.kv_heads)
         for layer, lanes in enumerate(pool.lanes):
             if self._latent is not None:
                 self._add_latent(spans, row, layer)
                 continue
-            order = pool.order(layer)
+            fixed, first = pool.fixed(layer), pool.first(layer)
             for lane in lanes:
                 count = pool.count[lane.number]
                 for index, head in enumerate(range(*lane.heads.indices(spec.kv_heads))):
@@ -124,31 +139,72 @@ class NativeSteps:
                     if pool.codec is None:
                         spans.add_exact(layer, head, parts["keys"], parts["values"], count)
                         continue
-                    if count:
-                        assert self._form is not None
-                        spans.add_coded(
-                            layer,
-                            head,
-                            {n.removeprefix("codes."): part for n, part in parts.items()},
-                            bits=self._form.bits,
-                            block=self._form.block,
-                            group=self._form.group,
-                            order_D=None if order is None else order[row, head],
-                            count=count,
-                        )
+                    exact = self._exact_first(parts, first, count)
+                    if exact is None:
+                        return None
+                    if first is not None and len(exact):
+                        keys, values = (x[row, head, exact.start :] for x in first.both)
+                        spans.add_exact(layer, head, keys, values, len(exact))
+                    if count > len(exact):
+                        codes = {
+                            name.removeprefix("codes."): part[len(exact) :]
+                            for name, part in parts.items()
+                            if name.startswith("codes.")
+                        }
+                        own = {name: held[row, head] for name, held in fixed.items()}
+                        self._add_codes(spans, layer, head, codes, own, count - len(exact))
                     keys, values = (part[row, head] for part in pool.tail[layer])
                     spans.add_exact(layer, head, keys, values, pool.tail_count[layer])
         return spans
+
+    def _exact_first(
+        self, parts: Mapping[str, Tensor], first: FirstTokens | None, count: int
+    ) -> range | None:
+        """Return which first tokens a head's first slots hold; None where some between are gone."""
+        if first is None:
+            return range(0)
+        places = range(min(count, first.count))
+        if self._pool.select is None:
+            return places
+        held = parts["slot_positions"][: len(places)].tolist()
+        held = [place for place in held if place < first.count]
+        places = range(held[0], held[0] + len(held)) if held else range(0)
+        return places if held == list(places) else None
+
+    def _add_codes(
+        self,
+        spans: native.Spans,
+        layer: int,
+        head: int,
+        codes: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
+        count: int,
+    ) -> None:
+        if isinstance(self._form, LevelForm):
+            assert self._levels is not None
+            spans.add_levels(layer, head, codes, fixed, self._levels, count=count)
+            return
+        assert self._form is not None
+        spans.add_coded(
+            layer,
+            head,
+            codes,
+            bits=self._form.bits,
+            block=self._form.block,
+            group=self._form.group,
+            order_D=fixed.get("order"),
+            count=count,
+        )
 
     def _add_latent(self, spans: native.Spans, row: int, layer: int) -> None:
         """Add the first tokens, those in directions, and the exact tail of a layer."""
         pool = self._pool
         (lane,) = pool.lanes[layer]
         count, skipped, heads = pool.count[lane.number], 0, range(pool.spec.kv_heads)
-        first = pool.tensors.get("first")
+        first = pool.first(layer)
         if first is not None and count:
-            keys, values = first[row, layer]
-            skipped = min(count, keys.shape[1])
+            skipped = min(count, first.count)
+            keys, values = (part[row] for part in first.both)
             for head in heads:
                 spans.add_exact(layer, head, keys[head], values[head], skipped)
         if count > skipped:
@@ -196,11 +252,13 @@ class NativeSteps:
         return torch.tensor(found)
 
 
-def _form_of(pool: Pool) -> CodeForm | None:
+def _form_of(pool: Pool) -> CodeForm | LevelForm | None:
     codec = pool.codec
     if not isinstance(codec, Encode) or not native.available():
         return None
     form = codec.code_form(pool.spec.head_dim)
+    if isinstance(form, LevelForm):
+        return form if native.turns(pool.spec.head_dim) else None
     return form if form is not None and native.handles(form.bits) else None
 
 

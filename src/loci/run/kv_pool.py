@@ -23,6 +23,7 @@ from loci.methods.kv.base import EncodeLayers, KVMethod, LayerGroup
 from loci.methods.kv.chain import Chain, check_chain, layer_groups
 from loci.methods.kv.retrieve import Bank
 from loci.methods.kv.store_plan import kept_tokens, store_plan
+from loci.nn.kv import FirstTokens
 from loci.nn.rope import Rope
 from loci.run.kv_lanes import Lane, levelled
 from loci.run.kv_mapped import mapped
@@ -96,7 +97,8 @@ class Pool:
         self.group_of = [number for number, group in enumerate(self.groups) for _ in group]
         self.is_stacked = len(self.groups) == spec.layers  # rows of all layers are one tensor
         self.rope = Rope(spec) if isinstance(self.codec, EncodeLayers) else None
-        self.ordered = [False] * spec.layers
+        self.is_given = False  # what the codec keeps once for a row came from outside
+        self.learned = [False] * spec.layers  # of layers: what the codec keeps once is there
         self.is_trial = False
         self.step_places = torch.empty(batch, 1, 0, dtype=torch.int32)
         self.first_slots = self.even_slots()
@@ -171,6 +173,7 @@ class Pool:
         self.count = [0] * sum(map(len, self.lanes))
         self.tail_count, self.staged_count = [0] * layers, [0] * layers
         self.has_evicted, self.is_regular = False, True
+        self.learned = [self.is_given] * layers
         if self.bank is not None:
             self.bank.reset()
         if self.select is not None and self.allocates and self.select.reallocates:
@@ -185,7 +188,7 @@ class Pool:
             "has_evicted": self.has_evicted,
             "is_regular": self.is_regular,
             "probed": self.probed,
-            "ordered": list(self.ordered),
+            "learned": list(self.learned),
             "first_slots": list(self.first_slots),
             "slots": self.slots(),
             "bank": None if self.bank is None else self.bank.state(),
@@ -200,7 +203,7 @@ class Pool:
             self.cut(state["slots"])
         self.count, self.tail_count = list(state["count"]), list(state["tail"])
         self.has_evicted, self.is_regular = state["has_evicted"], state["is_regular"]
-        self.probed, self.ordered = state["probed"], list(state["ordered"])
+        self.probed, self.learned = state["probed"], list(state["learned"])
         if self.bank is not None:
             self.bank.set_state(state["bank"])
 
@@ -332,10 +335,24 @@ class Pool:
             if name.startswith(first)
         }
 
+    def fixed(self, layer: int, heads: slice = slice(None)) -> dict[str, Tensor]:
+        """Return what some heads of a layer keep once for a row [B, k, ...], by name."""
+        return {
+            name.removeprefix("fixed."): tensor[:, layer, heads]
+            for name, tensor in self.tensors.items()
+            if name.startswith("fixed.")
+        }
+
     def order(self, layer: int) -> Tensor | None:
         """Return the channel order [B, K, D] of a layer's keys, where they have one."""
-        order = self.tensors.get("fixed.order")
-        return None if order is None else order[:, layer]
+        return self.fixed(layer).get("order")
+
+    def first(self, layer: int, heads: slice = slice(None)) -> FirstTokens | None:
+        """Return the tokens at the beginning that stay exact beside their codes, where any do."""
+        held = self.tensors.get("first")
+        if held is None:
+            return None
+        return FirstTokens(held[:, layer, 0, heads], held[:, layer, 1, heads])
 
     # -- what was prepared --------------------------------------------------------------------
 

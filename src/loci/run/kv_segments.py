@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from loci.methods.kv.base import Encode, EncodeLayers, LayerGroup
+from loci.methods.kv.base import CodeForm, Encode, EncodeLayers, LayerGroup
 from loci.nn.attend import attend
 from loci.nn.coded import Coded
-from loci.nn.kv import TILE_TOKENS, DenseSegment, KVView
+from loci.nn.kv import TILE_TOKENS, DenseSegment, FirstTokens, KVView
 from loci.nn.rope import Rope, rotate
 
 # Shapes: B batch, K key/value heads, G query heads per KV head, S stored tokens, n some of them,
@@ -21,38 +21,56 @@ from loci.nn.rope import Rope, rotate
 class CodesSegment:
     """Tokens kept as codes, decoded a tile at a time."""
 
-    __slots__ = ("_codec", "_codes", "_head_dim", "clear", "order", "positions_BKS", "tokens")
+    __slots__ = (
+        "_codec",
+        "_codes",
+        "_first",
+        "_fixed",
+        "_head_dim",
+        "clear",
+        "order",
+        "positions_BKS",
+        "tokens",
+    )
 
     def __init__(
         self,
         codec: Encode,
         codes: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
         tokens: int,
         head_dim: int,
         positions_BKS: Tensor,
-        order: Tensor | None,
         clear: bool,
+        first: FirstTokens | None = None,
     ) -> None:
-        self._codec, self._codes, self._head_dim = codec, codes, head_dim
-        self.tokens, self.order, self.clear = tokens, order, clear
+        self._codec, self._codes, self._fixed = codec, codes, fixed
+        self._head_dim, self._first = head_dim, first
+        self.tokens, self.order, self.clear = tokens, fixed.get("order"), clear
+        if first is not None and self.order is not None:
+            index = self.order.long().unsqueeze(2).expand_as(first.keys)
+            self._first = FirstTokens(first.keys.gather(-1, index), first.values)
         self.positions_BKS: Tensor | None = positions_BKS
 
     @property
     def coded(self) -> Coded | None:
         """The codes as kernels read them; None where no kernel knows their form."""
         form = self._codec.code_form(self._head_dim)
-        return None if form is None else Coded(self._codes, *form, head_dim=self._head_dim)
+        if not isinstance(form, CodeForm) or self._first is not None:
+            return None
+        return Coded(self._codes, *form, head_dim=self._head_dim)
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield decoded keys (in stored order), values, and positions."""
         for start in range(0, self.tokens, TILE_TOKENS):
             stop = min(start + TILE_TOKENS, self.tokens)
             part = {name: codes[:, :, start:stop] for name, codes in self._codes.items()}
-            places = self.positions_BKS
-            yield (
-                *self._codec.decode(part, self._head_dim),
-                None if places is None else places[:, :, start:stop],
-            )
+            keys, values = self._codec.decode(part, self._fixed, self._head_dim)
+            assert self.positions_BKS is not None
+            places_BKs = self.positions_BKS[:, :, start:stop]
+            if self._first is not None:
+                self._first.put(keys, values, places_BKs)
+            yield keys, values, places_BKs
 
 
 class LayersSegment:
@@ -70,7 +88,7 @@ class LayersSegment:
         rope: Rope,
         carried_BSw: Tensor | None,
         clear: bool,
-        first: tuple[Tensor, Tensor] | None = None,
+        first: FirstTokens | None = None,
     ) -> None:
         self._codec, self._group, self._layer = codec, group, layer
         self._rows, self._bases, self._rope = rows, bases, rope
@@ -82,7 +100,7 @@ class LayersSegment:
     @property
     def first_tokens(self) -> int:
         """Tokens at the beginning that are exact."""
-        return 0 if self._first is None else self._first[0].shape[2]
+        return 0 if self._first is None else min(self._first.count, self.tokens)
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield rotated keys, values, and positions."""
@@ -96,9 +114,8 @@ class LayersSegment:
             places_BKs = self.positions_BKS[:, :, start:stop]
             keys, values = self._decoded(start, stop)
             rotate(keys, *self._rope.table(places_BKs[:, 0]), out=keys)
-            if start == 0 and self._first is not None:
-                for decoded, exact in zip((keys, values), self._first, strict=True):
-                    decoded[:, :, : exact.shape[2]] = exact
+            if self._first is not None:
+                self._first.put(keys, values, places_BKs)
             yield keys, values, places_BKs
 
     def some(self, tokens_BKn: Tensor) -> DenseSegment:
@@ -111,8 +128,7 @@ class LayersSegment:
         turned = self._rope.table(places_BKn.flatten(0, 1))
         rotate(keys.flatten(0, 1).unsqueeze(1), *turned, out=keys.flatten(0, 1).unsqueeze(1))
         if self._first is not None:
-            for rebuilt, exact in zip((keys, values), self._first, strict=True):
-                rebuilt[:, :, : exact.shape[2]] = exact
+            self._first.put(keys, values, places_BKn)
         segment = DenseSegment(keys, values, count, positions_BKS=places_BKn)
         segment.clear = self.clear
         return segment

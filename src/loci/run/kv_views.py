@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from loci.methods.kv.base import EncodeLayers
+from loci.methods.kv.base import Encode, EncodeLayers
 from loci.nn.kv import DenseSegment, FetchedSegment, KVView, RaggedSegment, Segment
 from loci.run.kv_lanes import Lane
 from loci.run.kv_pool import Pool
@@ -40,7 +40,7 @@ def view(
     segments: list[Segment] = []
     if max(counts):
         chosen = chosen_segment(pool, layer, counts[0], fresh)
-        segments.append(chosen or slot_segment(pool, layer, counts))
+        segments += [chosen] if chosen else slot_segments(pool, layer, counts)
     if tail:
         places = pool.positions(end - staged - tail, end - staged)
         segments.append(_dense(pool, *pool.tail[layer], tail, places))
@@ -69,14 +69,23 @@ def fresh_segment(pool: Pool, keys: Tensor, values: Tensor, places: Tensor) -> D
     return DenseSegment(keys, values, keys.shape[2], positions_BKS=places, causal=pool.is_regular)
 
 
-def slot_segment(pool: Pool, layer: int, counts: Sequence[int]) -> Segment:
-    """Return what the slots of a layer hold; by head, where heads hold unequal numbers."""
-    lanes = pool.lanes[layer]
-    order = pool.order(layer)
-    if len(lanes) == 1:
-        return _lane_segment(pool, lanes[0], counts[0], order)
-    parts = [_lane_segment(pool, lane, n, None) for lane, n in zip(lanes, counts, strict=True)]
-    return RaggedSegment(parts, order)
+def slot_segments(pool: Pool, layer: int, counts: Sequence[int]) -> list[Segment]:
+    """Return what the slots of a layer hold; by head, where heads hold unequal numbers.
+
+    First tokens that are exact stand by themselves where it is known which slots they have.
+    """
+    lanes, first = pool.lanes[layer], pool.first(layer)
+    if len(lanes) > 1:
+        parts = [_lane_segment(pool, lane, n) for lane, n in zip(lanes, counts, strict=True)]
+        for part in parts:
+            part.order = None  # it is that of all heads together
+        return [RaggedSegment(parts, pool.order(layer))]
+    if first is None or not isinstance(pool.codec, Encode) or pool.select or not pool.is_regular:
+        return [_lane_segment(pool, lanes[0], counts[0])]
+    apart = min(first.count, counts[0])
+    exact = _dense(pool, first.keys, first.values, apart, pool.positions(0, apart))
+    rest = counts[0] - apart
+    return [exact, *([_lane_segment(pool, lanes[0], rest, apart)] if rest else [])]
 
 
 def chosen_segment(
@@ -89,28 +98,36 @@ def chosen_segment(
     if codec.landmarks is None:
         return None
     (lane,) = pool.lanes[layer]
-    whole = _lane_segment(pool, lane, count, None)
+    whole = _lane_segment(pool, lane, count)
     assert isinstance(whole, LayersSegment)
     held = pool.tensors["landmarks"][:, layer, :, : count // codec.landmarks.tokens]
     chunks = ChosenChunks(whole, held, codec.landmarks.chunks)
     return None if chunks.are_all else FetchedSegment(chunks, layer, count)
 
 
-def _lane_segment(pool: Pool, lane: Lane, count: int, order: Tensor | None) -> Segment:
+def _lane_segment(pool: Pool, lane: Lane, count: int, skipped: int = 0) -> Segment:
+    """Return what a lane holds; of codes, without the first ones where some are skipped."""
     places = _places(pool, lane, count)
     if pool.codec is None:
         return _dense(pool, lane.parts["keys"], lane.parts["values"], count, places)
     if places is None:
-        places = pool.positions(0, count)
+        places = pool.positions(skipped, skipped + count)
     if isinstance(pool.codec, EncodeLayers):
         return _layers_segment(pool, pool.codec, lane.layer, count, places)
     codes = {
-        name.removeprefix("codes."): tensor[:, :, :count]
+        name.removeprefix("codes."): tensor[:, :, skipped : skipped + count]
         for name, tensor in lane.parts.items()
         if name.startswith("codes.")
     }
     return CodesSegment(
-        pool.codec, codes, count, pool.spec.head_dim, places, order, pool.is_regular
+        pool.codec,
+        codes,
+        pool.fixed(lane.layer, lane.heads),
+        count,
+        pool.spec.head_dim,
+        places,
+        pool.is_regular,
+        None if skipped else pool.first(lane.layer, lane.heads),
     )
 
 
@@ -138,17 +155,8 @@ def _layers_segment(
         pool.rope,
         None if carried is None else carried[:, :count],
         pool.is_regular,
-        _first(pool, layer, count),
+        pool.first(layer),
     )
-
-
-def _first(pool: Pool, layer: int, count: int) -> tuple[Tensor, Tensor] | None:
-    """Return keys and values of the first tokens, where they stay exact."""
-    held = pool.tensors.get("first")
-    if held is None:
-        return None
-    first = held[:, layer, :, :, : min(count, held.shape[4])]
-    return first[:, 0], first[:, 1]
 
 
 def _rows_of(pool: Pool, layer: int, count: int) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class KVStore:
             if "fixed.order" not in pool.tensors:
                 raise MethodError(f"{pool.codec} takes no channel orders")
             pool.tensors["fixed.order"].copy_(orders)
-            pool.ordered = [True] * spec.layers
+            pool.is_given, pool.learned = True, [True] * spec.layers
 
     @property
     def length(self) -> int:
@@ -253,6 +253,9 @@ class KVStore:
     def took(self, tokens: int) -> None:
         """Count tokens whose keys and values were written to where `pasts` said."""
         self._native.took(tokens)
+        if self._native.is_full:
+            for group in self._pool.groups:
+                self._folder.fold(group[-1], None)
 
     # -- what it holds ------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from loci.core.ledger import Ledger
 from loci.core.method import Method, Need
 from loci.core.spec import ModelSpec
-from loci.methods.kv.base import EncodeLayers, KVMethod, Select
+from loci.methods.kv.base import Encode, EncodeLayers, KVMethod, Select
 from loci.methods.kv.chain import Chain
 from loci.methods.kv.store_plan import budget_for, slots_for
 from loci.nn.attend import attend
@@ -353,7 +353,7 @@ def needle_kept(
 
 def span_of(method: Method) -> int:
     """Return the tokens more that are read so that some are encoded."""
-    if not isinstance(method, EncodeLayers):
+    if not isinstance(method, Encode | EncodeLayers):
         return 0
     return method.closes_every + method.exact_tokens
 

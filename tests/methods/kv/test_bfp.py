@@ -21,7 +21,8 @@ def block_of(x: Tensor) -> KVBlock:
 
 def through(method: Bfp, x: Tensor, order: Tensor | None = None) -> Tensor:
     """Return keys after encoding and decoding, natural order."""
-    keys, _ = method.decode(method.encode(block_of(x), order), x.shape[-1])
+    fixed = {} if order is None else {"order": order}
+    keys, _ = method.decode(method.encode(block_of(x), fixed), fixed, x.shape[-1])
     if order is None:
         return keys
     back = order.long().argsort(-1).unsqueeze(2)
@@ -42,7 +43,7 @@ def keys_with_outliers(count: int = 64) -> Tensor:
 def test_by_hand() -> None:
     # m = 4, largest 6: e = 2, step 2^(2-4+2) = 1; 2.5 and 3.5 go to even, 0.4 to 0.
     x = torch.tensor([6.0, 2.5, 3.5, 0.4, -1.0, -6.0, 0.0, 5.6]).view(1, 1, 1, 8)
-    codes = Bfp(bits=4, block=8).encode(block_of(x), None)
+    codes = Bfp(bits=4, block=8).encode(block_of(x), {})
     assert codes["key_exponents"].flatten().tolist() == [2 + 127]
     assert through(Bfp(bits=4, block=8), x).flatten().tolist() == [6, 2, 4, 0, -1, -6, 0, 6]
 
@@ -51,7 +52,7 @@ def test_the_largest_value_does_not_overflow_and_zeros_stay_zero() -> None:
     x = torch.tensor([7.99, 0, 0, 0, 0, 0, 0, -7.99] + [0.0] * 8).view(1, 1, 1, 16)
     got = through(Bfp(bits=4, block=8), x).flatten()
     assert got[0] == 7 and got[7] == -7 and (got[8:] == 0).all()
-    assert Bfp(bits=4, block=8).encode(block_of(x), None)["keys"].shape[-1] == 8
+    assert Bfp(bits=4, block=8).encode(block_of(x), {})["keys"].shape[-1] == 8
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e30])
@@ -77,8 +78,9 @@ def test_sorting_outlier_channels_together_pays() -> None:
     x = keys_with_outliers()
     method = Bfp(bits=4, block=8, sort="keys")
     small = [i for i in range(64) if i not in OUTLIERS]
-    order = method.order(block_of(x))
-    assert order is not None
+    learned = method.learn(block_of(x))
+    assert learned is not None
+    order = learned["order"]
     plain = decibels(x[..., small], through(method, x)[..., small])
     ordered = decibels(x[..., small], through(method, x, order)[..., small])
     assert ordered > plain + 6
@@ -95,9 +97,13 @@ def test_without_codes_sorting_changes_no_answer() -> None:
         [pair_order(torch.rand(2, 32, generator=torch.Generator().manual_seed(i))) for i in (0, 1)]
     )
     stores = [
-        store_of(KVStore, (Bfp(sort="none", block=32),)),
+        store_of(KVStore, (Bfp(sort="none", block=32, window=0),)),
         KVStore(
-            spec_of(), (Bfp(sort="weights", block=32),), max_tokens=64, chunk=16, orders=orders
+            spec_of(),
+            (Bfp(sort="weights", block=32, window=0),),
+            max_tokens=64,
+            chunk=16,
+            orders=orders,
         ),
     ]
     plain, ordered = (read(store, text)[0] for store in stores)
@@ -108,7 +114,9 @@ def test_eight_bits_are_close_to_full_attention() -> None:
     text = Text.of(spec_of(head_dim=64), 120)
     full, _ = read(store_of(KVStore, (), spec=spec_of(head_dim=64)), text)
     for bits, bound in ((8, 0.02), (4, 0.3)):
-        ours, _ = read(store_of(KVStore, (Bfp(bits=bits),), spec=spec_of(head_dim=64)), text)
+        ours, _ = read(
+            store_of(KVStore, (Bfp(bits=bits, window=0, sinks=0),), spec=spec_of(head_dim=64)), text
+        )
         assert float((ours - full).norm() / full.norm()) < bound
 
 
@@ -116,6 +124,6 @@ def test_refuses_heads_it_cannot_cut_and_orders_it_was_not_given() -> None:
     with pytest.raises(MethodError, match="block=16"):
         store_of(KVStore, (Bfp(),), spec=spec_of(head_dim=48))
     with pytest.raises(MethodError, match="needs channel orders"):
-        read(store_of(KVStore, (Bfp(sort="weights"),)), Text.of(spec_of(), 64))
+        read(store_of(KVStore, (Bfp(sort="weights", window=0),)), Text.of(spec_of(), 64))
     with pytest.raises(MethodError, match="takes no channel orders"):
         KVStore(spec_of(), (Bfp(sort="none"),), max_tokens=9, orders=torch.zeros(2, 2, 32))

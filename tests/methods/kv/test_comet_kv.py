@@ -25,10 +25,10 @@ def test_by_hand() -> None:
     keys[0, 0, :, 0] = torch.arange(16.0)
     keys[0, 0, :, 1] = 7.0
     values = torch.tensor([[3.0, 18.0]]).expand(1, 1, 16, 2)  # low 3, step 1
-    codes = CometKV(group=16).encode(block(keys, values), None)
+    codes = CometKV(group=16).encode(block(keys, values), {})
     assert codes["keys"].flatten().tolist() == list(range(16))  # channel 1 has code 0
     assert codes["value_grid"][0, 0, 5].tolist() == [3.0, 1.0]
-    back_keys, back_values = CometKV(group=16).decode(codes, 2)
+    back_keys, back_values = CometKV(group=16).decode(codes, {}, 2)
     assert torch.equal(back_keys, keys) and torch.equal(back_values, values)
 
 
@@ -39,7 +39,7 @@ def test_a_large_channel_spoils_no_other() -> None:
     rest = [channel for channel in range(32) if channel != 5]
 
     def off(method: CometKV | Bfp) -> float:
-        found, _ = method.decode(method.encode(block(keys), None), 32)
+        found, _ = method.decode(method.encode(block(keys), {}), {}, 32)
         return float((found - keys)[..., rest].norm())
 
     assert off(CometKV()) < 0.1 * off(Bfp(bits=4, sort="none"))
@@ -48,8 +48,8 @@ def test_a_large_channel_spoils_no_other() -> None:
 def test_groups_do_not_see_each_other() -> None:
     keys = torch.randn(1, 1, 64, 8, generator=torch.Generator().manual_seed(1))
     method = CometKV(group=32)
-    whole = method.encode(block(keys), None)
-    first = method.encode(block(keys[:, :, :32]), None)
+    whole = method.encode(block(keys), {})
+    first = method.encode(block(keys[:, :, :32]), {})
     for name, codes in first.items():
         assert torch.equal(whole[name][:, :, :32], codes)
 
@@ -71,6 +71,6 @@ def test_what_would_break_a_group_is_refused() -> None:
     with pytest.raises(MethodError, match="comet_kv decodes whole groups"):
         check_chain((SnapKV(), CometKV()))
     with pytest.raises(ParameterError, match="whole groups of tokens"):
-        CometKV().encode(block(torch.zeros(1, 1, 63, 8)), None)
+        CometKV().encode(block(torch.zeros(1, 1, 63, 8)), {})
     with pytest.raises(ParameterError, match="too large for a grid"):
-        CometKV(group=16).encode(block(torch.full((1, 1, 16, 8), 1e6)), None)
+        CometKV(group=16).encode(block(torch.full((1, 1, 16, 8), 1e6)), {})

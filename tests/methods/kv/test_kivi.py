@@ -27,11 +27,11 @@ def test_by_hand() -> None:
     keys[0, 0, :, 0] = torch.arange(4.0).repeat(4)
     keys[0, 0, :, 1] = 7.0
     values = torch.linspace(2, 8, 4).repeat(4).expand(1, 1, 16, 16)  # 2, 4, 6, 8: low 2, step 2
-    codes = Kivi(group=16).encode(block(keys, values), None)
+    codes = Kivi(group=16).encode(block(keys, values), {})
     assert codes["keys"].shape[-1] == codes["values"].shape[-1] == 4  # 16 codes of 2 bits
     assert (codes["keys"][0, 0, :, 0] & 3).tolist() == [0, 1, 2, 3] * 4
     assert codes["value_grid"][0, 0, 3].tolist() == [2.0, 2.0]
-    back_keys, back_values = Kivi(group=16).decode(codes, 16)
+    back_keys, back_values = Kivi(group=16).decode(codes, {}, 16)
     assert torch.equal(back_keys, keys) and torch.equal(back_values, values)
 
 
@@ -40,7 +40,7 @@ def test_errors_are_at_most_half_a_step_of_the_own_group(bits: int) -> None:
     x = torch.randn(2, 2, 64, 32, generator=torch.Generator().manual_seed(bits))
     x[:, :, :32] *= 100  # another group of tokens
     method = Kivi(bits=bits, group=32)
-    keys, values = method.decode(method.encode(block(x), None), 32)
+    keys, values = method.decode(method.encode(block(x), {}), {}, 32)
     for found, axis in ((keys.unflatten(2, (-1, 32)), 3), (values.unflatten(3, (-1, 32)), 4)):
         truth = x.unflatten(axis - 1, (-1, 32))
         span = truth.amax(axis, keepdim=True) - truth.amin(axis, keepdim=True)
@@ -55,7 +55,7 @@ def test_a_large_channel_of_the_keys_spoils_no_other() -> None:
     rest = [channel for channel in range(32) if channel != 5]
 
     def off(method: Kivi | Bfp) -> float:
-        found, _ = method.decode(method.encode(block(keys), None), 32)
+        found, _ = method.decode(method.encode(block(keys), {}), {}, 32)
         return float((found - keys)[..., rest].norm())
 
     assert off(Kivi(bits=4)) < 0.1 * off(Bfp(bits=4))
@@ -81,8 +81,8 @@ def test_what_would_break_a_group_is_refused() -> None:
     with pytest.raises(MethodError, match="kivi decodes whole groups"):
         check_chain((KeyDiff(), Kivi()))
     with pytest.raises(ParameterError, match="whole groups of tokens"):
-        Kivi().encode(block(torch.zeros(1, 1, 33, 32)), None)
+        Kivi().encode(block(torch.zeros(1, 1, 33, 32)), {})
     with pytest.raises(MethodError, match="group=16"):
         store_of(KVStore, (Kivi(),), spec=spec_of(head_dim=48))
     with pytest.raises(ParameterError, match="too large for a grid"):
-        Kivi(group=16).encode(block(torch.full((1, 1, 16, 16), 1e6)), None)
+        Kivi(group=16).encode(block(torch.full((1, 1, 16, 16), 1e6)), {})

@@ -40,7 +40,7 @@ def _read(chain: tuple[Method, ...], text: Text, keep: int | None = None) -> tor
         ((DROPS, LongMem(chunks=ALL)), 2e-3),
         ((SnapKV(window=4), LongMem(chunks=ALL, chunk=3, capacity=300)), 2e-3),
         ((SnapKV(window=4), LongMem(chunks=ALL, bits=8)), 3e-2),
-        ((SnapKV(window=4), Bfp(bits=8), LongMem(chunks=ALL)), 5e-2),
+        ((SnapKV(window=4), Bfp(bits=8, window=0), LongMem(chunks=ALL)), 5e-2),
     ],
 )
 def test_a_bank_that_is_fetched_whole_is_full_attention(

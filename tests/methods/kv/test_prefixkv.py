@@ -120,7 +120,9 @@ def test_prepared_curves_decide_before_anything_is_read() -> None:
     assert method.allocate([flat.view(1, 1, -1)] * 3, 25, SPEC, {}, context=100) is None
 
 
-@pytest.mark.parametrize("codec", [Bfp(tail=8), Cskv(window=8), Kvtc(window=8, sinks=0)], ids=str)
+@pytest.mark.parametrize(
+    "codec", [Bfp(tail=8, window=8), Cskv(window=8), Kvtc(window=8, sinks=0)], ids=str
+)
 def test_layers_with_numbers_of_their_own_are_encoded(codec: Method) -> None:
     text, chain = Text.shared(SPEC, 200), (PrefixKV(recent=1), codec)
     _concentrated(text, 1)

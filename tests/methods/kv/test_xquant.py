@@ -164,7 +164,7 @@ def test_rounded_by_channel_no_basis_loses_less_than_another() -> None:
         for b in blocks_of()
     ]
     for block, (keys, _) in zip(blocks, coded(method, blocks), strict=True):
-        back, _ = kivi.decode(kivi.encode(block, None), 32)
+        back, _ = kivi.decode(kivi.encode(block, {}), {}, 32)
         ours += float((keys - block.keys).square().sum())
         theirs += float((back - block.keys).square().sum())
     assert ours == pytest.approx(theirs, rel=0.1)

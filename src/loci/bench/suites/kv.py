@@ -40,7 +40,7 @@ from loci.run.lab import Lab
 ABOUT = "KV methods at equal bytes on every task, rivals beside them: chosen on dev, shown on test"
 KINDS = ("kv",)
 METHODS: tuple[str, ...] = ()  # runs by its own name alone: it takes everybody, and long
-RIVALS = ("random", "streaming_llm", "snapkv", "h2o", "keydiff", "kvzip", "kivi")
+RIVALS = ("random", "streaming_llm", "snapkv", "h2o", "keydiff", "kvzip", "kivi", "ggml_kv")
 DEFAULT = (
     "random",
     "streaming_llm",
@@ -52,9 +52,25 @@ DEFAULT = (
     "windowkv",
     "prefixkv",
     *(f"kivi(bits={bits},waiting=1)" for bits in (2, 3, 4, 6)),
-    *(f"bfp(bits={bits})" for bits in (2, 3, 4, 5, 6)),
-    *(f"keydiff | bfp(bits={bits})" for bits in (4, 5, 6)),
-    *(f"compresskv | bfp(bits={bits})" for bits in (4, 5, 6)),
+    "kivi(bits=2,group=64,waiting=1)",
+    "ggml_kv",
+    "ggml_kv(keys=q4_0,values=q4_0)",
+    *(f"bfp(bits={bits})" for bits in (4, 5, 6, 8)),
+    "turboquant",
+    "turboquant(bits_k=3,bits_v=3,window=32,tail=16)",
+    "turboquant(bits_k=3,bits_v=3,window=0,tail=4)",
+    "turboquant(bits_k=3,bits_v=2,window=16,tail=8)",
+    "turboquant(bits_k=2,bits_v=2,window=48,tail=8)",
+    "kvtc(bits_k=4,bits_v=4,window=32)",
+    "kvtc(window=32)",
+    "comet_kv",
+    "xquant-gl(bits=4)",
+    "cskv(density_k=0.75,density_v=0.75)",
+    "xkv",
+    "keydiff | turboquant(window=16,tail=8)",
+    "compresskv | turboquant(window=16,tail=8)",
+    "snapkv | longmem(chunk=32,tier=disk)",
+    "keydiff | longmem(chunk=32,tier=disk)",
 )
 
 

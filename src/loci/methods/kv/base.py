@@ -163,6 +163,22 @@ class CodeForm(NamedTuple):
     group: int = 0
 
 
+class LevelForm(NamedTuple):
+    """Turned codes as kernels read them; see `loci.nn.native.Spans.add_levels`.
+
+    Attributes:
+        bits_k, bits_v: of a code of keys and of values.
+        signs: of the channels, before they are turned [D].
+        levels_k, levels_v: what each code stands for, before it is scaled.
+    """
+
+    bits_k: int
+    bits_v: int
+    signs: tuple[float, ...]
+    levels_k: tuple[float, ...]
+    levels_v: tuple[float, ...]
+
+
 class Encode(KVMethod):
     """Turns tokens into codes, token by token, once and for all.
 
@@ -180,6 +196,16 @@ class Encode(KVMethod):
     def closes_every(self) -> int:
         """Tokens that wait in the exact tail and are encoded together."""
 
+    @property
+    def exact_tokens(self) -> int:
+        """Newest tokens that always stay exact."""
+        return 0
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens at the beginning that stay exact beside their codes, as long as they are kept."""
+        return 0
+
     @abstractmethod
     def code_table(self, head_dim: int) -> Shapes:
         """Return {name: (shape, dtype)} of the codes of one token of one head."""
@@ -188,7 +214,7 @@ class Encode(KVMethod):
         """Return the operations that make one number of what is stored."""
         return 2.0
 
-    def code_form(self, head_dim: int) -> CodeForm | None:
+    def code_form(self, head_dim: int) -> CodeForm | LevelForm | None:
         """Return how kernels may read the codes; None where only `decode` can."""
         return None
 
@@ -196,21 +222,27 @@ class Encode(KVMethod):
         """Return {name: (shape, dtype)} of what each row stores once, whatever the length."""
         return {}
 
-    def order(self, block: KVBlock) -> Tensor | None:
-        """Return the channel order [B, K, D] in which this layer's keys are stored, or None.
+    def learn(self, block: KVBlock) -> dict[str, Tensor] | None:
+        """Return a layer's part [B, K, ...] of each tensor of `fixed_table`; None: it was given.
 
-        Asked once per layer, with the first tokens that are encoded, of an encoder whose
-        `fixed_table` has an "order".
+        Asked once per layer, with the first tokens that are encoded, where there is a table. An
+        "order" [B, K, D] is the channel order in which keys are stored.
         """
-        return None
+        return {}
 
     @abstractmethod
-    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
-        """Return the codes, each [B, K, T, ...] as `code_table` says."""
+    def encode(self, block: KVBlock, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the codes, each [B, K, T, ...] as `code_table` says.
+
+        Args:
+            fixed: the layer's part of what `fixed_table` names.
+        """
 
     @abstractmethod
-    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
-        """Return keys (in their stored order) and values, float32 [B, K, T, D]."""
+    def decode(
+        self, codes: Mapping[str, Tensor], fixed: Mapping[str, Tensor], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys (in their stored order) and values, float32 [B, k, T, D], of some heads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

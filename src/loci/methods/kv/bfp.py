@@ -67,11 +67,23 @@ class Bfp(Encode):
     tail: Annotated[
         int, Param(help="tokens that wait uncoded and are coded together", unit="tokens", ge=1)
     ] = 32
+    sinks: Annotated[int, Param(help="first tokens that stay exact", unit="tokens", ge=0)] = 4
+    window: Annotated[int, Param(help="newest tokens that stay exact", unit="tokens", ge=0)] = 64
 
     @property
     def closes_every(self) -> int:
         """Tokens that are coded together."""
         return self.tail
+
+    @property
+    def exact_tokens(self) -> int:
+        """Newest tokens that stay exact."""
+        return self.window
+
+    @property
+    def first_tokens(self) -> int:
+        """First tokens that stay exact."""
+        return self.sinks
 
     def code_table(self, head_dim: int) -> Shapes:
         """Return mantissas and exponents of one token of one head."""
@@ -100,16 +112,16 @@ class Bfp(Encode):
             return {}
         return {"order": ((spec.layers, spec.kv_heads, spec.head_dim), "int16")}
 
-    def order(self, block: KVBlock) -> Tensor | None:
+    def learn(self, block: KVBlock) -> dict[str, Tensor] | None:
         """Return the pairs by falling energy of these keys; None where orders must be given."""
         if self.sort == "weights":
             return None
         is_real_B1T1 = (block.positions >= 0).unsqueeze(-1)
-        return pair_order((block.keys.float() * is_real_B1T1).square().sum(dim=2))
+        return {"order": pair_order((block.keys.float() * is_real_B1T1).square().sum(dim=2))}
 
-    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, block: KVBlock, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return packed mantissas and biased exponents."""
-        keys_BKTD = block.keys.float()
+        keys_BKTD, order = block.keys.float(), fixed.get("order")
         if order is not None:
             keys_BKTD = keys_BKTD.gather(-1, order.long().unsqueeze(2).expand_as(keys_BKTD))
         keys, key_exponents = self._pack(keys_BKTD)
@@ -121,7 +133,9 @@ class Bfp(Encode):
             "value_exponents": value_exponents,
         }
 
-    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, codes: Mapping[str, Tensor], fixed: Mapping[str, Tensor], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
         """Return keys in their sorted order, and values."""
         return (
             self._unpack(codes["keys"], codes["key_exponents"], head_dim),

@@ -94,8 +94,7 @@ def layer_groups(spec: ModelSpec, encode: Encoder | None) -> list[range]:
 
 def due_tokens(encode: Encoder, waiting: int) -> int:
     """Return how many of the tokens that wait are to be encoded now."""
-    exact = encode.exact_tokens if isinstance(encode, EncodeLayers) else 0
-    return max(0, waiting - exact) // encode.closes_every * encode.closes_every
+    return max(0, waiting - encode.exact_tokens) // encode.closes_every * encode.closes_every
 
 
 def _illegal(chain: Iterable[Method], why: str) -> MethodError:

@@ -78,7 +78,7 @@ class CometKV(Encode):
         """Return what kernels need to know."""
         return CodeForm(_BITS, head_dim, self.group)
 
-    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, block: KVBlock, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return codes of whole groups of tokens.
 
         Raises:
@@ -110,7 +110,9 @@ class CometKV(Encode):
             "value_grid": value_grid_BKT2D.squeeze(-1).to(torch.float16),
         }
 
-    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, codes: Mapping[str, Tensor], fixed: Mapping[str, Tensor], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
         """Return keys and values of whole groups of tokens."""
         from loci.nn.grid import unpack_rows
 

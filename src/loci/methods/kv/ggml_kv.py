@@ -79,7 +79,7 @@ class GgmlKV(Encode):
             "values": ((blocks * TYPES[self.values],), "uint8"),
         }
 
-    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, block: KVBlock, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return blocks of every token.
 
         Raises:
@@ -90,7 +90,9 @@ class GgmlKV(Encode):
             keys, values = _turned(keys, keys.shape[-1]), _turned(values, TURN)
         return {"keys": _blocks(keys, self.keys), "values": _blocks(values, self.values)}
 
-    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, codes: Mapping[str, Tensor], fixed: Mapping[str, Tensor], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
         """Return keys and values, turned back."""
         keys, values = _numbers(codes["keys"], self.keys), _numbers(codes["values"], self.values)
         if self.turned:
@@ -98,25 +100,17 @@ class GgmlKV(Encode):
         return keys, values
 
 
-def hadamard(size: int) -> Tensor:
-    """Return the orthogonal Hadamard matrix [size, size], its own inverse; size a power of two."""
-    import torch
-
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
-
-
 def _turned(x_BKTD: Tensor, most: int) -> Tensor:
     """Return numbers with every few channels turned; as they are where a head is no whole 64s."""
+    from loci.nn.turn import turned
+
     size = x_BKTD.shape[-1]
     if size % TURN:
         return x_BKTD
     width = TURN
     while width * 2 <= most and size % (width * 2) == 0:
         width *= 2
-    return (x_BKTD.unflatten(-1, (-1, width)) @ hadamard(width)).flatten(-2)
+    return turned(x_BKTD, width)
 
 
 def _blocks(x_BKTD: Tensor, kind: str) -> Tensor:

@@ -92,7 +92,7 @@ class Kivi(Encode):
         """Return what kernels need to know."""
         return CodeForm(self.bits, self.group, self.group)
 
-    def encode(self, block: KVBlock, order: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, block: KVBlock, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return codes of whole groups of tokens.
 
         Raises:
@@ -122,7 +122,9 @@ class Kivi(Encode):
             "value_grid": grid_BKTN2.flatten(3).to(torch.float16),
         }
 
-    def decode(self, codes: Mapping[str, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, codes: Mapping[str, Tensor], fixed: Mapping[str, Tensor], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
         """Return keys and values of whole groups of tokens."""
         from loci.nn.grid import unpack_rows
 

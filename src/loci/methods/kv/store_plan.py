@@ -246,11 +246,14 @@ def _table(
     if encode is None:
         tensors["slots"] = ((batch, layers, 2, heads, slots, size), real)
     elif isinstance(encode, Encode):
-        tail = encode.closes_every
+        tail = min(encode.exact_tokens + encode.closes_every, max_tokens)
         for name, (shape, dtype) in encode.code_table(size).items():
             tensors[f"codes.{name}"] = ((batch, layers, heads, slots, *shape), dtype)
         for name, (shape, dtype) in encode.fixed_table(spec).items():
             tensors[f"fixed.{name}"] = ((batch, *shape), dtype)
+        if encode.first_tokens:
+            first = min(encode.first_tokens, max_tokens)
+            tensors["first"] = ((batch, layers, 2, heads, first, size), real)
     else:
         groups = layer_groups(spec, encode)
         tail, group = min(encode.exact_tokens + encode.closes_every, max_tokens), len(groups[0])

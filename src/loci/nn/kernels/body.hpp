@@ -1341,6 +1341,275 @@ void attend_codes(const float* q, int64_t q_head, int64_t groups, const Coded& k
   }
 }
 
+// Signs of a Hadamard matrix as large as a vector, row by row: -1 where the places have an odd
+// number of bits in common.
+struct Signs {
+  float at[W * W];
+  constexpr Signs() : at() {
+    for (int i = 0; i < W; ++i)
+      for (int j = 0; j < W; ++j) {
+        int odd = 0;
+        for (int both = i & j; both > 0; both >>= 1) odd ^= both & 1;
+        at[i * W + j] = odd ? -1.0f : 1.0f;
+      }
+  }
+};
+constexpr Signs kSigns;
+
+// x = H x, with H a Hadamard matrix of ones; size is a power of two, and whole vectors.
+inline void turn(float* x, int64_t size) {
+  for (int64_t d = 0; d < size; d += W) {
+    V total = zero();
+    UNROLL for (int j = 0; j < W; ++j) total = fma(set(x[d + j]), load(kSigns.at + j * W), total);
+    store(x + d, total);
+  }
+  for (int64_t half = W; half < size; half *= 2)
+    for (int64_t first = 0; first < size; first += 2 * half)
+      for (int64_t d = first; d < first + half; d += W) {
+        const V low = load(x + d), high = load(x + d + half);
+        store(x + d, add(low, high));
+        store(x + d + half, sub(low, high));
+      }
+}
+
+// Scales of W tokens, or of as many as there are.
+INLINE V scales_of(const uint16_t* scales, int64_t many) {
+  if (many >= W) return halves(scales);
+  uint16_t held[W] = {};
+  for (int64_t i = 0; i < many; ++i) held[i] = scales[i];
+  return halves(held);
+}
+
+// Codes of turned tokens are read where they lie: P of them to a byte, of 8 / P bits, or a byte each
+// once unpacked. W bytes hold W P codes; code j of byte i is number i P + j. Queries are put into the
+// order in which vectors come out of them, j by j, and sums are taken back out of it.
+template <int P>
+void split_codes(const float* x, int64_t size, float* to) {
+  for (int64_t d = 0; d < size; d += W * P)
+    for (int j = 0; j < P; ++j)
+      for (int i = 0; i < W; ++i) to[d + j * W + i] = x[d + i * P + j];
+}
+
+template <int P>
+void join_codes(const float* x, int64_t size, float* to) {
+  for (int64_t d = 0; d < size; d += W * P)
+    for (int j = 0; j < P; ++j)
+      for (int i = 0; i < W; ++i) to[d + i * P + j] = x[d + j * W + i];
+}
+
+// Vectors of levels that W bytes stand for.
+template <int P>
+INLINE void name_codes(const Sixteen& levels, const uint8_t* p, V* to) {
+  const I words = wide(p);
+  to[0] = named<0>(levels, words);
+  if constexpr (P > 1) to[1] = named<8 / P>(levels, words);
+  if constexpr (P > 2) {
+    to[2] = named<16 / P>(levels, words);
+    to[3] = named<24 / P>(levels, words);
+  }
+}
+
+// As `score`, of queries that are turned and split, one behind the other; `more` is what the mean
+// of the keys adds.
+template <int G, int P>
+INLINE void score_levels(const float* q, const uint8_t* codes, const Sixteen& levels,
+                         const uint16_t* scales, const float* more, int64_t count, int64_t size,
+                         float scale, float (*scores)[kChunkTokens]) {
+  for (int64_t s = 0; s < count; s += W) {
+    const int64_t many = smaller(W, count - s);
+    V dots[G][W];
+    for (int64_t i = 0; i < many; ++i) {
+      const uint8_t* key = codes + (s + i) * (size / P);
+      V dot[G];
+      UNROLL for (int g = 0; g < G; ++g) dot[g] = zero();
+      for (int64_t d = 0; d < size; d += W * P) {
+        V k[P];
+        name_codes<P>(levels, key + d / P, k);
+        UNROLL for (int g = 0; g < G; ++g) {
+          UNROLL for (int j = 0; j < P; ++j)
+            dot[g] = fma(load(q + g * size + d + j * W), k[j], dot[g]);
+        }
+      }
+      UNROLL for (int g = 0; g < G; ++g) dots[g][i] = dot[g];
+    }
+    const V steps = scales_of(scales + s, many);
+    for (int g = 0; g < G; ++g) {
+      for (int64_t i = many; i < W; ++i) dots[g][i] = zero();
+      store(scores[g] + s, mul(fma(sums(dots[g]), steps, set(more[g])), set(scale)));
+      for (int64_t i = many; i < W; ++i) scores[g][s + i] = -HUGE_VALF;
+    }
+  }
+}
+
+// B times W P numbers of `weigh_levels`, at d.
+template <int G, int P, int B>
+INLINE void weigh_named(const float (*scaled)[kChunkTokens], const uint8_t* codes,
+                        const Sixteen& levels, int64_t count, int64_t row, const float* factors,
+                        float* outs, int64_t out_head) {
+  V total[G][B * P];
+  UNROLL for (int g = 0; g < G; ++g) {
+    UNROLL for (int j = 0; j < B * P; ++j)
+      total[g][j] = mul(load(outs + g * out_head + j * W), set(factors[g]));
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    V v[B * P];
+    UNROLL for (int b = 0; b < B; ++b) name_codes<P>(levels, codes + s * row + b * W, v + b * P);
+    UNROLL for (int g = 0; g < G; ++g) {
+      const V p = set(scaled[g][s]);
+      UNROLL for (int j = 0; j < B * P; ++j) total[g][j] = fma(p, v[j], total[g][j]);
+    }
+  }
+  UNROLL for (int g = 0; g < G; ++g) {
+    UNROLL for (int j = 0; j < B * P; ++j) store(outs + g * out_head + j * W, total[g][j]);
+  }
+}
+
+// As `weigh`, into sums that are joined and turned back later.
+template <int G, int P>
+INLINE void weigh_levels(const float (*weights)[kChunkTokens], const uint8_t* codes,
+                         const Sixteen& levels, const uint16_t* scales, int64_t count, int64_t size,
+                         const float* factors, float* outs, int64_t out_head) {
+  constexpr int B = 4 / P;
+  alignas(64) float scaled[G][kChunkTokens];
+  for (int64_t s = 0; s < count; s += W) {
+    const V steps = scales_of(scales + s, count - s);
+    UNROLL for (int g = 0; g < G; ++g) store(scaled[g] + s, mul(load(weights[g] + s), steps));
+  }
+  const int64_t row = size / P;
+  int64_t d = 0;
+  for (; d + B * P * W <= size; d += B * P * W)
+    weigh_named<G, P, B>(scaled, codes + d / P, levels, count, row, factors, outs + d, out_head);
+  for (; d < size; d += P * W)
+    weigh_named<G, P, 1>(scaled, codes + d / P, levels, count, row, factors, outs + d, out_head);
+}
+
+// Codes to a byte as kernels read them; 1 where they are unpacked first.
+inline int codes_in_byte(int bits, int64_t size) {
+  const int many = bits == 4 ? 2 : bits == 2 ? 4 : 1;
+  return size % (W * many) == 0 ? many : 1;
+}
+
+template <int G>
+void attend_turned(const float* q, int64_t q_head, const Levels& kv, int64_t from, int64_t to,
+                   int64_t size, float scale, float* part, uint8_t* scratch) {
+  alignas(64) float scores[G][kChunkTokens];
+  const int64_t wide = size + 2;
+  float* turned = reinterpret_cast<float*>(scratch);
+  float* spare = turned + G * size;
+  uint8_t* room = scratch + (G + 1) * size * 4;
+  const Sixteen keys_of = sixteen(kv.k_levels), values_of = sixteen(kv.v_levels);
+  const int k_many = codes_in_byte(kv.k_bits, size), v_many = codes_in_byte(kv.v_bits, size);
+  float more[G];
+  for (int g = 0; g < G; ++g) {
+    V of_mean = zero();
+    for (int64_t d = 0; d < size; d += W) {
+      const V x = load(q + g * q_head + d);
+      of_mean = fma(x, halves(kv.k_mean + d), of_mean);
+      store(spare + d, mul(x, load(kv.signs + d)));
+    }
+    more[g] = sum(of_mean);
+    turn(spare, size);
+    if (k_many == 2) split_codes<2>(spare, size, turned + g * size);
+    else if (k_many == 4) split_codes<4>(spare, size, turned + g * size);
+    else std::memcpy(turned + g * size, spare, size * 4);
+  }
+  clear<G>(part, wide);
+  for (int64_t begin = from; begin < to; begin += kChunkTokens) {
+    const int64_t count = smaller(kChunkTokens, to - begin);
+    const uint16_t* k_scales = kv.k_scales + begin;
+    const uint8_t* keys = kv.k + begin * (size / k_many);
+    if (k_many == 2) score_levels<G, 2>(turned, keys, keys_of, k_scales, more, count, size, scale, scores);
+    else if (k_many == 4) score_levels<G, 4>(turned, keys, keys_of, k_scales, more, count, size, scale, scores);
+    else {
+      keys = code_bytes(kv.k, kv.k_bits, begin, count, size, room);
+      score_levels<G, 1>(turned, keys, keys_of, k_scales, more, count, size, scale, scores);
+    }
+    float factors[G];
+    weights_of<G>(scores, count, wide, part, factors);
+    const uint16_t* v_scales = kv.v_scales + begin;
+    const uint8_t* values = kv.v + begin * (size / v_many);
+    if (v_many == 2) weigh_levels<G, 2>(scores, values, values_of, v_scales, count, size, factors, part, wide);
+    else if (v_many == 4) weigh_levels<G, 4>(scores, values, values_of, v_scales, count, size, factors, part, wide);
+    else {
+      values = code_bytes(kv.v, kv.v_bits, begin, count, size, room);
+      weigh_levels<G, 1>(scores, values, values_of, v_scales, count, size, factors, part, wide);
+    }
+  }
+  for (int g = 0; g < G; ++g) {
+    float* out = part + g * wide;
+    const V weights = set(out[wide - 1]);
+    if (v_many == 2) join_codes<2>(out, size, spare);
+    else if (v_many == 4) join_codes<4>(out, size, spare);
+    else std::memcpy(spare, out, size * 4);
+    turn(spare, size);
+    for (int64_t d = 0; d < size; d += W)
+      store(out + d, fma(weights, halves(kv.v_mean + d), mul(load(spare + d), load(kv.signs + d))));
+  }
+}
+
+void attend_levels(const float* q, int64_t q_head, int64_t groups, const Levels& kv, int64_t from,
+                   int64_t to, int64_t size, float scale, float* part, uint8_t* scratch) {
+  for (int64_t g = 0; g < groups;) {
+    const int64_t left = smaller(groups - g, kHeads);
+    const float* queries = q + g * q_head;
+    float* parts = part + g * (size + 2);
+    if (left == 1) attend_turned<1>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    else if (left == 2) attend_turned<2>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    else if (left == 3) attend_turned<3>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    else attend_turned<4>(queries, q_head, kv, from, to, size, scale, parts, scratch);
+    g += left;
+  }
+}
+
+// Rounds a row to levels: of several sizes of its root mean square, the one after which least is
+// left. With codes given the best scale is x . level / level . level, and it takes that times
+// x . level from the error.
+void round_levels(const float* x, int64_t size, const float* levels, int bits, const float* sizes,
+                  int tries, uint8_t* codes, uint16_t* scale) {
+  const int count = 1 << bits;
+  V edge[16], step[16];
+  for (int j = 1; j < count; ++j) {
+    edge[j] = set(0.5f * (levels[j] + levels[j - 1]));
+    step[j] = set(levels[j] - levels[j - 1]);
+  }
+  V squares = zero();
+  for (int64_t d = 0; d < size; d += W) squares = fma(load(x + d), load(x + d), squares);
+  const float rms = larger_of(std::sqrt(sum(squares) / float(size)), 1e-12f);
+  float most = -1.0f, best = 1.0f, fitted = 0.0f;
+  for (int t = 0; t < tries; ++t) {
+    const V inverse = set(1.0f / (rms * sizes[t]));
+    V product = zero(), energy = zero();
+    for (int64_t d = 0; d < size; d += W) {
+      const V u = load(x + d), scaled = mul(u, inverse);
+      V level = set(levels[0]);
+      for (int j = 1; j < count; ++j) level = add_above(level, scaled, edge[j], step[j]);
+      product = fma(u, level, product);
+      energy = fma(level, level, energy);
+    }
+    const float along = sum(product), length = sum(energy);
+    if (along * along / length <= most) continue;
+    most = along * along / length;
+    best = sizes[t];
+    fitted = along / length;
+  }
+  *scale = float_to_half(fitted);
+  const V inverse = set(1.0f / (rms * best)), one = set(1.0f);
+  std::memset(codes, 0, (size * bits + 7) / 8);
+  for (int64_t d = 0; d < size; d += W) {
+    const V scaled = mul(load(x + d), inverse);
+    V code = zero();
+    for (int j = 1; j < count; ++j) code = add_above(code, scaled, edge[j], one);
+    float found[W];
+    store(found, code);
+    for (int i = 0; i < W; ++i) {
+      const int64_t bit = (d + i) * bits;
+      const unsigned placed = unsigned(found[i]) << (bit & 7);
+      codes[bit >> 3] |= uint8_t(placed);
+      if ((bit & 7) + bits > 8) codes[(bit >> 3) + 1] |= uint8_t(placed >> 8);
+    }
+  }
+}
+
 // Codes of `count` numbers in classes of equally many bits, a byte each; nothing is read at `end`
 // or behind it.
 inline void class_bytes(const uint8_t* row, const uint8_t* end, const uint8_t* bits, int64_t count,
@@ -1741,6 +2010,8 @@ constexpr Kernels table() {
   k.argmax = argmax;
   k.attend = attend;
   k.attend_codes = attend_codes;
+  k.attend_levels = attend_levels;
+  k.round_levels = round_levels;
   k.attend_latent = attend_latent;
   k.merge = merge;
   k.flash_floats = flash_floats;

@@ -328,6 +328,11 @@ struct Decoder::Pass {
                      scratch(coded_bytes(size)));
       return;
     }
+    if (span.kind == Span::kLevels) {
+      k.attend_levels(turned, size, groups, span.levels, from, to, size, s.scale, part,
+                      scratch(coded_bytes(size)));
+      return;
+    }
     const Stored stored{span.k, span.v, 0, span.token, 0, span.token, span.half};
     k.attend(turned, size, groups, stored, 0, from, to, size, s.scale, part);
   }

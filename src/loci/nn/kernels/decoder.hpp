@@ -49,8 +49,9 @@ struct Span {
   int64_t token;         // elements from one token to the next
   int64_t count;
   bool half = false;
-  enum { kExact, kCoded, kLatent } kind = kExact;
+  enum { kExact, kCoded, kLevels, kLatent } kind = kExact;
   Coded codes = {};
+  Levels levels = {};
   const int16_t* order = nullptr;  // [size] the channels the keys are stored in, or null
   Latent latent = {};              // of all heads of the layer, which is why every head has it
 };

@@ -91,6 +91,18 @@ struct Coded {
   int64_t group = 0, k_share = 0;
 };
 
+// Keys and values of one head, turned and rounded to levels, a bit stream a token, one token behind
+// the other: x = mean + scale * signs * H level[code], with H a Hadamard matrix of ones. `signs`
+// carry the factor that makes the turn orthogonal; H signs is then its own inverse, behind signs.
+struct Levels {
+  const uint8_t *k, *v;
+  const uint16_t *k_scales, *v_scales;  // a token
+  const uint16_t *k_mean, *v_mean;      // [size]
+  const float *signs;                   // [size]
+  const float *k_levels, *v_levels;     // [16], over and over where codes name fewer
+  int k_bits, v_bits;                   // at most 4
+};
+
 // Keys or values of one layer, all heads side by side, in the directions of that layer:
 // x = u ways + mean. Rows of tokens are u in float16; or, with gains, codes of the directions with
 // equally many bits in a row: u_i = (q_i - (2^b_i - 1) / 2) * steps[b_i] * size_i * gain.
@@ -166,6 +178,13 @@ struct Kernels {
   // The same of coded tokens; `bytes` is scratch of coded_bytes(size).
   void (*attend_codes)(const float* q, int64_t q_head, int64_t groups, const Coded&, int64_t first,
                        int64_t last, int64_t size, float scale, float* part, uint8_t* bytes);
+  // The same of turned tokens; `size` is a power of two, and whole vectors.
+  void (*attend_levels)(const float* q, int64_t q_head, int64_t groups, const Levels&, int64_t first,
+                        int64_t last, int64_t size, float scale, float* part, uint8_t* bytes);
+  // One row of whole vectors to codes of at most 4 bits, a bit stream, and a scale in float16; tried
+  // are so many sizes of its root mean square.
+  void (*round_levels)(const float* x, int64_t size, const float* levels, int bits,
+                       const float* sizes, int tries, uint8_t* codes, uint16_t* scale);
   // The same of tokens in directions, for all query heads [heads, size] and into as many rows of
   // `part`; `bytes` is scratch of latent_bytes.
   void (*attend_latent)(const float* q, int64_t groups, int64_t kv_heads, const Latent&, int64_t first,

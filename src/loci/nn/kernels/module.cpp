@@ -185,6 +185,15 @@ void bfp_dequant(uintptr_t packed, uintptr_t exponents, int bits, int block, int
   });
 }
 
+void round_levels(uintptr_t x, int64_t count, int64_t size, uintptr_t levels, int bits, uintptr_t sizes,
+                  int tries, uintptr_t codes, uintptr_t scales) {
+  const int64_t row = (size * bits + 7) / 8;
+  over_rows(count, 0, [&](int64_t r) {
+    kernels().round_levels(at<float>(x) + r * size, size, at<float>(levels), bits, at<float>(sizes), tries,
+                           at<uint8_t>(codes) + r * row, at<uint16_t>(scales) + r);
+  });
+}
+
 uint64_t read_all(const std::vector<std::pair<uintptr_t, int64_t>>& pieces) {
   py::gil_scoped_release release;
   // All of them as one stretch, in pieces of which each may touch several.
@@ -270,6 +279,18 @@ void add_coded(Spans& spans, int64_t layer, int64_t head, const std::vector<int6
     codes.v_exponents = at<uint8_t>(uintptr_t(n.at(3)));
     codes.powers = bfp_powers(codes.bits);
   }
+  spans.of.at(layer * spans.heads + head).push_back(span);
+}
+
+// Turned codes: keys, values, scales of keys, scales of values, mean of keys, mean of values, signs,
+// levels of keys, levels of values, bits of keys, bits of values, count.
+void add_levels(Spans& spans, int64_t layer, int64_t head, const std::vector<int64_t>& n) {
+  Span span{nullptr, nullptr, 0, n.at(11)};
+  span.kind = Span::kLevels;
+  const auto halves = [&](size_t i) { return at<uint16_t>(uintptr_t(n.at(i))); };
+  const auto floats = [&](size_t i) { return at<float>(uintptr_t(n.at(i))); };
+  span.levels = {at<uint8_t>(uintptr_t(n.at(0))), at<uint8_t>(uintptr_t(n.at(1))), halves(2), halves(3),
+                 halves(4), halves(5), floats(6), floats(7), floats(8), int(n.at(9)), int(n.at(10))};
   spans.of.at(layer * spans.heads + head).push_back(span);
 }
 
@@ -362,6 +383,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("attend_prompt", &attend_prompt);
   m.def("attend_floats", [](int64_t size, int64_t groups) { return kernels().flash_floats(size, groups); });
   m.def("bfp_dequant", &bfp_dequant);
+  m.def("round_levels", &round_levels);
   m.def("to_half", [](uintptr_t from, int64_t count, uintptr_t to) {
     kernels().to_half(at<float>(from), count, at<uint16_t>(to));
   });
@@ -376,6 +398,7 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<int64_t, int64_t>())
       .def("add_exact", &add_exact)
       .def("add_coded", &add_coded)
+      .def("add_levels", &add_levels)
       .def("add_latent", &add_latent)
       .def("grow", &Spans::grow);
   py::class_<Decoder>(m, "Decoder")

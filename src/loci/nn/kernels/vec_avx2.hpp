@@ -42,6 +42,23 @@ inline V brains(const uint16_t* p) {
 inline V bytes(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
+// Sixteen numbers, and those of them that the lowest four bits of words name.
+struct Sixteen {
+  V low, high;
+};
+inline Sixteen sixteen(const float* p) { return {load(p), load(p + 8)}; }
+inline I wide(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+template <int Shift>
+inline V named(const Sixteen& numbers, I words) {
+  const I at = _mm256_srli_epi32(words, Shift);
+  const V upper = as_numbers(_mm256_slli_epi32(at, 28));  // bit 3 where the sign is
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(numbers.low, at),
+                          _mm256_permutevar8x32_ps(numbers.high, at), upper);
+}
+// sum + step where a is above the edge.
+inline V add_above(V sum, V a, V edge, V step) {
+  return _mm256_add_ps(sum, _mm256_and_ps(_mm256_cmp_ps(a, edge, _CMP_GT_OQ), step));
+}
 
 inline I words(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline I shorts(const uint8_t* p) {

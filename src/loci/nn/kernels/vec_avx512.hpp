@@ -40,6 +40,20 @@ inline V brains(const uint16_t* p) {
 inline V bytes(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
+// Sixteen numbers, and those of them that the lowest four bits of words name.
+struct Sixteen {
+  V at;
+};
+inline Sixteen sixteen(const float* p) { return {load(p)}; }
+inline I wide(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+template <int Shift>
+inline V named(const Sixteen& numbers, I words) {
+  return _mm512_permutexvar_ps(_mm512_srli_epi32(words, Shift), numbers.at);
+}
+// sum + step where a is above the edge.
+inline V add_above(V sum, V a, V edge, V step) {
+  return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, edge, _CMP_GT_OQ), sum, step);
+}
 
 // A value that stays in its register: otherwise it may be put on the stack and read from there,
 // which costs more than it saves.

@@ -46,6 +46,27 @@ inline V bytes(const uint8_t* p) {
   uint16x8_t wide = vmovl_u8(vcreate_u8(four));
   return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 }
+// Sixteen numbers, and those of them that the lowest four bits of words name.
+struct Sixteen {
+  const float* at;
+};
+inline Sixteen sixteen(const float* p) { return {p}; }
+inline I wide(const uint8_t* p) {
+  const uint32_t found[4] = {p[0], p[1], p[2], p[3]};
+  return vld1q_u32(found);
+}
+template <int Shift>
+inline V named(const Sixteen& numbers, I words) {
+  uint32_t at[4];
+  vst1q_u32(at, words);
+  float found[4];
+  for (int i = 0; i < 4; ++i) found[i] = numbers.at[at[i] >> Shift & 15];
+  return load(found);
+}
+// sum + step where a is above the edge.
+inline V add_above(V sum, V a, V edge, V step) {
+  return vaddq_f32(sum, vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(a, edge), vreinterpretq_u32_f32(step))));
+}
 
 inline I words(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
 inline I shorts(const uint8_t* p) { return vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))); }

@@ -58,6 +58,20 @@ inline void store_halves(uint16_t* p, V v) {
 }
 inline V brains(const uint16_t* p) { return lanes([&](int i) { return brain_to_float(p[i]); }); }
 inline V bytes(const uint8_t* p) { return lanes([&](int i) { return float(p[i]); }); }
+// Sixteen numbers, and those of them that the lowest four bits of words name.
+struct Sixteen {
+  const float* at;
+};
+inline Sixteen sixteen(const float* p) { return {p}; }
+inline I wide(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+template <int Shift>
+inline V named(const Sixteen& numbers, I words) {
+  return lanes([&](int i) { return numbers.at[words.at[i] >> Shift & 15]; });
+}
+// sum + step where a is above the edge.
+inline V add_above(V sum, V a, V edge, V step) {
+  return lanes([&](int i) { return a.at[i] > edge.at[i] ? sum.at[i] + step.at[i] : sum.at[i]; });
+}
 
 inline I words(const uint8_t* p) {
   I c;
