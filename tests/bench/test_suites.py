@@ -22,6 +22,7 @@ QUICK_ON_TINY = {
     "perplexity": ("groupwise(bits=4,group=16)",),
     "needle": ("random", "snapkv(window=8)"),
     "scbench": ("random(window=8)", "snapkv(window=8)", "bfp(bits=4,block=16)"),
+    "decoding": ("streaming_llm(window=8)", "bfp(bits=4,block=16,window=8)"),
     "streaming": ("tpi_llm",),
     "prediction": ("roofline",),
     "schedule": ("fcfs", "fcfs(chunk=64)"),
