@@ -114,3 +114,15 @@ def test_a_bank_in_a_file_needs_the_disk_it_was_asked_for(plan_for: Planner) -> 
     assert plan.held("kv") <= caps["kv"] and plan.predicted["disk"] == plan.held("kv", "disk") > 0
     assert "read from disk where it is needed" in str(plan)
     assert any("measured on" in note for note in plan.notes)
+
+
+def test_of_codes_that_lose_alike_the_fastest_is_taken(plan_for: Planner) -> None:
+    # Directions are turned back for every token, which takes far longer than the codes of a head.
+    def plan_with(loss: float) -> Plan:
+        cards = _cards(("kvtc", KVTC, loss, MINE))
+        caps = {"kv": 60 * paper.MIB}
+        return plan_for(512, context=8192, cards=cards, caps=caps, prepared=_has("kvtc"))
+
+    assert plan_with(0.0595).kv == "turboquant"
+    slower = plan_with(0.0585)
+    assert slower.kv.startswith("kvtc") and slower.loss == 0.0585

@@ -118,7 +118,7 @@ def test_the_runner_runs_over_made_up_weights(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pace, "_BUDGET_S", 0.0)
     spec = pace._spec(hidden=64, ffn=96, heads=2, kv_heads=1, layers=2)
     made = pace.MadeUp(spec, 4, torch.Generator().manual_seed(0))
-    codes = pace.catalogue.parse_chain("bfp(bits=8)", "kv")
+    codes = pace.catalogue.parse_chain(pace._CODES, "kv")
     assert all(pace._decode_s(made, keys, chain) > 0 for keys in (0, 40) for chain in ((), codes))
     assert all(
         pace._prompt_s(made, 16, keys, chain) > 0 for keys in (0, 40) for chain in ((), codes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loci.plan.kvform import EXACT, KVForm
+from loci.plan.kvform import ALIKE, EXACT, KVForm, loss_of
 from loci.plan.options import Candidate, Problem, Weights, evaluate
 from loci.units import format_bytes
 
@@ -43,7 +43,8 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
     """Return the candidate with the least loss, then time, then bytes; None when none fits.
 
     Weights that are cut lose far more than any form of the KV cache, so they come last; among
-    those the least loss of weights and cache together wins.
+    those the least loss of weights and cache together wins. Of codes whose measured losses are
+    alike the fastest wins.
     """
     forms = problem.forms()
     fitting = [c for c in candidates if c.fits]
@@ -63,7 +64,16 @@ def best_of(candidates: Sequence[Candidate], problem: Problem) -> Candidate | No
             return (*order, -c.chunk, c.held())
         return (*order[:3], c.total_s(problem.workload), order[3], -c.chunk, c.held())
 
-    return min(fitting, key=key, default=None)
+    found = min(fitting, key=key, default=None)
+    if found is None or not found.form.chain or found.loss is None or mosts[found.form]:
+        return found
+    alike = [
+        c
+        for c in fitting
+        if c.weights == found.weights and c.form.chain and not mosts[c.form]
+        if c.loss is not None and c.loss <= found.loss + ALIKE
+    ]
+    return min(alike, key=lambda c: (c.total_s(problem.workload), key(c)))
 
 
 def best(problem: Problem) -> Candidate | None:
@@ -72,9 +82,23 @@ def best(problem: Problem) -> Candidate | None:
         options = [option for option in _options(problem, form) if option[0] != "stacked"]
         found = best_of([evaluate(problem, *option) for option in options], problem)
         if found is not None:
-            return found
+            return (
+                found if not found.form.chain or found.loss is None else _of_alike(found, problem)
+            )
     options = [o for form in problem.forms() for o in _options(problem, form) if o[0] == "stacked"]
     return best_of([evaluate(problem, *option) for option in options], problem)
+
+
+def _of_alike(found: Candidate, problem: Problem) -> Candidate:
+    """Return the best of the codes that lose about as much as one that was found to fit."""
+    assert found.loss is not None
+    forms = []
+    for form in problem.forms():
+        loss = loss_of(form, problem.spec, problem.cards)[0]
+        if form.chain and loss is not None and loss <= found.loss + ALIKE:
+            forms.append(form)
+    options = [o for form in forms for o in _options(problem, form) if o[0] == found.weights]
+    return best_of([found, *(evaluate(problem, *option) for option in options)], problem) or found
 
 
 def fits(problem: Problem) -> bool:
