@@ -26,8 +26,9 @@ def test_contexts_hold_every_pair_once_and_filler() -> None:
 
 
 def test_it_learns_to_find_among_a_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(finder, "QUICK_STEPS", 200)
+    monkeypatch.setattr(finder, "QUICK_STEPS", 300)
     monkeypatch.setattr(finder, "LENGTH", 12)
+    monkeypatch.setattr(finder, "BATCH", 100)
     steps: list[int] = []
     losses: list[float] = []
     real = finder._loss
@@ -39,11 +40,11 @@ def test_it_learns_to_find_among_a_few(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr(finder, "_loss", watched)
     pack = finder.finder(tmp_path, quick=True, progress=lambda what, done, of: steps.append(done))
-    assert steps == list(range(1, 201)) and pack.spec.vocab == finder.SPEC.vocab
+    assert steps == list(range(1, 301)) and pack.spec.vocab == finder.SPEC.vocab
     chance = torch.tensor(float(VALUES)).log()
     assert sum(losses[-20:]) / 20 < 0.3 * chance < chance < losses[0]
     assert finder.finder(tmp_path, quick=True).spec.fingerprint == pack.spec.fingerprint
-    assert len(losses) == 200, "it was trained again"
+    assert len(losses) == 300, "it was trained again"
 
 
 def test_the_suite_asks_everybody_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ So what a KV method loses here is the method's, not the model's.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def finder(folder: Path, *, quick: bool = False, progress: Progress | None = Non
         (home / "tokenizer.json").write_text(_tokenizer(), encoding="utf-8")
         steps, done = QUICK_STEPS if quick else STEPS, 0
 
-        def loss(tensors: dict[str, Tensor], generator: Generator) -> Tensor:
+        def loss(tensors: Mapping[str, Tensor], generator: Generator) -> Tensor:
             nonlocal done
             grown = min(1.0, max(0.0, (done / steps - _ALONE) / (_GROWN - _ALONE)))
             done += 1
@@ -106,7 +106,7 @@ def finder(folder: Path, *, quick: bool = False, progress: Progress | None = Non
 # -- private ----------------------------------------------------------------------------------
 
 
-def _loss(tensors: dict[str, Tensor], grown: float, generator: Generator) -> Tensor:
+def _loss(tensors: Mapping[str, Tensor], grown: float, generator: Generator) -> Tensor:
     """Return the loss of answers after contexts that have grown so far, 0 to 1."""
     few = 2 * _LEAST_PAIRS
     tokens = int(few + grown * (LENGTH - few))
