@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor
 
 from loci.core.spec import ModelSpec
+from loci.nn import native
 from loci.nn.bank import ChunkBank
 from loci.nn.kv import KVBlock
 from loci.nn.rope import Rope, rotate
@@ -91,3 +95,49 @@ def test_nobody_finds_padding_nor_what_is_too_old_or_to_come() -> None:
     assert reads(bank, 0) == [8, 8]
     assert reads(bank, 0, place=100, window=10) == [-1, -1]
     assert reads(bank, 0, place=3) == [-1, -1]
+
+
+@pytest.mark.skipif(not native.available(), reason="no kernels")
+@pytest.mark.parametrize("is_near", [False, True])
+@pytest.mark.parametrize("tokens", [3, 8, 29, 75])  # filling alone, one chunk, some, more than fit
+def test_kernels_read_what_is_fetched_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, is_near: bool, tokens: int
+) -> None:
+    spec = replace(SPEC, layers=2, heads=4, kv_heads=2, head_dim=32)
+    draw = torch.Generator().manual_seed(tokens)
+    tensors = {
+        "index": torch.zeros(2, 2, 2, 6, 32, dtype=torch.float16),
+        "positions": torch.zeros(2, 2, 2, 48, dtype=torch.int32),
+        "keys": torch.zeros(2, 2, 2, 48, 32, dtype=torch.float16),
+        "values": torch.zeros(2, 2, 2, 48, 32, dtype=torch.float16),
+    }
+    bank = ChunkBank(spec, tensors, chunk=8, fetched=3, bits=16, is_near=is_near)
+    keys, values = torch.randn(2, 2, 2, tokens, 32, generator=draw).unbind(0)
+    places = torch.arange(tokens).expand(2, 2, -1)
+    bank.add(1, slice(0, 2), KVBlock(keys, values, places))
+    q_BKGTD = torch.randn(2, 1, 2, 2, 32, generator=draw).permute(0, 2, 3, 1, 4)
+    now = torch.full((2, 1), tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkBank, "_is_plain", lambda *_: False)
+        expected = bank.attend(1, q_BKGTD, now, 0.2, None)
+    for level in native.levels():
+        with native.force_simd(level):
+            found = bank.attend(1, q_BKGTD, now, 0.2, None)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not bank.attend(0, q_BKGTD, now, 0.2, None)[0].any()
+
+
+def test_padding_is_read_by_nobody_and_not_by_kernels() -> None:
+    bank = bank_of(16, 4, 2)
+    x = torch.randn(1, 2, 8, SPEC.head_dim, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([[[-1, -1, 0, 1, 2, 3, 4, 5]]]).expand(1, 2, -1)
+    bank.add(0, slice(0, 2), KVBlock(x, x, places))
+    q = torch.randn(1, 2, 1, 1, SPEC.head_dim, generator=torch.Generator().manual_seed(1))
+    assert not bank._is_plain(q)
+    restored = ChunkBank(SPEC, bank._tensors, chunk=4, fetched=2, bits=16, is_near=True)
+    restored.set_state(bank.state())
+    assert not restored._is_plain(q)
+    o, lse = bank.attend(0, q, torch.tensor([[6]]), 1.0, None)
+    again = restored.attend(0, q, torch.tensor([[6]]), 1.0, None)
+    assert torch.equal(o, again[0]) and torch.equal(lse, again[1])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from loci.core.spec import ModelSpec
+from loci.nn import native
 from loci.nn.grid import pack_rows, rounded, unpack_rows
 from loci.nn.kv import KVBlock
 from loci.nn.rope import Rope, undo
@@ -59,6 +60,7 @@ class ChunkBank:
         """Hold nothing."""
         self._added_LK = torch.zeros(self._shape, dtype=torch.int64)  # tokens ever
         self._most = [0] * self._shape[0]  # of the heads of each layer
+        self._is_padded = False  # somebody may hold tokens that nobody may read
 
     def state(self) -> Any:
         """Return how many tokens every head of every layer was given."""
@@ -68,6 +70,7 @@ class ChunkBank:
         """Take back what `state` returned."""
         self._added_LK = torch.tensor(state, dtype=torch.int64)
         self._most = self._added_LK.amax(1).tolist()
+        self._is_padded = bool((self._tensors["positions"] < 0).any())
 
     def held(self, layer: int) -> int:
         """Return the tokens of a layer that can be found; of unequal heads, the most."""
@@ -85,6 +88,7 @@ class ChunkBank:
             first = -(-(start + first) // c) * c - start
         slots_n = torch.arange(start + first, start + count) % self._room
         places_Bkn = block.positions[:, :, first:]
+        self._is_padded |= bool((places_Bkn < 0).any())
         keys = block.keys[:, :, first:].float()
         if self._is_near:
             keys = self._undone(keys, places_Bkn)
@@ -108,8 +112,12 @@ class ChunkBank:
         batch, heads, groups, count, size = queries.shape
         plain = undo(queries.flatten(1, 2), *self._rope.table(positions)).view(queries.shape)
         asked = plain if self._is_near else queries
-        o, lse = torch.zeros_like(queries), queries.new_full(queries.shape[:-1], -math.inf)
+        o = queries.new_zeros(queries.shape)  # contiguous, whatever the queries are
+        lse = queries.new_full(queries.shape[:-1], -math.inf)
         if not self._most[layer]:
+            return o, lse
+        if count == 1 and window is None and self._is_plain(queries):
+            self._read_native(layer, asked, self._found(layer, plain), scale, o, lse)
             return o, lse
         width = (self._fetched + 1) * self._chunk * size
         step = max(1, TILE_NUMBERS // (batch * heads * groups * width))
@@ -199,7 +207,45 @@ class ChunkBank:
         found = found.masked_fill(best == -math.inf, chunks)
         return found.unflatten(2, plain_BKGtD.shape[2:4])
 
+    def _is_plain(self, queries: Tensor) -> bool:
+        """Return whether kernels can read what a query fetches where it lies."""
+        kept = self._bits == 16 and not self._is_padded
+        return kept and native.available() and queries.dtype == torch.float32
+
+    def _read_native(
+        self,
+        layer: int,
+        asked_BKG1D: Tensor,
+        found_BKG1F: Tensor,
+        scale: float,
+        o_BKG1D: Tensor,
+        lse_BKG1: Tensor,
+    ) -> None:
+        """Write what `_read` returns, of one token of rows without padding."""
+        c = self._chunk
+        added_K = self._added_LK[layer]
+        filling_K, filled_K = (added_K // c) % (self._room // c), added_K % c
+        asked_BHD = asked_BKG1D.flatten(1, 3).contiguous()
+        found_BHF = found_BKG1F.flatten(1, 3).contiguous()
+        for row, (q_HD, found_HF) in enumerate(zip(asked_BHD, found_BHF, strict=True)):
+            keys_KSD, values_KSD = (self._tensors[name][row, layer] for name in ("keys", "values"))
+            native.attend_chunks(
+                q_HD,
+                keys_KSD,
+                values_KSD,
+                c,
+                found_HF,
+                filling_K,
+                filled_K,
+                scale,
+                o_BKG1D[row].flatten(0, 2),
+                lse_BKG1[row].flatten(),
+            )
+
     def _has_real(self, layer: int, most: int) -> Tensor:
+        """Return which chunks hold tokens that are no padding, [B, K, N]."""
+        if not self._is_padded:
+            return torch.ones(1, 1, most, dtype=torch.bool)
         places = self._tensors["positions"][:, layer, :, : most * self._chunk]
         return (places >= 0).unflatten(2, (-1, self._chunk)).any(-1)
 

@@ -274,6 +274,51 @@ def attend_decode(
     )
 
 
+def attend_chunks(
+    q_HD: Tensor,
+    keys_KSD: Tensor,
+    values_KSD: Tensor,
+    chunk: int,
+    found_HF: Tensor,
+    filling_K: Tensor,
+    filled_K: Tensor,
+    scale: float,
+    out_HD: Tensor,
+    lse_H: Tensor,
+) -> None:
+    """Write what one token's queries read from chunks of their own, and the log-sum-exp.
+
+    Args:
+        q_HD: float32, contiguous.
+        keys_KSD, values_KSD: float32 or float16; the last dimension contiguous, others strided.
+        chunk: tokens of a chunk.
+        found_HF: int64, contiguous; numbers of chunks that each query reads, S / chunk for none.
+        filling_K, filled_K: int64; the number of one more chunk, and how many of its tokens count.
+    """
+    _native.attend_chunks(
+        q_HD.data_ptr(),
+        keys_KSD.data_ptr(),
+        values_KSD.data_ptr(),
+        keys_KSD.stride(0),
+        keys_KSD.stride(1),
+        values_KSD.stride(0),
+        values_KSD.stride(1),
+        chunk,
+        keys_KSD.shape[1] // chunk,
+        found_HF.data_ptr(),
+        found_HF.shape[1],
+        filling_K.data_ptr(),
+        filled_K.data_ptr(),
+        q_HD.shape[0],
+        keys_KSD.shape[0],
+        q_HD.shape[1],
+        keys_KSD.dtype == torch.float16,
+        scale,
+        out_HD.data_ptr(),
+        lse_H.data_ptr(),
+    )
+
+
 def attend_floats(size: int, groups: int) -> int:
     """Return the least scratch of `attend_prompt` in elements; more serves more threads."""
     count: int = _native.attend_floats(size, groups)

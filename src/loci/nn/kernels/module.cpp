@@ -123,6 +123,42 @@ void attend_decode(uintptr_t q, uintptr_t k, uintptr_t v, int64_t k_head, int64_
                                      at<float>(out) + h * size);
 }
 
+// One token's queries, each against chunks of its own: `found` has `many` numbers of them for every
+// head, those beyond the last chunk stand for none; and the first tokens of one more chunk, the same
+// for all heads of a KV head. Writes zeros and -inf where a head reads nothing.
+void attend_chunks(uintptr_t q, uintptr_t k, uintptr_t v, int64_t k_head, int64_t k_token, int64_t v_head,
+                   int64_t v_token, int64_t chunk, int64_t chunks, uintptr_t found, int64_t many,
+                   uintptr_t filling, uintptr_t filled, int64_t heads, int64_t kv_heads, int64_t size,
+                   bool half, float scale, uintptr_t out, uintptr_t lse) {
+  py::gil_scoped_release release;
+  const Stored kv{at<void>(k), at<void>(v), k_head, k_token, v_head, v_token, half};
+  const int64_t groups = heads / kv_heads, wide = size + 2;
+  const Kernels& kernel = kernels();
+  float* parts = floats((many + 1) * heads * wide);
+  share(heads, 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t h = first; h < last; ++h) {
+      float* own = parts + h * (many + 1) * wide;
+      int64_t count = 0;
+      const auto read = [&](int64_t from, int64_t tokens) {
+        kernel.attend(at<float>(q) + h * size, size, 1, kv, h / groups, from, from + tokens, size, scale,
+                      own + count++ * wide);
+      };
+      for (int64_t i = 0; i < many; ++i) {
+        const int64_t number = at<const int64_t>(found)[h * many + i];
+        if (number < chunks) read(number * chunk, chunk);
+      }
+      if (const int64_t tokens = at<const int64_t>(filled)[h / groups]; tokens > 0)
+        read(at<const int64_t>(filling)[h / groups] * chunk, tokens);
+      float* to = at<float>(out) + h * size;
+      if (count > 0) at<float>(lse)[h] = kernel.merge(own, count, wide, size, to);
+      else {
+        std::fill(to, to + size, 0.0f);
+        at<float>(lse)[h] = -std::numeric_limits<float>::infinity();
+      }
+    }
+  });
+}
+
 // Every batch row: q and out [heads, queries, size] by strides, keys and values by strides.
 void attend_prompt(const std::vector<uintptr_t>& q, const std::vector<uintptr_t>& k,
                    const std::vector<uintptr_t>& v, const std::vector<uintptr_t>& out,
@@ -380,6 +416,7 @@ PYBIND11_MODULE(_native, m) {
     });
   });
   m.def("attend_decode", &attend_decode);
+  m.def("attend_chunks", &attend_chunks);
   m.def("attend_prompt", &attend_prompt);
   m.def("attend_floats", [](int64_t size, int64_t groups) { return kernels().flash_floats(size, groups); });
   m.def("bfp_dequant", &bfp_dequant);
