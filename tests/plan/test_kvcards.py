@@ -113,6 +113,7 @@ def test_a_bank_in_a_file_needs_the_disk_it_was_asked_for(plan_for: Planner) -> 
     assert plan.kv == "snapkv | longmem(chunk=32, tier=disk)" and plan.loss == 0.04
     assert plan.held("kv") <= caps["kv"] and plan.predicted["disk"] == plan.held("kv", "disk") > 0
     assert "read from disk where it is needed" in str(plan)
+    assert "at most" in str(plan) and "what fetching takes not counted" in str(plan)
     assert any("measured on" in note for note in plan.notes)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loci.methods.catalogue import parse_chain
+from loci.methods.kv.chain import check_chain
 from loci.plan.times import prompt_tokens
 from loci.units import format_bytes, format_seconds
 
@@ -29,13 +31,19 @@ def plain(plan: Plan) -> str:
         ),
         _where(plan),
         (
-            f"Speed: about {_rate(plan.seconds_per_token)} tokens a second; the first after "
+            f"Speed: {_pace(plan)}; the first after "
             f"{format_seconds(plan.first_token_s)} for a prompt of {prompt:,}."
         ),
         _quality(plan),
         f"To change: {plan.change}.",
     ]
     return "\n".join(lines)
+
+
+def _pace(plan: Plan) -> str:
+    rate = f"{_rate(plan.seconds_per_token)} tokens a second"
+    fetches = plan.kv and check_chain(parse_chain(plan.kv, "kv")).retrieve is not None
+    return f"at most {rate}, what fetching takes not counted" if fetches else f"about {rate}"
 
 
 def explain(plan: Plan) -> str:
