@@ -17,7 +17,8 @@ import torch
 from loci.methods import catalogue
 from loci.nn import kv_triton
 from loci.nn.attend import attend, attend_reference, merge
-from loci.nn.coded import Coded
+from loci.methods.kv.base import LevelForm
+from loci.nn.coded import Coded, Turned
 from loci.nn.kv import KVBlock
 draw = torch.Generator().manual_seed(0)
 """
@@ -40,13 +41,19 @@ for text, size, queries, groups, window in (
     ("bfp(bits=3, block=8)", 24, 9, 2, 17),
     ("kivi(bits=5, group=32)", 32, 1, 2, 30),
     ("comet_kv(group=32)", 20, 3, 1, None),
+    ("turboquant(bits_k=3, bits_v=2)", 32, 3, 2, 17),
+    ("turboquant", 16, 1, 1, None),
 ):
     method, tokens = catalogue.find(text, "kv"), 64
     keys, values = torch.randn(2, 1, 2, tokens, size, generator=draw).unbind(0)
-    block = KVBlock(keys, values, torch.arange(tokens)[None])
-    codes = method.encode(block, {})
+    block = KVBlock(keys, values, torch.arange(tokens)[None, None])
+    fixed = method.learn(block)
+    codes = method.encode(block, fixed)
     form = method.code_form(size)
-    coded = Coded(codes=codes, bits=form.bits, block=form.block, group=form.group, head_dim=size)
+    if isinstance(form, LevelForm):
+        coded = Turned(codes, fixed, *form, head_dim=size)
+    else:
+        coded = Coded(codes, *form, head_dim=size)
     keys, values = coded.decoded()
     q = torch.randn(1, 2, groups * queries, size, generator=draw)
     places = torch.randint(-1, 60, (1, 2, tokens), generator=draw)
@@ -163,9 +170,11 @@ for name in ("attend_codes", "attend_ragged"):
     setattr(kv_triton, name, lambda *a, _f=plain, _n=name, **k: calls.append(_n) or _f(*a, **k))
 text = Text.of(spec, 70)
 for chain, keep in (
-    ("bfp(bits=4, block=16)", None),
+    ("bfp(bits=4, block=16, window=8)", None),
     ("kivi(bits=4, group=16, waiting=1)", None),
-    ("snapkv | bfp(bits=8, block=16)", 24),
+    ("turboquant(window=8)", None),
+    ("snapkv | bfp(bits=8, block=16, window=0)", 36),
+    ("streaming_llm(sinks=3, window=20) | turboquant(window=4, tail=8)", 24),
 ):
     store = store_of(KVStore, catalogue.parse_chain(chain, "kv"), keep=keep)
     read(store, text)

@@ -288,15 +288,22 @@ def _by_triton(
         coded = getattr(segment, "coded", None)
         if coded is None:
             return None
-        is_open = segment.clear and not masked
+        exact, places = segment.apart()  # type: ignore[attr-defined]  # what has codes has it
+        is_open = segment.clear and not masked and exact is None
         found = kv_triton.attend_codes(
             rows_BKRD,
             coded,
             scale,
-            places=None if is_open else segment.positions_BKS,
+            places=None if is_open else places,
             now_BT=None if is_open else positions_BT,
             window=window,
         )
+        if exact is not None:
+            o_BKRD, lse_BKR = found
+            total = o_BKRD.view_as(q_BKGTD), lse_BKR.view(q_BKGTD.shape[:-1])
+            for part in _by_mask(q_BKGTD, exact, positions_BT, None, scale, window, 0):
+                total = merge(total, part)
+            return total
     o_BKRD, lse_BKR = found
     return o_BKRD.view_as(q_BKGTD), lse_BKR.view(q_BKGTD.shape[:-1])
 

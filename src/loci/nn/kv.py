@@ -183,6 +183,16 @@ class FirstTokens:
             part = new[:, :, :stop]
             part.copy_(torch.where(is_first_BKs1, exact.gather(2, index).to(new.dtype), part))
 
+    def found(self, places_BKS: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which first tokens are among others, and the positions of those that are not.
+
+        Both are positions, [B, 1 or K, F] and [B, 1 or K, S]; -1 where there is none.
+        """
+        all_F = torch.arange(self.count, device=places_BKS.device, dtype=places_BKS.dtype)
+        is_there_BKF = (places_BKS.unsqueeze(-1) == all_F).any(2)
+        found_BKF = torch.where(is_there_BKF, all_F, -1)
+        return found_BKF, places_BKS.masked_fill(self._are_first(places_BKS), -1)
+
     def _are_first(self, places: Tensor) -> Tensor:
         return (places >= 0) & (places < self.count)
 

@@ -11,6 +11,7 @@ a CPU, where the tests compare it with plain attention. Nobody has run it on a G
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loci.nn.coded import Coded
+from loci.nn.coded import Coded, Turned
 
 ROWS, COLUMNS = 16, 32  # queries and tokens of one tile
 PART_TOKENS = 1024  # tokens of one part
@@ -93,12 +94,18 @@ def _floating(number, ptr, stride, s, d, inside, BITS: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
+def _level(number, levels_ptr, ptr, stride, s, inside):  # type: ignore[no-untyped-def]
+    level = tl.load(levels_ptr + number, mask=inside, other=0.0)
+    return level * tl.load(ptr + s * stride, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _codes_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, kg_ptr, vg_ptr, places_ptr, now_ptr, o_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, kg_ptr, vg_ptr, kl_ptr, vl_ptr, places_ptr, now_ptr, o_ptr, lse_ptr,
     kb, kh, ks, vb, vh, vs, kgb, kgh, kgs, vgb, vgh, vgs, pb, ph, ps,
-    heads, rows, queries, tokens, nbytes, share, scale, window, span,
+    heads, rows, queries, tokens, kbytes, vbytes, share, scale, window, span,
     SIZE: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BITS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    KBITS: tl.constexpr, VBITS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
     PLACED: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     tile, pair, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -120,9 +127,11 @@ def _codes_kernel(  # type: ignore[no-untyped-def]
     for first in range(part * span, end, COLUMNS):
         s = first + tl.arange(0, COLUMNS)
         inside = (d[:, None] < SIZE) & (s[None, :] < end)
-        number = _numbers(k_ptr, ks, s[None, :], d[:, None], inside, nbytes, BITS)
-        if GROUP == 0:
-            k = _floating(number, kg_ptr, kgs, s[None, :], d[:, None], inside, BITS, BLOCK)
+        number = _numbers(k_ptr, ks, s[None, :], d[:, None], inside, kbytes, KBITS)
+        if GROUP < 0:
+            k = _level(number, kl_ptr, kg_ptr, kgs, s[None, :], inside)
+        elif GROUP == 0:
+            k = _floating(number, kg_ptr, kgs, s[None, :], d[:, None], inside, KBITS, BLOCK)
         else:
             begin = s[None, :] // GROUP * GROUP
             other = SIZE + d[:, None]
@@ -132,9 +141,11 @@ def _codes_kernel(  # type: ignore[no-untyped-def]
             step = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             k = number.to(tl.float32) * step + low
         turned = (s[:, None] < end) & (d[None, :] < SIZE)
-        number = _numbers(v_ptr, vs, s[:, None], d[None, :], turned, nbytes, BITS)
-        if GROUP == 0:
-            v = _floating(number, vg_ptr, vgs, s[:, None], d[None, :], turned, BITS, BLOCK)
+        number = _numbers(v_ptr, vs, s[:, None], d[None, :], turned, vbytes, VBITS)
+        if GROUP < 0:
+            v = _level(number, vl_ptr, vg_ptr, vgs, s[:, None], turned)
+        elif GROUP == 0:
+            v = _floating(number, vg_ptr, vgs, s[:, None], d[None, :], turned, VBITS, BLOCK)
         else:
             at = vg_ptr + s[:, None] * vgs + d[None, :] // BLOCK * 2
             low = tl.load(at, mask=turned, other=0.0).to(tl.float32)
@@ -228,7 +239,7 @@ def can(q: Tensor) -> bool:
 
 def attend_codes(
     q_BKRD: Tensor,
-    coded: Coded,
+    coded: Coded | Turned,
     scale: float,
     *,
     places: Tensor | None = None,
@@ -246,8 +257,16 @@ def attend_codes(
         part_tokens: tokens that run beside others.
     """
     batch, heads, rows, size = q_BKRD.shape
-    codes = coded.codes
-    names = ("key_grid", "value_grid") if coded.group else ("key_exponents", "value_exponents")
+    codes, asked_BKRD = coded.codes, q_BKRD.float()
+    if isinstance(coded, Turned):
+        names, bits, form = ("key_scale", "value_scale"), (coded.bits_k, coded.bits_v), (1, -1)
+        asked_BKRD = coded.turn(asked_BKRD)
+        levels = [torch.tensor(x, device=q_BKRD.device) for x in (coded.levels_k, coded.levels_v)]
+    else:
+        is_grid = bool(coded.group)
+        names = ("key_grid", "value_grid") if is_grid else ("key_exponents", "value_exponents")
+        bits, form = (coded.bits, coded.bits), (coded.block, coded.group)
+        levels = [asked_BKRD, asked_BKRD]  # nobody reads them
     tensors = [codes[name] for name in ("keys", "values", *names)]
     place_strides: tuple[int, ...] = (0, 0, 0)
     if places is not None:
@@ -257,18 +276,27 @@ def attend_codes(
     o, lse, grid, span = _room(q_BKRD, coded.tokens, part_tokens)
     nothing = lse  # a pointer nobody reads
     _codes_kernel[grid](
-        q_BKRD.float().contiguous(), *tensors,
+        asked_BKRD.contiguous(), *tensors, *levels,
         nothing if places is None else places, nothing if now_BT is None else now_BT.contiguous(),
         o, lse,
         *(stride for tensor in tensors for stride in tensor.stride()[:3]), *place_strides,
         heads, rows, 1 if now_BT is None else now_BT.shape[1], coded.tokens,
-        codes["keys"].shape[-1], codes["key_grid"].shape[-1] if coded.group else 1,
+        codes["keys"].shape[-1], codes["values"].shape[-1],
+        codes["key_grid"].shape[-1] if "key_grid" in codes else 1,
         scale, window or 0, span,
         SIZE=size, PADDED=_padded(size), ROWS=ROWS, COLUMNS=COLUMNS,
-        BITS=coded.bits, BLOCK=coded.block, GROUP=coded.group,
+        KBITS=bits[0], VBITS=bits[1], BLOCK=form[0], GROUP=form[1],
         PLACED=places is not None, WINDOWED=window is not None,
     )  # fmt: skip
-    return merge_parts(o, lse)
+    o_BKRD, lse_BKR = merge_parts(o, lse)
+    if not isinstance(coded, Turned):
+        return o_BKRD, lse_BKR
+    # The mean of the keys adds the same to every score of a query, that of the values to what it
+    # reads.
+    key_mean, value_mean = (coded.fixed[f"{n}_mean"].float().unsqueeze(2) for n in ("key", "value"))
+    more_BKR = (q_BKRD.float() * key_mean).sum(-1) * scale
+    is_read = lse_BKR > -math.inf
+    return (coded.back(o_BKRD) + value_mean) * is_read.unsqueeze(-1), lse_BKR + more_BKR
 
 
 def attend_ragged(

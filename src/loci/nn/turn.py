@@ -23,4 +23,4 @@ def turned(x: Tensor, width: int) -> Tensor:
     Args:
         width: a power of two that divides D.
     """
-    return (x.unflatten(-1, (-1, width)) @ hadamard(width)).flatten(-2)
+    return (x.unflatten(-1, (-1, width)) @ hadamard(width).to(x.device)).flatten(-2)

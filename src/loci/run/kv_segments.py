@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loci.methods.kv.base import CodeForm, Encode, EncodeLayers, LayerGroup
 from loci.nn.attend import attend
-from loci.nn.coded import Coded
+from loci.nn.coded import Coded, Turned
 from loci.nn.kv import TILE_TOKENS, DenseSegment, FirstTokens, KVView
 from loci.nn.rope import Rope, rotate
 
@@ -53,12 +53,25 @@ class CodesSegment:
         self.positions_BKS: Tensor | None = positions_BKS
 
     @property
-    def coded(self) -> Coded | None:
+    def coded(self) -> Coded | Turned | None:
         """The codes as kernels read them; None where no kernel knows their form."""
         form = self._codec.code_form(self._head_dim)
-        if not isinstance(form, CodeForm) or self._first is not None:
+        if form is None:
             return None
-        return Coded(self._codes, *form, head_dim=self._head_dim)
+        if isinstance(form, CodeForm):
+            return Coded(self._codes, *form, head_dim=self._head_dim)
+        return Turned(self._codes, self._fixed, *form, head_dim=self._head_dim)
+
+    def apart(self) -> tuple[DenseSegment | None, Tensor]:
+        """Return the first tokens that are held, exact, and positions that leave them out.
+
+        Both are for kernels, which read codes alone; tokens left out stand at -1.
+        """
+        assert self.positions_BKS is not None
+        if self._first is None:
+            return None, self.positions_BKS
+        found, rest_BKS = self._first.found(self.positions_BKS)
+        return DenseSegment(*self._first.both, self._first.count, positions_BKS=found), rest_BKS
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield decoded keys (in stored order), values, and positions."""
