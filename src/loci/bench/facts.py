@@ -21,9 +21,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
+from loci.bench import spot
 from loci.bench.spot import Progress, TrainedSource, states, trained
 from loci.core.spec import ModelSpec
-from loci.models.pack import PACK_FILE, Pack, open_pack, write_pack
+from loci.models.pack import Pack
 
 WORDS = (
     "<end>",
@@ -177,19 +178,7 @@ def receiver(world: World, steps: int, progress: Progress | None = None) -> Trai
 
 def packed(source: TrainedSource, home: Path) -> Pack:
     """Write a model into a folder and open it."""
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "tokenizer.json").write_text(_tokenizer(), encoding="utf-8")
-    write_pack(
-        source,
-        home / PACK_FILE,
-        extra={
-            "source": {"file": "trained on the spot"},
-            "tokenizer": {"file": "tokenizer.json"},
-            "chat_template": None,
-            "special": {"bos": None, "eos": [0], "pad": 0, "unk": None, "add_bos": False},
-        },
-    )
-    return open_pack(home)
+    return spot.packed(source, home, _tokenizer())
 
 
 # -- private ----------------------------------------------------------------------------------

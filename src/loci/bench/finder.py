@@ -8,7 +8,6 @@ So what a KV method loses here is the method's, not the model's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from loci.bench.spot import states, trained
+from loci.bench.spot import packed, states, trained
 from loci.core.spec import ModelSpec
-from loci.models.pack import PACK_FILE, Pack, open_pack, write_pack
+from loci.models.pack import PACK_FILE, Pack, open_pack
 
 Progress = Callable[[str, int, int], None]
 KEYS, VALUES, FILLERS = 32, 16, 64
@@ -77,8 +76,6 @@ def finder(folder: Path, *, quick: bool = False, progress: Progress | None = Non
     """
     home = folder / ".bench" / ("finder-quick" if quick else "finder")
     if not (home / PACK_FILE).is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "tokenizer.json").write_text(_tokenizer(), encoding="utf-8")
         steps, done = QUICK_STEPS if quick else STEPS, 0
 
         def loss(tensors: Mapping[str, Tensor], generator: Generator) -> Tensor:
@@ -90,16 +87,7 @@ def finder(folder: Path, *, quick: bool = False, progress: Progress | None = Non
         source = trained(
             SPEC, loss, steps, rate=RATE, what="training a model that finds", progress=progress
         )
-        write_pack(
-            source,
-            home / PACK_FILE,
-            extra={
-                "source": {"file": "trained on the spot"},
-                "tokenizer": {"file": "tokenizer.json"},
-                "chat_template": None,
-                "special": {"bos": None, "eos": [0], "pad": 0, "unk": None, "add_bos": False},
-            },
-        )
+        return packed(source, home, _tokenizer())
     return open_pack(home)
 
 
@@ -127,4 +115,4 @@ def _tokenizer() -> str:
     words = {f"t{number}": number for number in range(SPEC.vocab)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return json.dumps(json.loads(tokenizer.to_str()))
+    return str(tokenizer.to_str())

@@ -62,20 +62,26 @@ def spot(
     spec = MULTI if multi else SPEC
     home = folder / ".bench" / (f"{spec.name}-quick" if quick else spec.name)
     if not (home / PACK_FILE).is_file():
-        home.mkdir(parents=True, exist_ok=True)
         tokenizer = _tokenizer()
-        (home / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
         source = _train(spec, tokenizer, QUICK_STEPS if quick else STEPS, progress)
-        write_pack(
-            source,
-            home / PACK_FILE,
-            extra={
-                "source": {"file": "trained on the spot"},
-                "tokenizer": {"file": "tokenizer.json"},
-                "chat_template": None,
-                "special": {"bos": None, "eos": [0], "pad": 0, "unk": None, "add_bos": False},
-            },
-        )
+        return packed(source, home, tokenizer)
+    return open_pack(home)
+
+
+def packed(source: TrainedSource, home: Path, tokenizer: str) -> Pack:
+    """Write a model and its tokenizer.json into a folder, and open it."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    write_pack(
+        source,
+        home / PACK_FILE,
+        extra={
+            "source": {"file": "trained on the spot"},
+            "tokenizer": {"file": "tokenizer.json"},
+            "chat_template": None,
+            "special": {"bos": None, "eos": [0], "pad": 0, "unk": None, "add_bos": False},
+        },
+    )
     return open_pack(home)
 
 
