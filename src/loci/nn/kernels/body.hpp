@@ -1092,19 +1092,32 @@ void attend_heads(const float* q, int64_t q_head, const Stored& kv, int64_t kv_h
   }
 }
 
+// A number of query heads that is known when the code is compiled.
+template <int N>
+struct Heads {
+  static constexpr int many = N;
+};
+
+// Calls each(Heads<N>, first) for query heads in runs of at most kHeads.
+template <class Each>
+INLINE void in_runs(int64_t groups, const Each& each) {
+  for (int64_t g = 0; g < groups;) {
+    const int64_t left = smaller(groups - g, kHeads);
+    if (left == 1) each(Heads<1>{}, g);
+    else if (left == 2) each(Heads<2>{}, g);
+    else if (left == 3) each(Heads<3>{}, g);
+    else each(Heads<4>{}, g);
+    g += left;
+  }
+}
+
 template <bool H>
 void attend_with(const float* q, int64_t q_head, int64_t groups, const Stored& kv, int64_t kv_head,
                  int64_t from, int64_t to, int64_t size, float scale, float* part) {
-  for (int64_t g = 0; g < groups;) {
-    const int64_t left = smaller(groups - g, kHeads);
-    const float* queries = q + g * q_head;
-    float* parts = part + g * (size + 2);
-    if (left == 1) attend_heads<1, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
-    else if (left == 2) attend_heads<2, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
-    else if (left == 3) attend_heads<3, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
-    else attend_heads<4, H>(queries, q_head, kv, kv_head, from, to, size, scale, parts);
-    g += left;
-  }
+  in_runs(groups, [&](auto run, int64_t g) {
+    attend_heads<run.many, H>(q + g * q_head, q_head, kv, kv_head, from, to, size, scale,
+                              part + g * (size + 2));
+  });
 }
 
 void attend(const float* q, int64_t q_head, int64_t groups, const Stored& kv, int64_t kv_head,
@@ -1329,16 +1342,10 @@ void attend_coded(const float* q, int64_t q_head, const Coded& kv, int64_t from,
 
 void attend_codes(const float* q, int64_t q_head, int64_t groups, const Coded& kv, int64_t from,
                   int64_t to, int64_t size, float scale, float* part, uint8_t* scratch) {
-  for (int64_t g = 0; g < groups;) {
-    const int64_t left = smaller(groups - g, kHeads);
-    const float* queries = q + g * q_head;
-    float* parts = part + g * (size + 2);
-    if (left == 1) attend_coded<1>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    else if (left == 2) attend_coded<2>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    else if (left == 3) attend_coded<3>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    else attend_coded<4>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    g += left;
-  }
+  in_runs(groups, [&](auto run, int64_t g) {
+    attend_coded<run.many>(q + g * q_head, q_head, kv, from, to, size, scale, part + g * (size + 2),
+                           scratch);
+  });
 }
 
 // Signs of a Hadamard matrix as large as a vector, row by row: -1 where the places have an odd
@@ -1549,16 +1556,10 @@ void attend_turned(const float* q, int64_t q_head, const Levels& kv, int64_t fro
 
 void attend_levels(const float* q, int64_t q_head, int64_t groups, const Levels& kv, int64_t from,
                    int64_t to, int64_t size, float scale, float* part, uint8_t* scratch) {
-  for (int64_t g = 0; g < groups;) {
-    const int64_t left = smaller(groups - g, kHeads);
-    const float* queries = q + g * q_head;
-    float* parts = part + g * (size + 2);
-    if (left == 1) attend_turned<1>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    else if (left == 2) attend_turned<2>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    else if (left == 3) attend_turned<3>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    else attend_turned<4>(queries, q_head, kv, from, to, size, scale, parts, scratch);
-    g += left;
-  }
+  in_runs(groups, [&](auto run, int64_t g) {
+    attend_turned<run.many>(q + g * q_head, q_head, kv, from, to, size, scale, part + g * (size + 2),
+                            scratch);
+  });
 }
 
 // Rounds a row to levels: of several sizes of its root mean square, the one after which least is
