@@ -56,7 +56,8 @@ def answer(torch, transformers, model, asked, step):  # type: ignore[no-untyped-
         else:
             with press(model):
                 model(ids[:, : prompt - 1], past_key_values=cache, use_cache=True)
-        held = [int(layer.keys.shape[2]) for layer in cache.layers]
+        # A quantised layer has all in codes, and nothing beside them.
+        held = [int(x.keys.shape[2]) if x.keys.dim() == 4 else 0 for x in cache.layers]
         for start in range(prompt - 1, ids.shape[1] - 1, step):
             part = ids[:, start : min(start + step, ids.shape[1] - 1)]
             places = torch.arange(start, start + part.shape[1])[None]
