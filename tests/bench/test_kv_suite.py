@@ -22,7 +22,7 @@ METHODS = (
     "keydiff",
     "keydiff(recent=32)",
     "bfp(bits=4,block=16)",
-    "keydiff | bfp(bits=8,block=16)",
+    "keydiff | bfp(bits=8,block=16,window=4)",
     "kvzip",
 )
 
@@ -57,7 +57,7 @@ def test_everybody_stays_within_the_same_bytes(result: dict[str, Any]) -> None:
         assert row["peak_bytes"] > row["kv_bytes"]
         assert row["generation"]["ratio"]["value"] > 0
     assert ("bfp", 0.6) in rows and ("bfp", 0.2) not in rows  # four bits are no fifth of sixteen
-    assert rows["keydiff | bfp", 0.2]["variant"] == "keydiff | bfp(bits=8,block=16)"
+    assert rows["keydiff | bfp", 0.2]["variant"] == "keydiff | bfp(bits=8,block=16,window=4)"
 
 
 def test_one_variant_of_a_family_is_shown_at_each_share(result: dict[str, Any]) -> None:
