@@ -104,6 +104,10 @@ def attention_mass(
     """
     batch, heads, count, size = q.shape
     grouped_BKGTD = q.float().reshape(batch, view.heads, -1, count, size)
+    stored = sum(segment.tokens for segment in view.segments)
+    fetches = any(isinstance(segment, FetchedSegment) for segment in view.segments)
+    if not fetches and 0 < batch * heads * count * stored <= TILE_SCORES:
+        return _mass_at_once(grouped_BKGTD, view, positions, scale, reduce)
     # By positions throughout: these may be the last queries of a chunk that the view ends with.
     _, lse_BKGT = _merged(grouped_BKGTD, view, positions, None, scale, None, True)
     base_BKGT = torch.where(lse_BKGT == -math.inf, 0.0, lse_BKGT)
@@ -130,6 +134,40 @@ def attention_mass(
                     mass_BKs += scores.sum(dim=(2, 3)) / (grouped_BKGTD.shape[2] * count)
             masses.append(mass_BKs)
     return torch.cat(masses, 2)
+
+
+def _mass_at_once(
+    q_BKGTD: Tensor, view: KVView, positions_BT: Tensor, scale: float, reduce: str
+) -> Tensor:
+    """Return `attention_mass` with all scores in memory."""
+    now_B1T1, first = positions_BT[:, None, :, None], 0
+    scores, hidden = [], []
+    for segment in view.segments:
+        rows_BKRD = _in_order(q_BKGTD, segment).flatten(2, 3)
+        for keys_BKsD, places in _keys_of(segment):
+            stop = first + keys_BKsD.shape[2]
+            if places is None:
+                places = torch.arange(first, stop, device=q_BKGTD.device).view(1, 1, -1)
+            first = stop
+            places_BK1s = places[:, :, None]
+            scores.append(rows_BKRD @ keys_BKsD.transpose(-1, -2))
+            hidden.append(
+                ((places_BK1s < 0) | (places_BK1s > now_B1T1)).expand(
+                    len(q_BKGTD), view.heads, -1, -1
+                )
+            )
+    scores_BKGTS = torch.cat(scores, -1).unflatten(2, q_BKGTD.shape[2:4]).mul_(scale)
+    scores_BKGTS.masked_fill_(torch.cat(hidden, -1).unsqueeze(2), -math.inf)
+    mass_BKGTS = scores_BKGTS.softmax(-1).nan_to_num_(0.0)  # who sees nothing gives nothing
+    return mass_BKGTS.amax((2, 3)) if reduce == "max" else mass_BKGTS.mean((2, 3))
+
+
+def _keys_of(segment: Segment) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield keys in float32, and positions; values are left where they are."""
+    if isinstance(segment, DenseSegment):
+        yield segment.keys().float(), segment.positions_BKS
+        return
+    yield from ((keys, places) for keys, _, places in segment.tiles())
 
 
 def attention_sums(view: KVView, seen: Seen) -> Tensor:
