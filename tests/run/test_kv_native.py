@@ -22,6 +22,7 @@ from loci.methods.kv.bfp import Bfp
 from loci.methods.kv.comet_kv import CometKV
 from loci.methods.kv.cskv import Cskv
 from loci.methods.kv.h2o import H2O
+from loci.methods.kv.keydiff import KeyDiff
 from loci.methods.kv.kivi import Kivi
 from loci.methods.kv.kvtc import Kvtc
 from loci.methods.kv.prefixkv import PrefixKV
@@ -91,6 +92,8 @@ CHAINS = [
     (SnapKV(), Bfp(bits=4, window=8)),
     (StreamingLLM(), Bfp(bits=8, sort="keys", window=0)),
     (SnapKV(), TurboQuant(window=8)),
+    (KeyDiff(), TurboQuant(window=4, tail=8)),
+    (KeyDiff(), Bfp(bits=8, window=0, tail=4)),
     (StreamingLLM(sinks=2), TurboQuant(bits_k=2, window=0)),
 ]
 

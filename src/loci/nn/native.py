@@ -636,7 +636,7 @@ class Spans:
         self.native.grow()
 
 
-MAX_SPANS = 3
+MAX_SPANS = 6
 LEVELS_ROOM = 16  # of a table of levels
 LEAST_TURN = 16  # channels that kernels turn, at least
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

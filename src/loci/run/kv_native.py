@@ -13,11 +13,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from loci.core.method import Need
 from loci.methods.kv.base import CodeForm, Encode, EncodeLayers, LatentForm, LevelForm
 from loci.nn import native
 from loci.nn.kv import FirstTokens
 from loci.nn.native import Side
 from loci.run.kv_pool import Pool
+
+OTHER_SPANS = 2  # of a head, beside its first tokens: codes, and the tail
 
 # Shapes: K key/value heads, k heads of a lane, S stored tokens, D head size.
 
@@ -29,6 +32,8 @@ class NativeSteps:
         self._pool = pool
         self._form = _form_of(pool)
         self._latent = _latent_of(pool)
+        select = pool.select
+        self._asks_queries = select is not None and Need.QUERIES in select.about.needs
         self._levels = native.Levels(*self._form) if isinstance(self._form, LevelForm) else None
         self._steps_9 = torch.tensor(self._latent.steps if self._latent is not None else ())
         self._used: dict[tuple[str, int], int] = {}  # directions of a layer that have bits
@@ -112,9 +117,10 @@ class NativeSteps:
             return False
         if pool.codec is not None:
             is_read = self._form is not None or self._latent is not None
-            # What fills the tail is encoded after the step; who would have to go is asked in it.
+            # What fills the tail is encoded after the step. Who goes then is decided by scores, for
+            # which some methods must have seen the queries of the step.
             room = pool.plan.tail - max(pool.tail_count)
-            return is_read and room > (1 if pool.select is not None else 0)
+            return is_read and room > self._asks_queries
         lanes = (lane for lanes in pool.lanes for lane in lanes)
         return all(pool.count[lane.number] < lane.slots for lane in lanes)
 
@@ -124,7 +130,7 @@ class NativeSteps:
         return pool.length, tuple(pool.count), tuple(pool.tail_count), pool.cuts
 
     def _row_spans(self, row: int) -> native.Spans | None:
-        """Return where a row's tokens lie; None where first tokens that are exact have gaps."""
+        """Return where a row's tokens lie; None where first tokens have too many gaps."""
         pool, spec = self._pool, self._pool.spec
         spans = native.Spans(spec.layers, spec.kv_heads)
         for layer, lanes in enumerate(pool.lanes):
@@ -139,37 +145,45 @@ class NativeSteps:
                     if pool.codec is None:
                         spans.add_exact(layer, head, parts["keys"], parts["values"], count)
                         continue
-                    exact = self._exact_first(parts, first, count)
-                    if exact is None:
+                    runs = self._exact_first(parts, first, count)
+                    if runs is None:
                         return None
-                    if first is not None and len(exact):
-                        keys, values = (x[row, head, exact.start :] for x in first.both)
-                        spans.add_exact(layer, head, keys, values, len(exact))
-                    if count > len(exact):
+                    exact = 0
+                    for run in runs:
+                        assert first is not None
+                        keys, values = (x[row, head, run.start :] for x in first.both)
+                        spans.add_exact(layer, head, keys, values, len(run))
+                        exact += len(run)
+                    if count > exact:
                         codes = {
-                            name.removeprefix("codes."): part[len(exact) :]
+                            name.removeprefix("codes."): part[exact:]
                             for name, part in parts.items()
                             if name.startswith("codes.")
                         }
                         own = {name: held[row, head] for name, held in fixed.items()}
-                        self._add_codes(spans, layer, head, codes, own, count - len(exact))
+                        self._add_codes(spans, layer, head, codes, own, count - exact)
                     keys, values = (part[row, head] for part in pool.tail[layer])
                     spans.add_exact(layer, head, keys, values, pool.tail_count[layer])
         return spans
 
     def _exact_first(
         self, parts: Mapping[str, Tensor], first: FirstTokens | None, count: int
-    ) -> range | None:
-        """Return which first tokens a head's first slots hold; None where some between are gone."""
+    ) -> list[range] | None:
+        """Return which first tokens a head's first slots hold, in runs; None of too many."""
         if first is None:
-            return range(0)
+            return []
         places = range(min(count, first.count))
         if self._pool.select is None:
-            return places
-        held = parts["slot_positions"][: len(places)].tolist()
-        held = [place for place in held if place < first.count]
-        places = range(held[0], held[0] + len(held)) if held else range(0)
-        return places if held == list(places) else None
+            return [places] if places else []
+        runs: list[range] = []
+        for place in parts["slot_positions"][: len(places)].tolist():
+            if place >= first.count:
+                break
+            if runs and place == runs[-1].stop:
+                runs[-1] = range(runs[-1].start, place + 1)
+            else:
+                runs.append(range(place, place + 1))
+        return runs if len(runs) <= native.MAX_SPANS - OTHER_SPANS else None
 
     def _add_codes(
         self,

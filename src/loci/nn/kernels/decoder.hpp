@@ -79,7 +79,7 @@ struct Spans {
   std::vector<std::vector<Span>> of;  // by layer and head
 };
 
-constexpr int kMaxSpans = 3;  // of one head: coded, exact, and what the next token joins
+constexpr int kMaxSpans = 6;  // of one head: first tokens, coded, and what the next token joins
 
 // What is kept of one row of the batch: token s, head h of layer l at l * layer + h * head +
 // s * token elements behind `keys` and `values`.
