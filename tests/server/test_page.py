@@ -268,14 +268,14 @@ def test_methods_have_cards_with_pictures(visit: Callable[..., Any]) -> None:
     page = visit("methods")
     page.locator(".method-row").first.wait_for()
     assert page.locator(".method-row").count() > 20
-    page.get_by_label("Find").fill("snapkv")
+    page.get_by_label("Find", exact=True).fill("snapkv")
     row = page.locator(".method-row", has_text="snapkv")
     row.wait_for()
     page.wait_for_function("document.querySelectorAll('.method-row').length < 5")
     row.first.click()
     page.locator(".detail .plot-row.this").first.wait_for()
     assert "What its paper says" in page.locator(".detail").inner_text()
-    page.get_by_label("Find").fill("")
+    page.get_by_label("Find", exact=True).fill("")
     page.get_by_label("Kind").select_option("sched")
     page.locator(".kind-title", has_text="Scheduling").wait_for()
     assert page.locator(".kind-title").all_inner_texts() == ["Scheduling"]
