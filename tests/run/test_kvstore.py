@@ -364,7 +364,7 @@ def test_snapshots_of_something_else_are_refused() -> None:
     with pytest.raises(FingerprintError, match="tokens"):
         KVStore.restore(spec_of(), (), tensors, meta, ids=[1, 3])
     with pytest.raises(FormatError, match="version"):
-        KVStore.restore(spec_of(), (), tensors, meta | {"version": 2})
+        KVStore.restore(spec_of(), (), tensors, meta | {"version": 1})
     ledger = Ledger({"dram": 2**30})
     with pytest.raises(FormatError, match="lacks"):
         KVStore.restore(spec_of(), (), {}, meta, ledger=ledger)

@@ -13,7 +13,7 @@ from loci.errors import FingerprintError, FormatError, MethodError
 from loci.methods.kv.chain import Chain
 from loci.run.kv_pool import Pool
 
-FORMAT, VERSION = "loci-kv", 1
+FORMAT, VERSION = "loci-kv", 2
 _TRANSIENT = ("staged", "carried")  # empty, or counted anew, between two steps
 
 
