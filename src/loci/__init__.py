@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any  # a name can be anything public
 __version__ = "0.1.0"
 
 # After each step of theirs torch's threads wait for the next one busily, on the processors that our
-# kernels' threads then want: a prompt takes a fifth longer. So they wait for a few microseconds and
-# then sleep. It counts where torch is loaded later, and only for GNU's OpenMP.
+# kernels' threads then want: a prompt takes a fifth longer. So they wait a short while and then
+# sleep. It counts where torch is loaded later, and only for GNU's OpenMP.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:

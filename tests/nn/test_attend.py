@@ -160,9 +160,12 @@ def test_keys_in_another_channel_order_change_nothing() -> None:
     torch.testing.assert_close(KVView(0, 2, (segment,)).dense().keys, k)
 
 
+@pytest.mark.parametrize("at_once", [40, 2**20])  # tile by tile, and all scores together
 @pytest.mark.parametrize("reduce", ["mean", "max"])
-def test_mass_is_the_softmax_reduced(reduce: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "TILE_SCORES", 40)
+def test_mass_is_the_softmax_reduced(
+    reduce: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "TILE_SCORES", at_once)
     q, k, v = tensors(2, 6, 2, 5, 14)
     view = cut(k, v, [4], 5)
     mass = attention_mass(

@@ -148,8 +148,9 @@ def test_first_tokens_are_exact_where_a_method_keeps_them() -> None:
         for head in range(store.spec.kv_heads):
             for slot, place in enumerate(held.positions[0, head].tolist()):
                 exact = text.keys_LBKTD[layer][0, head, place]
-                is_exact = torch.equal(held.keys[0, head, slot], exact)
-                assert is_exact == (place < 4 or place >= 120 - 8) or place >= 120 - 8
+                if place < 120 - 8:  # the newest may wait uncoded
+                    is_exact = torch.equal(held.keys[0, head, slot], exact)
+                    assert is_exact == (place < 4)
                 seen += place < 4
     assert seen > 0, "no first token was kept, so nothing was shown"
 
